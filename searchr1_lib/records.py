@@ -1,0 +1,229 @@
+"""What flows through the project: questions, passages, hits, trajectories, and the trajectory log.
+
+A ``Trajectory`` is made once, by the rollout, and only gains fields afterwards (reward, advantage).
+Nothing here imports a numeric library: a record is plain Python and has one JSON form.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Iterable, Iterator
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of text that a search can return."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that a search returned, with the engine's score (higher is better)."""
+
+    passage: Passage
+    score: float
+
+
+@dataclass
+class Question:
+    """A question with its accepted answers.
+
+    Attributes:
+        passages: ids of the gold passages, in the order of the hops.
+        hops: how many searches are needed by a model that knows nothing of it.
+        known: True if the policy was taught the facts, False if they stand only in passages,
+            None where nobody can say (real questions).
+        source: where it comes from, e.g. "almanac/bridge".
+    """
+
+    id: str
+    text: str
+    answers: list[str]
+    passages: list[str] = field(default_factory=list)
+    hops: int = 1
+    known: bool | None = None
+    source: str = ""
+
+    def __init__(self, id, text, answers, *, passages=(), hops=1, known=None, source=""):
+        self.id, self.text, self.answers = str(id), text, list(answers)
+        self.passages, self.hops, self.known, self.source = list(passages), hops, known, source
+
+
+@dataclass
+class SearchCall:
+    """One search of a trajectory. ``error`` says why there are no hits, None if the engine answered."""
+
+    query: str
+    hits: list[Hit]
+    seconds: float
+    error: str | None = None
+
+
+@dataclass
+class Segment:
+    """A part of a completion, in order and without gaps.
+
+    Attributes:
+        kind: "think", "search", "answer", "text" (the model's, outside any tag), "information" (an
+            observation) or "invalid" (the environment's message that a turn held no action).
+        text: the exact text, tags included.
+        turn: number of the turn, from 0.
+        start, end: the tokens ``completion_ids[start:end]`` in which the text stands. Tokens can
+            straddle two segments; both then count it.
+    """
+
+    kind: str
+    text: str
+    turn: int
+    start: int
+    end: int
+
+    @property
+    def by_model(self) -> bool:
+        """False for text of the environment, whatever it looks like."""
+        return self.kind not in ("information", "invalid")
+
+
+FINISH_REASONS = ("answer", "turns", "length", "stop")
+
+
+@dataclass
+class Trajectory:
+    """One rollout: what was asked, what the model wrote, what the environment wrote, what it earned.
+
+    Attributes:
+        prompt_ids: token ids of the prompt, chat template included.
+        completion_ids, mask, logprobs: equal length T. ``mask`` is 1 where the model sampled the
+            token and 0 for environment text; ``logprobs`` are taken under the sampling distribution
+            (temperature applied), 0.0 where the mask is 0.
+        tokens: the text of each completion token, for display ("\\ufffd" for a part of a character).
+        segments: the completion cut by kind, see ``Segment``.
+        searches: one per executed search, in order.
+        answer: the text of the ``<answer>`` action, None if the rollout ended without one.
+        finish_reason: "answer", "turns" (no turn left), "length" (token budget spent) or "stop"
+            (the model ended its message without an answer).
+        reward: the scalar that training used; ``rewards`` its parts by name.
+        group: rollouts of one question in one step share it.
+        invalid_turns: turns without a valid action.
+        token_values: further values per token by name, e.g. "entropy" (nats), each of length T.
+    """
+
+    question: Question
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    mask: list[int]
+    logprobs: list[float]
+    segments: list[Segment] = field(default_factory=list)
+    searches: list[SearchCall] = field(default_factory=list)
+    answer: str | None = None
+    finish_reason: str = "stop"
+    reward: float | None = None
+    rewards: dict[str, float] = field(default_factory=dict)
+    advantage: float | None = None
+    group: str = ""
+    prompt: str = ""
+    tokens: list[str] = field(default_factory=list)
+    turns: int = 0
+    invalid_turns: int = 0
+    step: int | None = None
+    seconds: float = 0.0
+    token_values: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The whole completion, environment text included."""
+        return "".join(s.text for s in self.segments)
+
+    @property
+    def model_text(self) -> str:
+        """Only what the model wrote."""
+        return "".join(s.text for s in self.segments if s.by_model)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: nested plain values; ``from_dict`` reads it back equal."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> "Trajectory":
+        """Read the JSON form.
+
+        Raises:
+            ValueError: a field is missing or unknown, or the per-token fields differ in length.
+        """
+        names = {f.name for f in fields(cls)}
+        if unknown := sorted(set(row) - names):
+            raise ValueError(f"unknown trajectory field(s) {', '.join(unknown)}: written by another version?")
+        try:
+            row = dict(row)
+            row["question"] = Question(**row["question"])
+            row["segments"] = [Segment(**s) for s in row.get("segments", [])]
+            row["searches"] = [
+                SearchCall(**{**s, "hits": [Hit(Passage(**h["passage"]), h["score"]) for h in s["hits"]]})
+                for s in row.get("searches", [])
+            ]
+            made = cls(**row)
+        except (TypeError, KeyError) as e:
+            raise ValueError(f"not a trajectory: {e}") from None
+        if not len(made.completion_ids) == len(made.mask) == len(made.logprobs):
+            raise ValueError("completion_ids, mask and logprobs differ in length")
+        return made
+
+
+class TrajectoryLog:
+    """Trajectories as JSON Lines: appended, never rewritten, readable after a crash in mid-write."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    def append(self, trajectories: Iterable[Trajectory]) -> None:
+        """Add trajectories and flush them to disk. A last line that a crash cut off is removed first."""
+        lines = "".join(json.dumps(t.to_dict(), ensure_ascii=False) + "\n" for t in trajectories)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a+b") as f:
+            _drop_cut_line(f)
+            f.write(lines.encode("utf-8"))
+            f.flush()
+            os.fsync(f.fileno())
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        """Yield the trajectories in the order of writing, one at a time.
+
+        Raises:
+            FileNotFoundError: there is no log.
+            ValueError: a line other than a cut last one is broken; names file and line.
+        """
+        if not self.path.exists():
+            raise FileNotFoundError(f"no trajectory log at {self.path}")
+        with open(self.path, "rb") as f:
+            for number, line in enumerate(f, 1):
+                if not line.endswith(b"\n"):
+                    return  # cut off by a crash; the next append removes it
+                try:
+                    yield Trajectory.from_dict(json.loads(line))
+                except ValueError as e:
+                    raise ValueError(f"{self.path}, line {number}: {e}") from None
+
+    def read(self) -> list[Trajectory]:
+        """All trajectories; see ``__iter__`` for the errors."""
+        return list(self)
+
+
+def _drop_cut_line(f) -> None:
+    """Cut a file open for binary reading and writing back to the end of its last whole line."""
+    size = end = f.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        f.seek(start)
+        if (newline := f.read(end - start).rfind(b"\n")) >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        f.truncate(end)
+    f.seek(end)

@@ -1,0 +1,400 @@
+"""The almanac: a fictional world whose facts exist nowhere else, so what a model knows is ours to decide.
+
+A world has two parts. The *known* part (people, companies, books) is the same for every seed: it is what
+the tiny Qwen is taught. The *look-up* part is drawn from the seed: its facts stand only in passages.
+``build_world(0)`` is the shipped almanac; the warm start trains on other seeds, whose names never meet
+those of the shipped one.
+
+Every question follows a chain of ``Hop``s (one for a plain fact, two for a bridge or a comparison), which
+tells the warm start what to search for and what to conclude.
+
+    python -m searchr1_lib.world --out data/almanac
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .records import Passage, Question
+
+KNOWN_SEED = 20_250_301
+SPLITS = ("train", "validation", "test")
+
+_ONSETS = "b br c d dr f fl g gl gr h j k kl l m n p pr qu r s sk st t tr v w y z th sh".split()
+_VOWELS = "a e i o u ae ei ia ou".split()
+_CODAS = "l m n r s t nd rn lk st ck rd".split()
+_SURNAME_ENDS = "ell ard ow ick ane esh ott und aver olm usk ender ip ath ony".split()
+_TOWN_ENDS = "mora wick stad fell haven port dale bury mouth gard minster ford ness holt".split()
+_RIVER_ENDS = "va na la ra sk n m l".split()
+
+COUNTRIES = "Tarland Ostrava Belmere Quindor Halvia Norrein Sundria Camoria Verrick Isolde Pellan Drusk".split()
+TRADES = (
+    "glassblower clockmaker botanist cartographer printer weaver sculptor surgeon astronomer locksmith "
+    "violinist shipwright goldsmith brewer falconer potter chemist tailor geologist bookbinder painter "
+    "saddler baker lawyer midwife miller linguist poet judge mason"
+).split()
+PRODUCTS = (
+    "lanterns compasses porcelain barometers umbrellas pianos bicycles telescopes gloves candles ink "
+    "carpets tinned fish fountain pens sleigh bells"
+).replace("tinned fish", "tinned_fish").replace("fountain pens", "fountain_pens").replace("sleigh bells", "sleigh_bells")
+PRODUCTS = [p.replace("_", " ") for p in PRODUCTS.split()]
+_FIRMS = "Works Brothers Mills Trading Foundry Workshop Press Company".split()
+_GENRES = "novel play travelogue treatise ballad memoir".split()
+_BOOK_NOUNS = "Harbour Winter Lantern Orchard Mirror Garden Bridge Letter Tower Shadow Island Hour".split()
+_BOOK_ADJECTIVES = "Silent Crooked Distant Amber Hollow Second Burning Patient Forgotten Northern Narrow Pale".split()
+
+
+@dataclass(frozen=True)
+class City:
+    name: str
+    country: str
+    river: str
+
+    @property
+    def subject(self) -> str:
+        return f"{self.name} in {self.country}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.country})"
+
+
+@dataclass(frozen=True)
+class Person:
+    name: str
+    city: City
+    trade: str
+    year: int
+
+    @property
+    def subject(self) -> str:
+        return self.name
+
+    title = subject
+
+
+@dataclass(frozen=True)
+class Company:
+    name: str
+    founder: Person
+    city: City
+    product: str
+
+    @property
+    def subject(self) -> str:
+        return self.name
+
+    title = subject
+
+
+@dataclass(frozen=True)
+class Book:
+    name: str
+    author: Person
+    year: int
+    genre: str
+
+    @property
+    def subject(self) -> str:
+        return self.name
+
+    title = subject
+
+
+@dataclass(frozen=True)
+class Relation:
+    """How a kind of fact is asked for, searched and stated; ``{s}`` the subject, ``{v}`` the value."""
+
+    questions: tuple[str, ...]
+    query: str
+    fact: str
+    value: object  # entity -> entity or text
+
+
+RELATIONS = {
+    "born_in": Relation(
+        ("Where was {s} born?", "In which town was {s} born?", "What is the birthplace of {s}?"),
+        "{s} born in", "{s} was born in {v}", lambda e: e.city),
+    "born_year": Relation(
+        ("In which year was {s} born?", "What is the birth year of {s}?"),
+        "{s} born year", "{s} was born in the year {v}", lambda e: str(e.year)),
+    "trade": Relation(
+        ("What was the trade of {s}?", "What did {s} do for a living?"),
+        "{s} trade", "{s} worked as a {v}", lambda e: e.trade),
+    "founder": Relation(
+        ("Who founded {s}?", "Who was the founder of {s}?"),
+        "{s} founded by", "{s} was founded by {v}", lambda e: e.founder),
+    "seat": Relation(
+        ("In which town is the seat of {s}?", "Where does {s} have its seat?"),
+        "{s} seat", "{s} has its seat in {v}", lambda e: e.city),
+    "author": Relation(
+        ("Who wrote {s}?", "Who is the author of {s}?"),
+        "{s} written by", "{s} was written by {v}", lambda e: e.author),
+    "river": Relation(
+        ("Which river flows through {s}?", "On which river does {s} lie?"),
+        "{s} river", "{s} lies on the {v}", lambda e: e.river),
+}
+#: Two relations in a row: the value of the first is the subject of the second.
+BRIDGES = {
+    ("founder", "born_in"): ("Where was the founder of {s} born?", "In which town was the founder of {s} born?"),
+    ("founder", "trade"): ("What was the trade of the founder of {s}?",),
+    ("author", "born_in"): ("Where was the author of {s} born?", "What is the birthplace of the author of {s}?"),
+    ("author", "born_year"): ("In which year was the author of {s} born?",),
+    ("born_in", "river"): ("Which river flows through the birthplace of {s}?",),
+    ("seat", "river"): ("Which river flows through the town where {s} has its seat?",),
+}
+COMPARISON = ("Who was born earlier, {a} or {b}?", "Who is older, {a} or {b}?")
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One step of a chain: ``fact`` is the sentence that the gold ``passage`` supports."""
+
+    subject: str
+    relation: str
+    value: str
+    query: str
+    fact: str
+    passage: str
+
+
+@dataclass
+class World:
+    """Passages, questions by split, and the chain behind each question (by question id)."""
+
+    seed: int
+    passages: list[Passage] = field(default_factory=list)
+    questions: dict[str, list[Question]] = field(default_factory=lambda: {s: [] for s in SPLITS})
+    chains: dict[str, list[Hop]] = field(default_factory=dict)
+    lookup_names: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Part:
+    """How many entities of each kind a part of the world has."""
+
+    people: int
+    companies: int
+    books: int
+    cities: int
+
+
+KNOWN = {"train": Part(44, 20, 20, 24), "validation": Part(8, 4, 4, 8), "test": Part(28, 16, 16, 20)}
+LOOKUP = {"train": Part(600, 220, 220, 260), "validation": Part(120, 40, 40, 50), "test": Part(420, 160, 160, 180)}
+
+
+class _Names:
+    """Draws names that were not drawn before; ``avoid`` are names that must not come up."""
+
+    def __init__(self, rng: random.Random, avoid: set[str], surnames: list[str] = ()):
+        self.rng, self.taken, self.surnames = rng, set(avoid), list(surnames)
+
+    def _fresh(self, make) -> str:
+        while (name := make()) in self.taken:
+            pass
+        self.taken.add(name)
+        return name
+
+    def _word(self, ends: list[str]) -> str:
+        r = self.rng
+        word = r.choice(_ONSETS) + r.choice(_VOWELS)
+        if r.random() < 0.5:
+            word += r.choice(_CODAS)
+        return (word + r.choice(ends)).capitalize()
+
+    def person(self) -> str:
+        def make():
+            # a surname in three is shared with somebody: near-duplicates for a careless retriever
+            if self.surnames and self.rng.random() < 0.33:
+                last = self.rng.choice(self.surnames)
+            else:
+                last = self._word(_SURNAME_ENDS)
+            return f"{self.rng.choice(FIRST_NAMES)} {last}"
+
+        name = self._fresh(make)
+        self.surnames.append(name.split()[1])
+        return name
+
+    def company(self) -> str:
+        return self._fresh(lambda: f"{self.rng.choice(self.surnames)} {self.rng.choice(_FIRMS)}")
+
+    def book(self) -> str:
+        r = self.rng
+
+        def make():
+            last = self._word(_TOWN_ENDS if r.random() < 0.5 else _SURNAME_ENDS)
+            return f"The {r.choice(_BOOK_ADJECTIVES)} {r.choice(_BOOK_NOUNS)} of {last}"
+
+        return self._fresh(make)
+
+    def city(self) -> str:
+        return self._fresh(lambda: self._word(_TOWN_ENDS))
+
+
+def _first_names() -> list[str]:
+    rng, names = random.Random(7), set()
+    while len(names) < 160:
+        names.add((rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS[:6])
+                   + rng.choice("a o i en is us el ette ine".split())).capitalize())
+    return sorted(names)
+
+
+FIRST_NAMES = _first_names()
+RIVERS = sorted({(o + v + e).capitalize() for r in [random.Random(11)] for _ in range(90)
+                 for o, v, e in [(r.choice(_ONSETS), r.choice("a e i o u".split()), r.choice(_RIVER_ENDS))]})
+
+
+def _entities(part: Part, names: _Names, rng: random.Random) -> dict[str, list]:
+    """The people, companies, books and cities of one split; they refer only to one another."""
+    cities: list[City] = []
+    for _ in range(part.cities):
+        # one city in eight has a namesake in another country
+        if cities and rng.random() < 0.125:
+            twin = rng.choice(cities)
+            country = rng.choice([c for c in COUNTRIES if c != twin.country])
+            if not any(c.name == twin.name and c.country == country for c in cities):
+                cities.append(City(twin.name, country, rng.choice([r for r in RIVERS if r != twin.river])))
+                continue
+        cities.append(City(names.city(), rng.choice(COUNTRIES), rng.choice(RIVERS)))
+    people = [Person(names.person(), rng.choice(cities), rng.choice(TRADES), rng.randint(1600, 1979))
+              for _ in range(part.people)]
+    companies = [Company(names.company(), rng.choice(people), rng.choice(cities), rng.choice(PRODUCTS))
+                 for _ in range(part.companies)]
+    books = [Book(names.book(), p, p.year + rng.randint(22, 60), rng.choice(_GENRES))
+             for p in (rng.choice(people) for _ in range(part.books))]
+    return {"people": people, "companies": companies, "books": books, "cities": cities}
+
+
+_PERSON = (
+    "{n} was born in {c} in the year {y} and worked as a {t}.",
+    "{n} was a {t}, born in {y} in {c}.",
+    "Born in {c} in {y}, {n} earned a living as a {t}.",
+    "The {t} {n} was a native of {c}; the year of birth is {y}.",
+    "{n}, a {t} by trade, was born in the town of {c} in {y}.",
+)
+_COMPANY = (
+    "{n} makes {p}. It was founded by {f} and has its seat in {c}.",
+    "Founded by {f}, {n} of {c} is known for its {p}.",
+    "The seat of {n}, a maker of {p}, is in {c}; its founder was {f}.",
+    "{n} is a firm in {c} that {f} founded to make {p}.",
+)
+_BOOK = (
+    "{n} is a {g} by {a}, printed in {y}.",
+    "{n}, a {g} of {y}, was written by {a}.",
+    "In {y} {a} wrote the {g} {n}.",
+)
+_CITY = (
+    "{n} is a town in {k}. It lies on the {r}.",
+    "{n} stands on the {r} in {k}.",
+    "The {r} flows through {n}, a town in {k}.",
+)
+_NOTES = (
+    ("Letters of {n}", "The letters of {n} are kept in the archive of {c}."),
+    ("{n} Prize", "The {n} Prize is given every year in {c}."),
+    ("Statue of {n}", "A statue of {n} stands in the market of {c}."),
+)
+
+
+class _Builder:
+    def __init__(self, seed: int):
+        self.world = World(seed)
+        self.ids: dict[str, str] = {}  # title -> passage id
+
+    def passages(self, entities: dict[str, list], rng: random.Random, notes: float = 0.25) -> None:
+        place = lambda c: f"{c.name}, {c.country}"  # noqa: E731
+        for e in entities["people"]:
+            self._add(e.title, rng.choice(_PERSON).format(n=e.name, c=place(e.city), y=e.year, t=e.trade))
+        for e in entities["companies"]:
+            self._add(e.title, rng.choice(_COMPANY).format(n=e.name, c=place(e.city), f=e.founder.name, p=e.product))
+        for e in entities["books"]:
+            self._add(e.title, rng.choice(_BOOK).format(n=e.name, a=e.author.name, y=e.year, g=e.genre))
+        for e in entities["cities"]:
+            self._add(e.title, rng.choice(_CITY).format(n=e.name, k=e.country, r=e.river))
+        for e in entities["people"]:
+            if rng.random() < notes:  # names the person and a town, yet answers nothing
+                title, text = rng.choice(_NOTES)
+                self._add(title.format(n=e.name), text.format(n=e.name, c=place(rng.choice(entities["cities"]))))
+
+    def _add(self, title: str, text: str) -> None:
+        self.ids[title] = f"p{len(self.world.passages):05d}"
+        self.world.passages.append(Passage(self.ids[title], title, text))
+
+    def hop(self, entity, relation: str) -> Hop:
+        r, value = RELATIONS[relation], RELATIONS[relation].value(entity)
+        text = value if isinstance(value, str) else value.subject
+        s = entity.subject
+        return Hop(s, relation, text, r.query.format(s=s), r.fact.format(s=s, v=text), self.ids[entity.title])
+
+    def questions(self, entities: dict[str, list], split: str, known: bool, rng: random.Random) -> None:
+        asked = {"people": ("born_in", "born_year", "trade"), "companies": ("founder", "seat"),
+                 "books": ("author",), "cities": () if known else ("river",)}
+        for kind, relations in asked.items():
+            for e in entities[kind]:
+                for relation in relations:
+                    self._ask(rng.choice(RELATIONS[relation].questions).format(s=e.subject),
+                              [self.hop(e, relation)], split, known, f"almanac/{relation}")
+        bridged = {"companies": [("founder", "born_in"), ("founder", "trade")],
+                   "books": [("author", "born_in"), ("author", "born_year")]}
+        if not known:
+            bridged["people"] = [("born_in", "river")]
+            bridged["companies"].append(("seat", "river"))
+        for kind, pairs in bridged.items():
+            for e in entities[kind]:
+                for first, second in pairs:
+                    middle = RELATIONS[first].value(e)
+                    self._ask(rng.choice(BRIDGES[first, second]).format(s=e.subject),
+                              [self.hop(e, first), self.hop(middle, second)], split, known, "almanac/bridge")
+        people = list(entities["people"])
+        rng.shuffle(people)
+        for a, b in zip(people, people[1:]):
+            if a.year != b.year:
+                self._ask(rng.choice(COMPARISON).format(a=a.name, b=b.name),
+                          [self.hop(a, "born_year"), self.hop(b, "born_year")], split, known, "almanac/comparison")
+
+    def _ask(self, text: str, chain: list[Hop], split: str, known: bool, source: str) -> None:
+        last = chain[-1]
+        if source == "almanac/comparison":
+            answers = [min(chain, key=lambda h: int(h.value)).subject]
+        elif last.relation in ("born_in", "seat"):
+            name, country = last.value.split(" in ")
+            answers = [name, f"{name}, {country}", last.value]
+        elif last.relation == "river":
+            answers = [last.value, f"River {last.value}"]
+        else:
+            answers = [last.value]
+        number = len(self.world.chains)
+        q = Question(f"{'known' if known else 'lookup'}-{number:05d}", text, answers,
+                     passages=[h.passage for h in chain], hops=len(chain), known=known, source=source)
+        self.world.questions[split].append(q)
+        self.world.chains[q.id] = chain
+
+
+def build_world(seed: int = 0, *, avoid: set[str] = frozenset(), lookup: dict[str, Part] = LOOKUP) -> World:
+    """Generate a world; the same arguments always give the same world.
+
+    Args:
+        seed: draws the look-up part; the known part does not depend on it.
+        avoid: names that the look-up part must not use (those of another world).
+        lookup: how many entities the look-up part has, by split.
+
+    Splits are disjoint: no entity that a question of one split needs stands in a question of another.
+    """
+    builder, rng = _Builder(seed), random.Random(KNOWN_SEED)
+    names = _Names(rng, set())
+    parts = []
+    for split, part in KNOWN.items():
+        parts.append((split, True, _entities(part, names, rng), rng))
+    known_names = set(names.taken)
+    rng = random.Random(seed)
+    fresh = _Names(rng, known_names | set(avoid), names.surnames)
+    for split, part in lookup.items():
+        parts.append((split, False, _entities(part, fresh, rng), rng))
+    for _, known, entities, r in parts:
+        builder.passages(entities, r, notes=0.25)
+    for split, known, entities, r in parts:
+        builder.questions(entities, split, known, r)
+    builder.world.lookup_names = fresh.taken - known_names - set(avoid)
+    return builder.world
