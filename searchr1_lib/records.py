@@ -214,6 +214,26 @@ class TrajectoryLog:
         return list(self)
 
 
+def write_whole(path: str | os.PathLike, text: str) -> None:
+    """Write a text file whole or not at all: under a temporary name first, then moved into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json_lines(path: str | os.PathLike, rows: Iterable[dict]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def _drop_cut_line(f) -> None:
     """Cut a file open for binary reading and writing back to the end of its last whole line."""
     size = end = f.seek(0, os.SEEK_END)

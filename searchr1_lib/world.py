@@ -14,33 +14,35 @@ tells the warm start what to search for and what to conclude.
 from __future__ import annotations
 
 import argparse
+import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .records import Passage, Question
+from .records import Passage, Question, write_json_lines, write_whole
 
 KNOWN_SEED = 20_250_301
 SPLITS = ("train", "validation", "test")
+#: How many questions the shipped almanac asks of each part (known, look-up), by split.
+ASKED = {"train": 300, "validation": 50, "test": 150}
 
-_ONSETS = "b br c d dr f fl g gl gr h j k kl l m n p pr qu r s sk st t tr v w y z th sh".split()
-_VOWELS = "a e i o u ae ei ia ou".split()
-_CODAS = "l m n r s t nd rn lk st ck rd".split()
-_SURNAME_ENDS = "ell ard ow ick ane esh ott und aver olm usk ender ip ath ony".split()
+_ONSETS = "b br c d dr f fl g gl gr h j k l m n p pr qu r s st t tr v w y th sh".split()
+_VOWELS = "a e i o u a e i o u ai ea".split()
+_MIDDLES = "l m n r s t nd rn lk st ck rd ll rr mb nt".split()
+_SURNAME_ENDS = "ell ard ow ick ane esh ott und aver olm usk ender is ath ony".split()
 _TOWN_ENDS = "mora wick stad fell haven port dale bury mouth gard minster ford ness holt".split()
 _RIVER_ENDS = "va na la ra sk n m l".split()
 
-COUNTRIES = "Tarland Ostrava Belmere Quindor Halvia Norrein Sundria Camoria Verrick Isolde Pellan Drusk".split()
+COUNTRIES = "Tarland Ostrany Belmere Quindor Halvia Norrein Sundria Camoria Verrick Isolva Pellan Drusk".split()
 TRADES = (
     "glassblower clockmaker botanist cartographer printer weaver sculptor surgeon astronomer locksmith "
     "violinist shipwright goldsmith brewer falconer potter chemist tailor geologist bookbinder painter "
     "saddler baker lawyer midwife miller linguist poet judge mason"
 ).split()
 PRODUCTS = (
-    "lanterns compasses porcelain barometers umbrellas pianos bicycles telescopes gloves candles ink "
-    "carpets tinned fish fountain pens sleigh bells"
-).replace("tinned fish", "tinned_fish").replace("fountain pens", "fountain_pens").replace("sleigh bells", "sleigh_bells")
-PRODUCTS = [p.replace("_", " ") for p in PRODUCTS.split()]
+    "lanterns", "compasses", "porcelain", "barometers", "umbrellas", "pianos", "bicycles", "telescopes", "gloves",
+    "candles", "ink", "carpets", "tinned fish", "fountain pens", "sleigh bells",
+)
 _FIRMS = "Works Brothers Mills Trading Foundry Workshop Press Company".split()
 _GENRES = "novel play travelogue treatise ballad memoir".split()
 _BOOK_NOUNS = "Harbour Winter Lantern Orchard Mirror Garden Bridge Letter Tower Shadow Island Hour".split()
@@ -183,7 +185,7 @@ class Part:
 
 
 KNOWN = {"train": Part(44, 20, 20, 24), "validation": Part(8, 4, 4, 8), "test": Part(28, 16, 16, 20)}
-LOOKUP = {"train": Part(600, 220, 220, 260), "validation": Part(120, 40, 40, 50), "test": Part(420, 160, 160, 180)}
+LOOKUP = {"train": Part(600, 220, 220, 260), "validation": Part(120, 40, 40, 50), "test": Part(460, 170, 170, 200)}
 
 
 class _Names:
@@ -200,10 +202,7 @@ class _Names:
 
     def _word(self, ends: list[str]) -> str:
         r = self.rng
-        word = r.choice(_ONSETS) + r.choice(_VOWELS)
-        if r.random() < 0.5:
-            word += r.choice(_CODAS)
-        return (word + r.choice(ends)).capitalize()
+        return (r.choice(_ONSETS) + r.choice(_VOWELS) + r.choice(_MIDDLES) + r.choice(ends)).capitalize()
 
     def person(self) -> str:
         def make():
@@ -237,7 +236,7 @@ class _Names:
 def _first_names() -> list[str]:
     rng, names = random.Random(7), set()
     while len(names) < 160:
-        names.add((rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS[:6])
+        names.add((rng.choice(_ONSETS) + rng.choice(_VOWELS[:5]) + rng.choice(_MIDDLES[:6])
                    + rng.choice("a o i en is us el ette ine".split())).capitalize())
     return sorted(names)
 
@@ -392,9 +391,54 @@ def build_world(seed: int = 0, *, avoid: set[str] = frozenset(), lookup: dict[st
     fresh = _Names(rng, known_names | set(avoid), names.surnames)
     for split, part in lookup.items():
         parts.append((split, False, _entities(part, fresh, rng), rng))
-    for _, known, entities, r in parts:
-        builder.passages(entities, r, notes=0.25)
+    for _, _, entities, r in parts:
+        builder.passages(entities, r)
     for split, known, entities, r in parts:
         builder.questions(entities, split, known, r)
     builder.world.lookup_names = fresh.taken - known_names - set(avoid)
     return builder.world
+
+
+def sample_questions(questions: list[Question], known: bool, count: int, rng: random.Random) -> list[Question]:
+    """Draw ``count`` questions of one part: five in ten plain, three bridges, two comparisons."""
+    kinds = {"plain": [], "bridge": [], "comparison": []}
+    for q in questions:
+        if q.known == known:
+            kind = q.source.split("/")[1]
+            kinds[kind if kind in kinds else "plain"].append(q)
+    two, three = round(count * 0.3), round(count * 0.15)
+    wanted = {"plain": count - two - three, "bridge": two, "comparison": three}
+    short = {k: n - len(kinds[k]) for k, n in wanted.items() if n > len(kinds[k])}
+    for kind, missing in short.items():  # the small known part of a split may lack a kind: plain ones fill in
+        wanted[kind] -= missing
+        wanted["plain"] += missing
+    return [q for kind, n in wanted.items() for q in rng.sample(kinds[kind], min(n, len(kinds[kind])))]
+
+
+def write_almanac(out: Path, seed: int = 0) -> World:
+    """Write ``passages.jsonl``, a question file a split, and ``almanac.json`` (how they were made)."""
+    world, rng = build_world(seed), random.Random(seed)
+    write_json_lines(out / "passages.jsonl", [asdict(p) for p in world.passages])
+    counts = {}
+    for split, count in ASKED.items():
+        asked = [q for known in (True, False) for q in sample_questions(world.questions[split], known, count, rng)]
+        rng.shuffle(asked)
+        write_json_lines(out / f"{split}.jsonl", [asdict(q) for q in asked])
+        counts[split] = len(asked)
+    made = {"generator": "searchr1_lib.world", "seed": seed, "known_seed": KNOWN_SEED,
+            "passages": len(world.passages), "questions": counts}
+    write_whole(out / "almanac.json", json.dumps(made, indent=1) + "\n")
+    return world
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write the fictional almanac: passages and questions.")
+    parser.add_argument("--out", type=Path, default=Path("data/almanac"))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    world = write_almanac(args.out, args.seed)
+    print(f"{len(world.passages)} passages and {sum(ASKED.values()) * 2} questions in {args.out}")
+
+
+if __name__ == "__main__":
+    main()
