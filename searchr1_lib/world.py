@@ -33,6 +33,10 @@ _SURNAME_ENDS = "ell ard ow ick ane esh ott und aver olm usk ender is ath ony".s
 _TOWN_ENDS = "mora wick stad fell haven port dale bury mouth gard minster ford ness holt".split()
 _RIVER_ENDS = "va na la ra sk n m l".split()
 
+#: Made-up names can hit on real words that nobody wants to read.
+_UNWANTED = ("cunt fuck dick cock shit suck prick tit cum turd bastard semen penis anus porn homo dumb piss pis tard "
+             "muck slut hitl nast bimb").split()
+
 COUNTRIES = "Tarland Ostrany Belmere Quindor Halvia Norrein Sundria Camoria Verrick Isolva Pellan Drusk".split()
 TRADES = (
     "glassblower clockmaker botanist cartographer printer weaver sculptor surgeon astronomer locksmith "
@@ -188,6 +192,10 @@ KNOWN = {"train": Part(44, 20, 20, 24), "validation": Part(8, 4, 4, 8), "test": 
 LOOKUP = {"train": Part(600, 220, 220, 260), "validation": Part(120, 40, 40, 50), "test": Part(460, 170, 170, 200)}
 
 
+def _unwanted(name: str) -> bool:
+    return any(word in name.lower() for word in _UNWANTED)
+
+
 class _Names:
     """Draws names that were not drawn before; ``avoid`` are names that must not come up."""
 
@@ -195,7 +203,7 @@ class _Names:
         self.rng, self.taken, self.surnames = rng, set(avoid), list(surnames)
 
     def _fresh(self, make) -> str:
-        while (name := make()) in self.taken:
+        while (name := make()) in self.taken or _unwanted(name):
             pass
         self.taken.add(name)
         return name
@@ -236,8 +244,10 @@ class _Names:
 def _first_names() -> list[str]:
     rng, names = random.Random(7), set()
     while len(names) < 160:
-        names.add((rng.choice(_ONSETS) + rng.choice(_VOWELS[:5]) + rng.choice(_MIDDLES[:6])
-                   + rng.choice("a o i en is us el ette ine".split())).capitalize())
+        name = rng.choice(_ONSETS) + rng.choice(_VOWELS[:5]) + rng.choice(_MIDDLES[:6])
+        name = (name + rng.choice("a o i en is us el ette ine".split())).capitalize()
+        if not _unwanted(name):
+            names.add(name)
     return sorted(names)
 
 
