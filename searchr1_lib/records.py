@@ -109,6 +109,7 @@ class Trajectory:
         finish_reason: "answer", "turns" (no turn left), "length" (token budget spent) or "stop"
             (the model ended its message without an answer).
         reward: the scalar that training used; ``rewards`` its parts by name.
+        turn_rewards: the reward by turn (they sum to it), in the order of ``Segment.turn``.
         group: rollouts of one question in one step share it.
         invalid_turns: turns without a valid action.
         token_values: further values per token by name, e.g. "entropy" (nats), each of length T.
@@ -125,6 +126,7 @@ class Trajectory:
     finish_reason: str = "stop"
     reward: float | None = None
     rewards: dict[str, float] = field(default_factory=dict)
+    turn_rewards: list[float] = field(default_factory=list)
     advantage: float | None = None
     group: str = ""
     prompt: str = ""

@@ -1,0 +1,40 @@
+"""What a search costs, and rewards for searching only where it is needed."""
+
+from __future__ import annotations
+
+from ..records import Trajectory
+from .base import TurnReward, turn_count
+
+
+def searches_by_turn(trajectory: Trajectory) -> list[int]:
+    """Searches that the model asked for, by turn: executed, failed, refused (the last turn) and empty ones.
+
+    Counted in the model's own segments, so that a search tag inside a passage is not one. Executed searches
+    that no segment shows (a trajectory without segments) are put into the last turn.
+    """
+    counts = [0] * turn_count(trajectory)
+    for s in trajectory.segments:
+        counts[s.turn] += s.by_model and s.kind == "search"
+    counts[-1] += max(0, len(trajectory.searches) - sum(counts))
+    return counts
+
+
+class SearchCost(TurnReward):
+    """``-cost`` for every search that the model asked for, executed or not.
+
+    An attempt costs what a search costs: otherwise asking past the last allowed turn, or with an engine
+    that is down, would be free.
+
+    Raises:
+        ValueError: a negative cost.
+    """
+
+    name = "search_cost"
+
+    def __init__(self, cost: float = 0.15):
+        if not cost >= 0:
+            raise ValueError(f"SearchCost: cost must be 0 or more, not {cost}")
+        self.cost = cost
+
+    def turn_values(self, trajectory: Trajectory) -> list[float]:
+        return [0.0 - self.cost * n for n in searches_by_turn(trajectory)]
