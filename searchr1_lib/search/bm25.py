@@ -1,0 +1,85 @@
+"""Lexical search: BM25 over title and text (Robertson and Zaragoza 2009), through the bm25s library.
+
+Scores come from bm25s; the choice of the best is ours, because the library breaks ties at random and gives
+arbitrary passages for a query that matches none. One thread, no progress bars: made for many small batches.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Sequence
+
+from ..records import Hit, Passage
+from .base import Engine, IndexFolderError, best, check_batch, new_folder, open_corpus, read_manifest, save_corpus
+from .base import write_manifest
+
+
+class BM25Search(Engine):
+    """BM25 (Lucene's variant) over ``title`` and ``text``.
+
+    Args:
+        passages: the corpus, in the order that breaks ties.
+        k1: how fast a repeated word stops counting.
+        b: how much long passages are held back, from 0 to 1.
+        stopwords: "en", another language that bm25s knows, a list of words, or None to keep all words.
+
+    Raises:
+        ValueError: no passages, or none with a word to index.
+
+    >>> engine = BM25Search([Passage("1", "Penicillin", "It was discovered by Alexander Fleming.")])
+    >>> engine.search("who discovered penicillin?")[0].passage.id
+    '1'
+    """
+
+    def __init__(self, passages: Sequence[Passage], *, k1: float = 1.5, b: float = 0.75,
+                 stopwords: str | list[str] | None = "en"):
+        import bm25s
+
+        self.passages, self.stopwords = list(passages), stopwords
+        if not self.passages:
+            raise ValueError("BM25Search: no passages to index")
+        tokens = bm25s.tokenize([f"{p.title}\n{p.text}" for p in self.passages], stopwords=stopwords or [],
+                                show_progress=False)
+        if not tokens.vocab:
+            raise ValueError("BM25Search: no passage holds a word to index")
+        self._index = bm25s.BM25(k1=k1, b=b, backend="numpy")
+        self._index.index(tokens, create_empty_token=False, show_progress=False)
+
+    def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
+        import bm25s
+
+        check_batch(queries, k)
+        batch = bm25s.tokenize(list(queries), stopwords=self.stopwords or [], return_ids=False, show_progress=False)
+        return [self._search(tokens, k) for tokens in batch]
+
+    def _search(self, tokens: list[str], k: int) -> list[Hit]:
+        ids = self._index.get_tokens_ids(tokens)
+        if not ids:
+            return []
+        scores = self._index.get_scores_from_ids(ids)
+        return [Hit(self.passages[i], float(scores[i])) for i in best(scores, k).tolist()]
+
+    def save(self, index_dir: str | os.PathLike) -> None:
+        """Write the index to a folder, whole or not at all; an index that stands there is replaced."""
+        with new_folder(index_dir) as folder:
+            self._index.save(folder, show_progress=False)
+            write_manifest(folder, "bm25", **save_corpus(folder, self.passages), k1=self._index.k1,
+                           b=self._index.b, stopwords=self.stopwords)
+
+    @classmethod
+    def load(cls, index_dir: str | os.PathLike) -> "BM25Search":
+        """Open a saved index; its arrays and passages are memory-mapped.
+
+        Raises:
+            IndexFolderError: no BM25 index there, a broken one, or another corpus than it was built from.
+        """
+        import bm25s
+
+        manifest = read_manifest(index_dir, "bm25")
+        engine = cls.__new__(cls)
+        engine.passages, engine.stopwords = open_corpus(index_dir, manifest), manifest["stopwords"]
+        try:
+            engine._index = bm25s.BM25.load(index_dir, mmap=True, show_progress=False)
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise IndexFolderError(f"{index_dir}: broken index ({e}); build it again") from None
+        return engine

@@ -1,0 +1,67 @@
+"""``LocalSearch``: opens whatever index stands in a folder, or indexes the passages that stand there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Sequence
+
+from ..data import load_passages
+from ..records import Hit
+from .base import MANIFEST, PASSAGES, Engine, IndexFolderError, read_manifest
+from .bm25 import BM25Search
+
+#: Names under which a corpus is looked for in a folder without an index.
+CORPORA = (PASSAGES, "corpus.jsonl")
+
+
+class LocalSearch(Engine):
+    """The engine whose index stands in ``index_dir``.
+
+    A folder without an index but with a corpus (``passages.jsonl`` or ``corpus.jsonl``, in it or one folder
+    below) is indexed with BM25 in memory, and a line says so.
+
+    Attributes:
+        engine: the engine behind it, e.g. a ``BM25Search``.
+
+    Raises:
+        IndexFolderError: neither an index nor a corpus there, several corpora, or an index that is broken or
+            not what its manifest says.
+    """
+
+    def __init__(self, index_dir: str | os.PathLike):
+        folder = Path(index_dir)
+        self.engine = _open(folder) if (folder / MANIFEST).exists() else _build(folder)
+
+    def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
+        return self.engine.search_batch(queries, k)
+
+
+def _open(folder: Path) -> Engine:
+    kind = read_manifest(folder)["engine"]
+    if kind == "bm25":
+        return BM25Search.load(folder)
+    raise IndexFolderError(f"{folder / MANIFEST}: unknown engine {kind!r}; written by another version?")
+
+
+def _build(folder: Path) -> Engine:
+    corpus = _find_corpus(folder)
+    passages = load_passages(corpus)
+    print(f"LocalSearch: no index in {folder}; BM25 over the {len(passages):,} passages of {corpus}, in memory "
+          "(BM25Search(passages).save(folder) keeps an index)")
+    return BM25Search(passages)
+
+
+def _find_corpus(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise IndexFolderError(f"{folder}: no such folder; name one with an index or with a {PASSAGES}")
+    for pattern in [*CORPORA, *("*/" + name for name in CORPORA)]:
+        found = sorted(folder.glob(pattern))
+        if len(found) > 1:
+            raise IndexFolderError(f"{folder}: several corpora ({', '.join(map(str, found))}); name one folder")
+        if found:
+            return found[0]
+    raise IndexFolderError(
+        f"{folder}: holds neither an index ({MANIFEST}) nor a corpus ({' or '.join(CORPORA)}). Make the almanac with "
+        "python -m searchr1_lib.world --out data/almanac, or an index with BM25Search(load_passages(file)).save(folder)"
+    )
