@@ -1,0 +1,42 @@
+# Needs Python 3.11, pip and make; everything else goes into .venv with the versions of constraints.txt.
+#   make suite   the whole suite under the profile cpu (PROFILE=t4 or another one to change it)
+#   make test    the tests, then every notebook under the profile smoke
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PROFILE ?= cpu
+BIN := .venv/bin
+NOTEBOOKS = $(sort $(wildcard notebooks/[0-9A]*_*.ipynb))
+
+.PHONY: suite test lab bench notebooks venv clean
+
+suite: venv
+	$(BIN)/python -m searchr1_lib.suite run --profile $(PROFILE)
+
+# The notebooks need one another's files: one process, in order, in a run's folder that is thrown away.
+test: venv
+	$(BIN)/python -m pytest -q
+	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
+	SEARCHR1_PROFILE=smoke SEARCHR1_RUNS="$$runs" JUPYTER_PREFER_ENV_PATH=1 \
+	$(BIN)/python -m pytest -q -x --nbmake --nbmake-timeout=300 --nbmake-kernel=python3 notebooks
+
+lab: venv
+	$(BIN)/jupyter lab notebooks
+
+bench: venv
+	for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python "$$bench" || exit 1; done
+
+# Executes the committed notebooks in place, as a reader will see them; what they leave goes to runs/cpu.
+notebooks: venv
+	@test ! -e runs/cpu || { echo "runs/cpu exists: move it away first"; exit 1; }
+	SEARCHR1_PROFILE=cpu JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	--ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+
+venv: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[encoder,server,trl,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
