@@ -1,0 +1,687 @@
+"""Trajectories to look at: pure functions that draw HTML, and the widgets that choose among them.
+
+``render_html`` is the drawing: turns as segments, documents with rank, score and gold mark, tokens
+coloured by mask or by a value, the rollouts of one question side by side. It needs no script, no network
+and no model. ``show`` puts it into a notebook, ``browse`` and ``compare`` are ipywidgets around it.
+
+Everything that a model or the web wrote is escaped, also against MathJax (``$…$`` in a page is set as a
+formula by Jupyter) and against characters that turn the reading direction. Nothing is told by colour
+alone: kinds carry their names, strengths an underline, and where a site strips styles (GitHub) the page is
+still headings, tables and lists.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Iterable, Sequence
+
+from .records import SearchCall, Segment, Trajectory
+from .rewards import exact_match
+
+#: Questions longer than this are cut where they only name a row of a list.
+_ROW = 90
+#: Observations up to this many characters are shown unfolded.
+_SHORT = 700
+
+
+# ---- colours ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """How a value becomes one of five strengths: ``bounds[i]`` is the least magnitude of strength i + 1."""
+
+    color: str
+    bounds: tuple[float, ...] = ()
+    signed: bool = False
+
+    def css(self, value: float) -> str:
+        strength = sum(abs(value) >= b for b in self.bounds)
+        return f"{('n' if value < 0 else 'p') if self.signed else 'u'}{strength}" if strength else ""
+
+    def title(self, value: float) -> str:
+        if self.color == "logprob":
+            return f"p {math.exp(-value):.2g}, log p {-value:.2f}"
+        return f"{self.color} {value:+.3g}" if self.signed else f"{self.color} {value:.3g}"
+
+    def legend(self) -> str:
+        if self.color == "mask":
+            return (
+                "Colour: <span class=m>written by the model, trained</span> "
+                "<span class=env>written by the environment, masked</span>"
+            )
+        if self.color == "logprob":
+            what = "Colour: probability of the sampled token, below"
+            steps = [(f"u{i}", f"{math.exp(-b):.2g}") for i, b in enumerate(self.bounds, 1)]
+        elif self.color == "advantage":
+            what = "Colour: push of the update on the token, advantage × (1 − p), from"
+            steps = self._steps()
+        else:
+            what = f"Colour: {_e(self.color)}, from"
+            steps = self._steps()
+        return f"{what} " + " ".join(f"<span class={c}>&nbsp;{text}&nbsp;</span>" for c, text in steps)
+
+    def _steps(self) -> list[tuple[str, str]]:
+        signs = [("n", "−"), ("p", "+")] if self.signed else [("u", "")]
+        rows = [[(f"{c}{i}", f"{s}{b:.2g}") for i, b in enumerate(self.bounds, 1)] for c, s in signs]
+        return (rows[0][::-1] + rows[1]) if self.signed else rows[0]
+
+
+def _scale(trajectories: Sequence[Trajectory], color: str) -> _Scale:
+    if color == "mask":
+        return _Scale("mask")
+    values = [v for t in trajectories for v in _values(t, color) if v is not None and math.isfinite(v)]
+    if trajectories and not values:
+        raise ValueError(
+            f"color={color!r}: no trajectory has such a value; choose one of {', '.join(colors(trajectories))}"
+        )
+    if color == "logprob":
+        return _Scale(color, tuple(-math.log(p) for p in (0.9, 0.5, 0.2, 0.05, 0.01)))
+    top = max((abs(v) for v in values), default=0.0) or 1.0
+    return _Scale(color, tuple(top * share for share in (0.05, 0.2, 0.4, 0.6, 0.8)), min(values, default=0.0) < 0)
+
+
+def colors(trajectories: Iterable[Trajectory]) -> list[str]:
+    """What ``render_html`` can colour these trajectories by: "mask", "logprob", "advantage" and recorded values."""
+    trajectories = list(trajectories)
+    extra = sorted({name for t in trajectories for name in t.token_values})
+    return ["mask", "logprob"] + ["advantage"] * any(t.advantage is not None for t in trajectories) + extra
+
+
+def _values(t: Trajectory, color: str) -> list[float | None]:
+    """One value per token, None for tokens of the environment and where nothing was recorded."""
+    if color == "logprob":
+        values = [-p for p in t.logprobs]
+    elif color == "advantage":
+        values = [] if t.advantage is None else [t.advantage * -math.expm1(p) for p in t.logprobs]
+    else:
+        values = t.token_values.get(color) or []
+    values = values or [None] * len(t.mask)
+    return [v if m else None for v, m in zip(values, t.mask)]
+
+
+# ---- HTML ------------------------------------------------------------------------------------------------
+
+
+def render_html(trajectories: Iterable[Trajectory], *, color: str = "mask", title: str = "") -> str:
+    """Draw trajectories as one self-contained piece of HTML (no script, nothing loaded).
+
+    Rollouts of one question (same ``step`` and ``group``) stand side by side under a table of their
+    rewards; a group whose rewards are all equal carries a badge, because its advantages are zero.
+
+    Args:
+        color: what colours the model's tokens: "mask" (who wrote it), "logprob" (probability under the
+            sampling distribution), "advantage" (A · (1 − p): how strongly one policy-gradient step pushes
+            the token's own logit), or a name in ``token_values`` such as "entropy" or "kl" (nats).
+        title: a heading; any text.
+
+    Raises:
+        ValueError: no trajectory has values for ``color``; names those it has.
+    """
+    trajectories = list(trajectories)
+    scale = _scale(trajectories, color)
+    parts = [f"<h3>{_e(title)}</h3>"] if title else []
+    parts.append(f"<p class=legend>{scale.legend()}</p>" if trajectories else "<p>No trajectories.</p>")
+    parts += [_group_html(members, scale) for members in groups(trajectories)]
+    return _page("".join(parts))
+
+
+def groups(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
+    """Trajectories by question and step, in the order of first appearance."""
+    found: dict[tuple, list[Trajectory]] = {}
+    for t in trajectories:
+        found.setdefault((t.step, t.group or t.question.id, t.question.id), []).append(t)
+    return list(found.values())
+
+
+def without_variance(group: Sequence[Trajectory]) -> bool:
+    """Whether a group of at least two rollouts has one and the same reward, so that it teaches nothing."""
+    rewards = [t.reward for t in group]
+    return len(rewards) > 1 and None not in rewards and max(rewards) - min(rewards) < 1e-9
+
+
+def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str] = ()) -> str:
+    question, first, compared = group[0].question, group[0], bool(labels)
+    labels = labels or [f"#{i}" for i in range(1, len(group) + 1)]
+    same_prompt = all(t.prompt_ids == first.prompt_ids for t in group)
+    columns = (_rollout_html(t, label, scale, prompt=not same_prompt) for t, label in zip(group, labels))
+    badge = ""
+    if not compared and without_variance(group):
+        badge = f" <strong class=badge>no variance: every reward is {first.reward:.4g}, advantages are 0</strong>"
+    return (
+        f"<section class=group><h4>{_e(question.text)}</h4><p>{_facts(group)}{badge}</p>"
+        + _reward_table(group, labels)
+        + (_prompt_html(first) if same_prompt else "")
+        + f"<div class=side>{''.join(columns)}</div></section>"
+    )
+
+
+def _facts(group: Sequence[Trajectory]) -> str:
+    q = group[0].question
+    facts = [f"gold answer: <b>{' / '.join(map(_e, q.answers))}</b>", f"{q.hops} hop{'s' * (q.hops != 1)}"]
+    facts += [knowledge(group[0])] if q.known is not None else []
+    facts += [_e(q.source)] if q.source else []
+    facts += [f"step {group[0].step}"] if group[0].step is not None else []
+    return " · ".join(facts + [f"<code>{_e(q.id)}</code>"])
+
+
+def _reward_table(group: Sequence[Trajectory], labels: Sequence[str]) -> str:
+    names = list(dict.fromkeys(name for t in group for name in t.rewards))
+    head = ["", "reward", *map(_e, names), "advantage", "answer", "searches", "turns", "tokens", "finish"]
+    rows = []
+    for t, label in zip(group, labels):
+        numbers = [t.reward, *(t.rewards.get(name) for name in names)]
+        cells = [f"<b>{_e(label)}</b>", *map(_number, numbers), _number(t.advantage, "+"), _answer_html(t)]
+        cells += [str(len(t.searches)), str(t.turns), f"{sum(t.mask)}", _finish(t)]
+        rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+    return f"<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(rows)}</table>"
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.3g}"
+
+
+def _finish(t: Trajectory) -> str:
+    return _e(t.finish_reason) + (f", {t.invalid_turns} invalid" if t.invalid_turns else "")
+
+
+def _answer_html(t: Trajectory) -> str:
+    if t.answer is None:
+        return "<span class=bad>✗ no answer</span>"
+    return f"<span class=good>✓ {_e(t.answer)}</span>" if correct(t) else f"<span class=bad>✗ {_e(t.answer)}</span>"
+
+
+def _rollout_html(t: Trajectory, label: str, scale: _Scale, *, prompt: bool) -> str:
+    head = f"<h5>{_e(label)} · reward {_number(t.reward)} · {_answer_html(t)}</h5>"
+    searches, body, turn = iter(t.searches), [], None
+    for segment, pieces in zip(t.segments, _pieces(t, scale)):
+        if segment.turn != turn:
+            turn = segment.turn
+            body.append(f"<div class=turn>turn {turn + 1}</div>")
+        search = next(searches, None) if segment.kind == "information" else None
+        body.append(_segment_html(segment, pieces, search, t.question.passages))
+    marks = "".join(map(str, t.mask))
+    ids = (
+        f"<details><summary>exact ids and mask</summary><p class=ids>completion_ids: {_ids(t.completion_ids)}</p>"
+        f"<p class=ids>mask, as runs: {', '.join(f'{k} × {len(list(g))}' for k, g in groupby(marks))}</p></details>"
+    )
+    return f"<article>{head}{''.join(body)}{_prompt_html(t) if prompt else ''}{ids}</article>"
+
+
+def _prompt_html(t: Trajectory) -> str:
+    return (
+        f"<details><summary>prompt, {len(t.prompt_ids)} tokens</summary><p class=text>{_lines(t.prompt)}</p>"
+        f"<p class=ids>prompt_ids: {_ids(t.prompt_ids)}</p></details>"
+    )
+
+
+def _ids(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids))
+
+
+_NOTES = {
+    "information": "by the environment, not trained",
+    "invalid": "by the environment, not trained",
+    "text": "outside any tag",
+}
+
+
+def _segment_html(segment: Segment, pieces: str, search: SearchCall | None, gold: Sequence[str]) -> str:
+    note = f" <small>{_NOTES[segment.kind]}</small>" if segment.kind in _NOTES else ""
+    head = f"<b class=kind>{_e(segment.kind)}</b>{note}"
+    text = f"<div class=text>{pieces}</div>"
+    if segment.kind == "information":
+        folded = "" if len(segment.text) <= _SHORT else f", {segment.end - segment.start} tokens"
+        text = f"<details{'' if folded else ' open'}><summary>what the model read{folded}</summary>{text}</details>"
+        text = (_documents_html(search, gold) if search else "") + text
+    kind = segment.kind if segment.kind in _KINDS else "text"
+    return f'<div class="seg {kind}">{head}{text}</div>'
+
+
+def _documents_html(search: SearchCall, gold: Sequence[str]) -> str:
+    took = f"{search.seconds * 1000:.3g} ms"
+    if search.error is not None:
+        return f"<p><strong class=bad>✗ search failed: {_e(search.error)}</strong>, {took}</p>"
+    if not search.hits:
+        return f"<p><strong>nothing found</strong>, {took}</p>"
+    rows = []
+    for hit in search.hits:
+        mark = " <mark>★ gold</mark>" if hit.passage.id in gold else ""
+        rows.append(f"<li>{_e(hit.passage.title)} <small>score {hit.score:.4g}</small>{mark}</li>")
+    return f"<ol>{''.join(rows)}</ol>"
+
+
+def _pieces(t: Trajectory, scale: _Scale) -> list[str]:
+    """The HTML of each segment's text; neighbouring tokens of one look share a span."""
+    spans = token_spans(t)
+    values = [None] * len(t.mask) if scale.color == "mask" else _values(t, scale.color)
+    looks = [_look(m, v, scale) for m, v in zip(t.mask, values)]
+    out, start = [], 0
+    for segment in t.segments:
+        runs = [
+            (look, segment.text[max(a - start, 0) : max(b - start, 0)])
+            for look, (a, b) in zip(looks[segment.start : segment.end], spans[segment.start : segment.end])
+        ]
+        if "".join(text for _, text in runs) != segment.text:
+            runs = [(("m" if segment.by_model else "env", ""), segment.text)]
+        out.append("".join(_span(*look, "".join(x for _, x in run)) for look, run in groupby(runs, lambda r: r[0])))
+        start += len(segment.text)
+    return out
+
+
+def _look(mask: int, value: float | None, scale: _Scale) -> tuple[str, str]:
+    if not mask:
+        return "env", ""
+    if value is None or not math.isfinite(value):
+        return ("m" if scale.color == "mask" else ""), ""
+    return scale.css(value), scale.title(value)
+
+
+def _span(css: str, title: str, text: str) -> str:
+    attributes = (f" class={css}" if css else "") + (f' title="{html.escape(title)}"' if title else "")
+    return f"<span{attributes}>{_lines(text)}</span>"
+
+
+def token_spans(t: Trajectory) -> list[tuple[int, int]]:
+    """Where each token stands in ``t.text``, as ``(start, end)`` characters; ``[]`` where the two disagree.
+
+    Tokens that hold a part of a character ("\\ufffd") are given the character to the last of them.
+    """
+    text, at, spans, broken = t.text, 0, [], False
+    for token in t.tokens:
+        start = at
+        if text.startswith(token, at) and not (broken and not token):
+            at, broken = at + len(token), False
+        elif broken and token and (found := text.find(token, at + 1)) >= 0:
+            spans[-1], start = (spans[-1][0], found), found
+            at, broken = found + len(token), False
+        elif "\ufffd" in token:
+            whole = token.split("\ufffd")[0]
+            at, broken = at + len(whole) * text.startswith(whole, at), True
+        elif at < len(text):
+            return []
+        spans.append((start, at))
+    if broken:
+        spans[-1] = (spans[-1][0], len(text))
+    return spans if broken or at == len(text) else []
+
+
+def correct(t: Trajectory) -> bool:
+    """Whether the answer equals a gold answer (Search-R1's exact match)."""
+    return exact_match(t.answer, t.question.answers) == 1.0
+
+
+def knowledge(t: Trajectory) -> str:
+    """"known", "look-up", or "unknown" where nobody can say."""
+    return {True: "known", False: "look-up", None: "unknown"}[t.question.known]
+
+
+# ---- text, and the notebook -------------------------------------------------------------------------------
+
+
+def render_text(trajectories: Iterable[Trajectory]) -> str:
+    """The same in plain text, for terminals and logs."""
+    out = []
+    for group in groups(trajectories):
+        q = group[0].question
+        out.append(f"{q.text}  [gold: {' / '.join(q.answers)}; {q.hops} hop(s), {knowledge(group[0])}]")
+        if without_variance(group):
+            out.append("  no variance in the rewards: advantages are 0")
+        for i, t in enumerate(group, 1):
+            said = "no answer" if t.answer is None else f"{'right' if correct(t) else 'wrong'}: {t.answer}"
+            out.append(f"  #{i} reward {_number(t.reward)}, {len(t.searches)} search(es), {t.finish_reason}, {said}")
+            out += [f"     {s.kind:>11} | {' '.join(s.text.split())}" for s in t.segments if s.text.strip()]
+    return _UNSEEN.sub(lambda m: f"‹U+{ord(m[0]):04X}›", "\n".join(out))
+
+
+class Drawing:
+    """HTML where a notebook can show it, plain text elsewhere."""
+
+    def __init__(self, html: str, text: str):
+        self.html, self.text = html, text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def show(trajectories: Iterable[Trajectory], *, color: str = "mask", title: str = "") -> Drawing:
+    """``render_html`` for the last line of a cell; in a terminal it prints ``render_text``."""
+    trajectories = list(trajectories)
+    return Drawing(render_html(trajectories, color=color, title=title), render_text(trajectories))
+
+
+# ---- choosing --------------------------------------------------------------------------------------------
+
+#: Orders of ``select``: name -> sort key.
+SORTS = {
+    "as logged": lambda t: 0,
+    "highest reward": lambda t: -(t.reward if t.reward is not None else -math.inf),
+    "lowest reward": lambda t: t.reward if t.reward is not None else math.inf,
+    "largest advantage": lambda t: -abs(t.advantage or 0.0),
+    "most searches": lambda t: -len(t.searches),
+    "longest": lambda t: -sum(t.mask),
+    "least likely": lambda t: sum(t.logprobs) / max(sum(t.mask), 1),
+}
+
+
+def select(
+    trajectories: Iterable[Trajectory],
+    *,
+    knowledge: str | None = None,
+    hops: int | None = None,
+    answered: str | None = None,
+    searches: int | None = None,
+    finish: str | None = None,
+    reward: tuple[float, float] | None = None,
+    text: str = "",
+    sort: str = "as logged",
+) -> list[Trajectory]:
+    """The trajectories that meet every condition given; None and "" mean any.
+
+    Args:
+        knowledge: "known", "look-up" or "unknown".
+        answered: "right", "wrong" (an answer, not a gold one) or "none".
+        searches: how many were executed.
+        finish: a finish reason.
+        reward: least and greatest, both included; leaves out trajectories without a reward.
+        text: must stand in the question, the gold answers or the completion, whatever the case.
+        sort: a name in ``SORTS``.
+    """
+    wanted = {"knowledge": knowledge, "hops": hops, "answered": answered, "searches": searches, "finish": finish}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    chosen = [t for t in trajectories if all(_FEATURES[name](t) == value for name, value in wanted.items())]
+    if reward is not None:
+        chosen = [t for t in chosen if t.reward is not None and reward[0] - 1e-9 <= t.reward <= reward[1] + 1e-9]
+    if text:
+        needle = text.casefold()
+        chosen = [t for t in chosen if needle in _searchable(t)]
+    return sorted(chosen, key=SORTS[sort])
+
+
+def answered(t: Trajectory) -> str:
+    """"right", "wrong", or "none" without an answer."""
+    return "none" if t.answer is None else "right" if correct(t) else "wrong"
+
+
+_FEATURES = {
+    "knowledge": knowledge,
+    "hops": lambda t: t.question.hops,
+    "answered": answered,
+    "searches": lambda t: len(t.searches),
+    "finish": lambda t: t.finish_reason,
+}
+
+
+def _searchable(t: Trajectory) -> str:
+    return "\n".join([t.question.text, *t.question.answers, t.text]).casefold()
+
+
+def _row(t: Trajectory) -> str:
+    mark = {"right": "✓", "wrong": "✗", "none": "–"}[answered(t)]
+    step = f"step {t.step} · " if t.step is not None else ""
+    return f"{mark} {_number(t.reward)} · {len(t.searches)} searches · {step}{t.question.text[:_ROW]}"
+
+
+#: A list in a widget holds at most this many rows; the filters narrow down the rest.
+LIST_LIMIT = 500
+
+
+def browse(trajectories: Iterable[Trajectory]):
+    """A widget to filter, search and sort trajectories and to look at one, alone or among its group.
+
+    Where no widget can run (GitHub, nbviewer, papermill's output) the same cell shows the static HTML of the
+    group on display. Controls are attributes of the returned box (``box.controls["hops"].value = 2``).
+    """
+    import ipywidgets as widgets
+
+    trajectories = list(trajectories)
+    if not trajectories:
+        raise ValueError("nothing to browse: the list of trajectories is empty")
+    by_group = {id(t): group for group in groups(trajectories) for t in group}
+    rewards = [t.reward for t in trajectories if t.reward is not None] or [0.0]
+    low, high = min(rewards), max(rewards)
+
+    def dropdown(name: str, values: Iterable) -> Any:
+        return widgets.Dropdown(description=name, options=[("any", None)] + [(str(v), v) for v in values])
+
+    controls = {
+        name: dropdown(name, sorted({feature(t) for t in trajectories})) for name, feature in _FEATURES.items()
+    }
+    controls["reward"] = widgets.FloatRangeSlider(
+        description="reward", min=low, max=max(high, low + 1e-6), value=(low, high), step=(high - low) / 100 or 0.01
+    )
+    controls["text"] = widgets.Text(description="text", placeholder="in question, answers or completion")
+    controls["sort"] = widgets.Dropdown(description="sort", options=list(SORTS))
+    controls["color"] = widgets.Dropdown(description="colour", options=colors(trajectories))
+    controls["group"] = widgets.Checkbox(description="whole group", value=True)
+    rows = controls["rows"] = widgets.Select(rows=8, layout=widgets.Layout(width="100%"))
+    count, drawing = widgets.Label(), widgets.HTML()
+    shown: list[Trajectory] = []
+
+    def refill(_=None):
+        filters = {name: controls[name].value for name in (*_FEATURES, "text", "sort")}
+        span = controls["reward"].value
+        narrowed = span[0] > low + 1e-9 or span[1] < high - 1e-9
+        found = select(trajectories, reward=span if narrowed else None, **filters)
+        shown[:] = found[:LIST_LIMIT]
+        cut = f", the first {LIST_LIMIT} listed" if len(found) > LIST_LIMIT else ""
+        count.value = f"{len(found)} of {len(trajectories)} trajectories{cut}"
+        rows.options = [(_row(t), i) for i, t in enumerate(shown)]
+        rows.index = 0 if shown else None
+        redraw()
+
+    def redraw(_=None):
+        chosen = [] if rows.value is None else [shown[rows.value]]
+        if chosen and controls["group"].value:
+            chosen = by_group[id(chosen[0])]
+        color = controls["color"].value if controls["color"].value in colors(chosen) else "mask"
+        drawing.value = render_html(chosen, color=color)
+
+    for name, control in controls.items():
+        control.observe(redraw if name in ("rows", "color", "group") else refill, "value")
+    refill()
+    top = widgets.HBox([c for c in controls.values() if c is not rows], layout=widgets.Layout(flex_flow="row wrap"))
+    box = _with_static_html(widgets.VBox)([top, count, rows, drawing])
+    box.controls, box.drawing, box.count = controls, drawing, count
+    return box
+
+
+def _with_static_html(base):
+    """A widget class whose notebook output also holds the HTML of its ``drawing`` for readers without widgets."""
+
+    class WithStaticHTML(base):
+        def _repr_mimebundle_(self, **kwargs):
+            bundle = super()._repr_mimebundle_(**kwargs)
+            data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+            return {**data, "text/html": self.drawing.value}, metadata
+
+    return WithStaticHTML
+
+
+# ---- two checkpoints on the same questions ---------------------------------------------------------------
+
+OUTCOMES = ("fixed", "broken", "same, right", "same, wrong")
+
+
+def paired_outcomes(before: Iterable[Trajectory], after: Iterable[Trajectory]) -> dict[str, list[tuple]]:
+    """Pair two sets of trajectories by question: outcome -> [(before, after), …], each a list of trajectories.
+
+    "fixed": wrong before, right after; "broken": the reverse. A question with several rollouts counts as
+    right where at least half of them are.
+
+    Raises:
+        ValueError: the two sets share no question.
+    """
+    first, second = _by_question(before), _by_question(after)
+    found: dict[str, list[tuple]] = {name: [] for name in OUTCOMES}
+    for question in first:
+        if question in second:
+            was, now = _mostly_right(first[question]), _mostly_right(second[question])
+            name = ("same, right" if now else "broken") if was else ("fixed" if now else "same, wrong")
+            found[name].append((first[question], second[question]))
+    if not any(found.values()):
+        raise ValueError("before and after share no question id: evaluate both on the same questions")
+    return found
+
+
+def _by_question(trajectories: Iterable[Trajectory]) -> dict[str, list[Trajectory]]:
+    found: dict[str, list[Trajectory]] = {}
+    for t in trajectories:
+        found.setdefault(t.question.id, []).append(t)
+    return found
+
+
+def _mostly_right(trajectories: Sequence[Trajectory]) -> bool:
+    return 2 * sum(map(correct, trajectories)) >= len(trajectories)
+
+
+def render_comparison(before: Iterable[Trajectory], after: Iterable[Trajectory], *, title: str = "") -> str:
+    """Self-contained HTML: the paired outcome matrix, and per outcome the questions with both answers."""
+    return _comparison_html(paired_outcomes(before, after), title)
+
+
+def _comparison_html(outcomes: dict[str, list[tuple]], title: str = "") -> str:
+    n = {name: len(pairs) for name, pairs in outcomes.items()}
+    matrix = (
+        "<table><tr><th></th><th>right after</th><th>wrong after</th></tr>"
+        f"<tr><th>right before</th><td>{n['same, right']} same</td><td class=bad>{n['broken']} broken ✗</td></tr>"
+        f"<tr><th>wrong before</th><td class=good>{n['fixed']} fixed ✓</td><td>{n['same, wrong']} same</td></tr></table>"
+    )
+    lists = []
+    for name, pairs in outcomes.items():
+        rows = "".join(_pair_row(*pair) for pair in pairs)
+        head = "<tr><th>question</th><th>gold</th><th>before</th><th>after</th></tr>"
+        body = f"<table>{head}{rows}</table>" if pairs else "<p>none</p>"
+        is_open = " open" if name in ("fixed", "broken") and len(pairs) <= 20 else ""
+        lists.append(f"<details{is_open}><summary>{name}: {len(pairs)}</summary>{body}</details>")
+    heading = f"<h3>{_e(title)}</h3>" if title else ""
+    return _page(f"{heading}<p>{sum(n.values())} questions, the same before and after</p>{matrix}{''.join(lists)}")
+
+
+def _pair_row(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> str:
+    q = before[0].question
+    cells = [_e(q.text), _e(q.answers[0]) if q.answers else "–", _side(before), _side(after)]
+    return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+
+
+def _side(side: Sequence[Trajectory]) -> str:
+    if len(side) > 1:
+        return f"{sum(map(correct, side))} of {len(side)} right"
+    searches = len(side[0].searches)
+    return f"{_answer_html(side[0])}, {searches} search{'es' * (searches != 1)}"
+
+
+def compare(before: Iterable[Trajectory], after: Iterable[Trajectory]):
+    """A widget over ``paired_outcomes``: choose an outcome and a question, see both checkpoints side by side.
+
+    Without widgets the cell shows ``render_comparison``. Controls are attributes of the returned box.
+    """
+    import ipywidgets as widgets
+
+    outcomes = paired_outcomes(before, after)
+    names = [f"{name} ({len(pairs)})" for name, pairs in outcomes.items()]
+    outcome = widgets.Dropdown(description="outcome", options=list(zip(names, outcomes)))
+    available = colors(t for pairs in outcomes.values() for pair in pairs for side in pair for t in side)
+    color = widgets.Dropdown(description="colour", options=available)
+    rows = widgets.Select(rows=8, layout=widgets.Layout(width="100%"))
+    matrix, pair = widgets.HTML(), widgets.HTML()
+
+    def refill(_=None):
+        found = outcomes[outcome.value][:LIST_LIMIT]
+        rows.options = [(first[0].question.text[:_ROW], i) for i, (first, _) in enumerate(found)]
+        rows.index = 0 if found else None
+        redraw()
+
+    def redraw(_=None):
+        if rows.value is None:
+            pair.value = _page("<p>No question has this outcome.</p>")
+            return
+        first, second = outcomes[outcome.value][rows.value]
+        both = [*first, *second]
+        scale = _scale(both, color.value if color.value in colors(both) else "mask")
+        labels = [f"{side} #{i}" for side, ts in (("before", first), ("after", second)) for i in range(1, len(ts) + 1)]
+        pair.value = _page(f"<p class=legend>{scale.legend()}</p>" + _group_html(both, scale, labels))
+
+    outcome.observe(refill, "value")
+    rows.observe(redraw, "value")
+    color.observe(redraw, "value")
+    refill()
+    matrix.value = _comparison_html(outcomes)
+    box = _with_static_html(widgets.VBox)([matrix, widgets.HBox([outcome, color]), rows, pair])
+    box.controls, box.drawing, box.pair = {"outcome": outcome, "color": color, "rows": rows}, matrix, pair
+    return box
+
+
+# ---- escaping --------------------------------------------------------------------------------------------
+
+#: Control characters, lone surrogates, and characters that turn or hide text: shown, never obeyed.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_MATHS = re.compile(r"([$\\])")
+
+
+def _e(text: Any) -> str:
+    """Untrusted text as HTML: tags, formulas (``$``, backslash) and unseen characters lose their power."""
+    shown = _UNSEEN.sub(lambda m: f"‹U+{ord(m[0]):04X}›", str(text))
+    return _MATHS.sub(r"<span>\1</span>", html.escape(shown))
+
+
+def _lines(text: str) -> str:
+    """``_e``, with line breaks shown; a run of them breaks once."""
+    return re.sub("\n+", lambda m: "↵" * len(m[0]) + "<br>", _e(text))
+
+
+# ---- style -----------------------------------------------------------------------------------------------
+
+_LIGHT = "--fg:#1f2328;--dim:#59636e;--bg:#fff;--box:#f6f8fa;--line:#d1d9e0;--good:#00664b;--bad:#a33b00;--a:1"
+_DARK = "--fg:#e6e8eb;--dim:#a3adb8;--bg:#16181d;--box:#20242b;--line:#444c56;--good:#4fd1ab;--bad:#ff9d66;--a:.8"
+# Okabe-Ito colours, told apart by the kind of line as well.
+_KINDS = {
+    "think": "dashed #8c8c8c", "search": "solid #56b4e9", "information": "dotted #e69f00",
+    "answer": "double #009e73", "invalid": "solid #d55e00", "text": "dotted #8c8c8c",
+}
+_HUES = {"u": ("230,159,0", "solid"), "p": ("0,114,178", "solid"), "n": ("213,94,0", "dashed")}
+_STYLE = """.sr1{color:var(--fg);background:var(--bg);font:14px/1.5 system-ui,sans-serif;padding:8px 12px;border-radius:6px}
+.sr1 h3{font-size:18px;margin:4px 0}.sr1 h4{font-size:16px;margin:0 0 4px}.sr1 h5{font-size:14px;margin:0 0 6px}
+.sr1 p{margin:4px 0}.sr1 small,.sr1 .turn,.sr1 .legend,.sr1 .ids,.sr1 summary{color:var(--dim);font-size:12px}
+.sr1 .group{border-top:2px solid var(--line);padding:10px 0;margin:10px 0 0}
+.sr1 .side{display:flex;gap:10px;overflow-x:auto;padding:8px 0;align-items:flex-start}
+.sr1 article{flex:1 0 300px;max-width:760px;min-width:0;background:var(--box);border:1px solid var(--line);border-radius:6px;padding:8px}
+.sr1 table{border-collapse:collapse;margin:6px 0;color:var(--fg);font-size:13px;display:block;overflow-x:auto}
+.sr1 tr,.sr1 tr:nth-child(even){background:none}
+.sr1 th,.sr1 td{border:1px solid var(--line);padding:2px 8px;text-align:left;white-space:nowrap}
+.sr1 th{background:var(--box)}
+.sr1 .turn{margin:6px 0 2px;text-transform:uppercase;letter-spacing:.05em}
+.sr1 .seg{padding:1px 0 1px 8px;margin:4px 0}.sr1 .kind{font-size:12px}
+.sr1 .text{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;font:13px/1.6 ui-monospace,monospace}
+.sr1 .ids{overflow-wrap:anywhere;font-family:ui-monospace,monospace}
+.sr1 ol{margin:2px 0;padding-left:22px}.sr1 summary{cursor:pointer}
+.sr1 .good{color:var(--good)}.sr1 .bad{color:var(--bad)}.sr1 .env{color:var(--dim);font-style:italic}
+.sr1 mark{background:#f0e442;color:#1f2328;padding:0 4px;border-radius:3px}
+.sr1 .badge{border:2px solid #d55e00;border-radius:10px;padding:0 8px;font-size:12px}
+.sr1 .m{background:rgba(86,180,233,.25)}"""
+
+
+def _css() -> str:
+    dark = ["[data-jp-theme-light=false]", "[data-vscode-theme-kind=vscode-dark]", "html[theme=dark]"]
+    light = ["[data-jp-theme-light=true]", "[data-vscode-theme-kind=vscode-light]", "html[theme=light]"]
+    rules = [
+        f".sr1{{{_LIGHT}}}", f"@media (prefers-color-scheme:dark){{.sr1{{{_DARK}}}}}",
+        f"{','.join(f'{s} .sr1' for s in light)}{{{_LIGHT}}}", f"{','.join(f'{s} .sr1' for s in dark)}{{{_DARK}}}",
+        _STYLE, *(f".sr1 .{kind}{{border-left:4px {line}}}" for kind, line in _KINDS.items()),
+    ]
+    for name, (rgb, line) in _HUES.items():
+        for i in range(1, 6):
+            look = f"background:rgba({rgb},calc(var(--a)*{i * 0.12:.2f}));border-bottom:{(i + 1) // 2}px {line} rgb({rgb})"
+            rules.append(f".sr1 .{name}{i}{{{look}}}")
+    return "\n".join(rules)
+
+
+def _page(body: str) -> str:
+    return f'<meta charset="utf-8"><div class=sr1><style>{_css()}</style>{body}</div>'

@@ -1,0 +1,324 @@
+"""The viewer: exact text, nothing forged, small pages, widgets driven through their traits."""
+
+import html
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from searchr1_lib.protocol import observation, split_turn
+from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
+from searchr1_lib.viewer import (
+    OUTCOMES, SORTS, browse, colors, compare, groups, paired_outcomes, render_comparison, render_html, render_text,
+    select, show, token_spans, without_variance,
+)
+
+GOLD = Passage("p1", "Mirel Vondash", "Mirel Vondash, a glassblower, was born in Taimbford, Norrein in 1871.")
+NEAR = Passage("p2", "Mirel Vondick", "Mirel Vondick was a judge born in Ouldmora, Halvia.")
+QUESTION = Question("q1", "Where was Mirel Vondash born?", ["Taimbford"], passages=["p1"], known=False, source="almanac")
+
+
+def build(question, parts, *, seed=0, split=r"\s?\w+|\W", **fields):
+    """A trajectory from turns: strings of the model, and ``SearchCall``s whose observation is written by protocol."""
+    rng = random.Random(seed)
+    t = Trajectory(question, [1, 2, 3], [], [], [], prompt=f"Question: {question.text}\n", **fields)
+    for part in parts:
+        ours = isinstance(part, str)
+        text = part if ours else observation([h.passage for h in part.hits])
+        spans = split_turn(part) if ours else [("information", 0, len(text))]
+        tokens, at = re.findall(split, text, re.S), 0
+        places = []
+        for token in tokens:
+            places.append((at, at + len(token)))
+            at += len(token)
+        assert at == len(text)
+        base = len(t.tokens)
+        for kind, a, b in spans:
+            inside = [i for i, (x, y) in enumerate(places) if x < b and y > a]
+            t.segments.append(Segment(kind, text[a:b], t.turns, base + inside[0], base + inside[-1] + 1))
+        t.tokens += tokens
+        t.completion_ids += [hash(x) % 4000 for x in range(len(tokens))]
+        t.mask += [int(ours)] * len(tokens)
+        t.logprobs += [math.log(rng.betavariate(3, 0.4) + 1e-6) if ours else 0.0 for _ in tokens]
+        if not ours:
+            t.searches.append(part)
+            t.turns += 1
+    t.turns += 1
+    found = re.findall(r"<answer>(.*?)</answer>", t.model_text)
+    t.answer, t.finish_reason = (found[-1].strip(), "answer") if found else (None, "turns")
+    t.token_values["entropy"] = [-p * m for p, m in zip(t.logprobs, t.mask)]
+    return t
+
+
+def found(query="Mirel Vondash born", passages=(GOLD, NEAR)):
+    return SearchCall(query, [Hit(p, 7.5 - i) for i, p in enumerate(passages)], 0.0004)
+
+
+def group_of(size=8, seed=0):
+    """A group of one look-up question: some search and answer right, some guess."""
+    made = []
+    for i in range(size):
+        if i % 2:
+            parts = ["<think> I recall nothing of Mirel Vondash. </think><search> Mirel Vondash born </search>", found(),
+                     "<think> Mirel Vondash was born in Taimbford. </think><answer> Taimbford </answer>"]
+        else:
+            parts = ["<think> I recall nothing of Mirel Vondash. </think><answer> Ouldmora </answer>"]
+        t = build(QUESTION, parts, seed=seed + i, group="g", step=3)
+        right = float(t.answer == "Taimbford")
+        t.rewards = {"exact_match": right, "search_cost": -0.15 * len(t.searches)}
+        t.reward = sum(t.rewards.values())
+        made.append(t)
+    mean = sum(t.reward for t in made) / size
+    for t in made:
+        t.advantage = t.reward - mean
+    return made
+
+
+class _Page(HTMLParser):
+    """Reads a page: its text, its tags, and whether every tag is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.attributes, self.text = [], [], [], ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"unclosed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.attributes += attributes
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+
+ALLOWED = set("meta div style section article h3 h4 h5 p b small strong span table tr th td details summary code ol li "
+              "mark br".split())
+
+
+def test_a_group_shows_all_that_the_reader_needs():
+    page = _Page(render_html(group_of(), title="Step 3"))
+    assert set(page.seen) <= ALLOWED
+    for expected in ("Step 3", "Where was Mirel Vondash born?", "gold answer: Taimbford", "look-up", "exact_match",
+                     "search_cost", "✓ Taimbford", "✗ Ouldmora", "★ gold", "score 7.5", "by the environment", "0.85"):
+        assert expected in page.text, expected
+    assert page.text.count("★ gold") == 4  # one per search, and none on the near-duplicate
+    assert "no variance" not in page.text
+
+
+def test_every_character_of_a_completion_is_shown():
+    for color in ("mask", "logprob", "advantage", "entropy"):
+        t = group_of(2)[1]
+        page = _Page(render_html([t], color=color))
+        for segment in t.segments:
+            assert re.sub("\n+", lambda m: "↵" * len(m[0]), segment.text) in page.text
+
+
+def test_mask_mode_tells_who_wrote_what():
+    t = group_of(2)[1]
+    page = render_html([t])
+    ours = "".join(re.findall(r"<span class=m>(.*?)</span>", page.split("</style>")[1].split("</p>", 1)[1], re.S))
+    theirs = "".join(re.findall(r"<span class=env>(.*?)</span>", page.split("</p>", 1)[1], re.S))
+    assert html.unescape(ours) == t.model_text
+    assert GOLD.text in theirs and GOLD.text not in ours
+
+
+def test_values_stand_on_hover_and_grow_with_surprise():
+    t = build(QUESTION, ["<answer> x y </answer>"])
+    t.logprobs = [math.log(0.003)] + [math.log(0.95)] * (len(t.tokens) - 1)
+    page = render_html([t], color="logprob")
+    assert '<span class=u5 title="p 0.003, log p -5.81">' in page
+    assert 'title="p 0.95, log p -0.05"' in page
+    t.advantage = -0.5
+    page = render_html([t], color="advantage")
+    assert 'class=n5 title="advantage -0.498"' in page  # A (1 - p) = -0.5 * 0.997 = -0.4985
+    t.advantage = None
+    with pytest.raises(ValueError, match="mask, logprob, entropy"):
+        render_html([t], color="advantage")
+
+
+def test_the_badge_of_a_group_without_variance():
+    same = group_of(4)
+    for t in same:
+        t.reward = 0.85
+    assert without_variance(same) and "no variance: every reward is 0.85" in render_html(same)
+    assert not without_variance(same[:1])
+
+
+NASTY = st.text(
+    st.sampled_from(list("<>&\"'/$\\ab \n\t\x00\u202e\u200b\ufeff\ud800é字")) | st.characters(), max_size=40
+) | st.sampled_from(["<script>alert(1)</script>", "</div></style>", '" onmouseover="x', "$\\href{javascript:x}{y}$"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(NASTY, NASTY, NASTY, NASTY)
+def test_nothing_untrusted_becomes_markup(a, b, c, d):
+    question = Question(a, b, [c, d], passages=["p1"], source=d)
+    hit = SearchCall(b, [Hit(Passage("p1", c, d), 1.0)], 0.1)
+    t = build(question, [f"<think>{a}", hit, f"{b}<answer>{c}</answer>"], group=d, rewards={a or "x": 1.0}, reward=1.0)
+    broken = SearchCall(b, [], 0.1, error=d)
+    t.searches.append(broken)
+    t.segments.append(Segment("information", c, 9, 0, 0))
+    for color in ("mask", "logprob"):
+        drawn = render_html([t], color=color, title=a)
+        drawn.encode("utf-8")  # no lone surrogate
+        page = _Page(drawn)
+        assert set(page.seen) <= ALLOWED
+        assert {name for name, _ in page.attributes} <= {"class", "charset", "title", "open"}
+        # "$" and "\\" always stand alone in an element, so MathJax finds no formula
+        assert not re.search(r"[$\\](?!</span>)", drawn.split("</style>")[1])
+        assert not re.search("[\x00\u202e\u200b]", drawn)
+    assert not re.search("[\x00\u202e\u200b\ud800]", repr(show([t])))
+    render_comparison([t], [t], title=d).encode("utf-8")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.sampled_from("ab é字😀\ufffd"), min_size=1, max_size=20), st.data())
+def test_tokens_that_cut_characters_still_cover_the_text(text, data):
+    raw = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)), max_size=6)))
+    tokens = [raw[a:b].decode("utf-8", "replace") for a, b in zip([0, *cuts], [*cuts, len(raw)])]
+    t = Trajectory(QUESTION, [], [0] * len(tokens), [1] * len(tokens), [-0.5] * len(tokens), tokens=tokens)
+    t.segments = [Segment("text", text, 0, 0, len(tokens))]
+    spans = token_spans(t)
+    if spans:
+        assert spans[0][0] == 0 and spans[-1][1] == len(text) and len(spans) == len(tokens)
+        assert all(x[1] <= y[0] for x, y in zip(spans, spans[1:]))
+    shown = _Page(render_html([t], color="logprob")).text
+    assert text in shown
+
+
+def test_tokens_of_a_cut_character_share_it():
+    t = Trajectory(QUESTION, [], [1, 2, 3], [1] * 3, [0.0] * 3, tokens=["a\ufffd", "\ufffd", "b"])
+    t.segments = [Segment("text", "aéb", 0, 0, 3)]
+    assert token_spans(t) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_a_group_of_long_rollouts_stays_small():
+    words = " ".join(f"word{i}" for i in range(250))
+    passage = Passage("p1", "Long", words)
+    parts = [f"<think> {words[:700]} </think><search> q </search>", found("q", [passage] * 3)] * 3
+    group = [build(QUESTION, [*parts, "<answer> x </answer>"], seed=i) for i in range(8)]
+    assert sum(len(t.tokens) for t in group) > 20_000
+    assert len(render_html(group).encode()) < 300_000
+    assert len(render_html(group_of(8), color="logprob").encode()) < 60_000
+
+
+def test_empty_lists_and_bare_trajectories_are_drawn():
+    assert "No trajectories" in render_html([])
+    bare = Trajectory(QUESTION, [], [], [], [])
+    assert "no answer" in render_html([bare]) and "no answer" in render_text([bare])
+
+
+def test_show_falls_back_to_text():
+    drawn = show(group_of(2))
+    assert drawn._repr_html_().startswith("<meta charset")
+    assert "#2 reward 0.85, 1 search(es), answer, right: Taimbford" in repr(drawn)
+    assert "information | <information>Doc 1(Title: Mirel Vondash)" in repr(drawn)
+
+
+def test_groups_part_by_step():
+    early, late = group_of(2), group_of(2)
+    for t in late:
+        t.step = 9
+    assert [len(g) for g in groups([*early, *late])] == [2, 2]
+    assert colors(early) == ["mask", "logprob", "advantage", "entropy"]
+
+
+KNOWN = Question("q2", "What was the trade of Ada Sorn?", ["baker", "a baker"], hops=2, known=True)
+
+
+def mixed():
+    return [*group_of(4), build(KNOWN, ["<answer> the baker </answer>"], reward=1.0, step=4),
+            build(KNOWN, ["<think> hm"], reward=0.0, step=4)]
+
+
+def test_select_filters_and_sorts():
+    ts = mixed()
+    assert {t.question.id for t in select(ts, knowledge="known")} == {"q2"}
+    assert len(select(ts, knowledge="look-up", searches=1)) == 2
+    assert [t.answer for t in select(ts, hops=2, answered="right")] == ["the baker"]
+    assert select(ts, answered="none") == select(ts, finish="turns") == [ts[-1]]
+    assert [t.reward for t in select(ts, reward=(0.85, 1.0), sort="highest reward")] == [1.0, 0.85, 0.85]
+    assert len(select(ts, text="TAIMBFORD")) == 4 and len(select(ts, text="recall nothing", searches=0)) == 2
+    for name in SORTS:
+        assert len(select(ts, sort=name)) == len(ts)
+    assert select(ts, sort="least likely")[0] is min(ts, key=lambda t: sum(t.logprobs) / sum(t.mask))
+
+
+def test_browse_follows_its_controls():
+    box = browse(mixed())
+    c = box.controls
+    assert box.count.value == "6 of 6 trajectories" and len(c["rows"].options) == 6
+    assert box.drawing.value == render_html(mixed()[:4])  # the whole group of the first
+    c["knowledge"].value = "known"
+    assert box.count.value == "2 of 6 trajectories" and "Ada Sorn" in box.drawing.value
+    c["answered"].value = "none"
+    assert len(c["rows"].options) == 1 and "✗ no answer" in box.drawing.value
+    c["text"].value = "nowhere to be found"
+    assert box.count.value == "0 of 6 trajectories" and "No trajectories" in box.drawing.value
+    c["text"].value = ""
+    c["knowledge"].value = c["answered"].value = None
+    c["searches"].value, c["sort"].value, c["color"].value = 1, "lowest reward", "entropy"
+    c["group"].value = False
+    c["rows"].value = 1
+    assert "Colour: entropy" in box.drawing.value and box.drawing.value.count("<article>") == 1
+    c["searches"].value = None
+    c["reward"].value = (0.9, 1.0)
+    assert [label for label, _ in c["rows"].options] == ["✓ 1 · 0 searches · step 4 · What was the trade of Ada Sorn?"]
+    with pytest.raises(ValueError, match="nothing to browse"):
+        browse([])
+
+
+def test_widgets_leave_static_html_in_the_notebook():
+    from IPython.core.formatters import DisplayFormatter
+
+    for box in (browse(mixed()), compare(mixed(), mixed())):
+        data, metadata = DisplayFormatter().format(box)
+        assert data["text/html"] == box.drawing.value
+        assert "application/vnd.jupyter.widget-view+json" in data
+        json.dumps([data, metadata])
+
+
+def outcome_sets():
+    questions = [Question(str(i), f"Question {i}?", ["yes"]) for i in range(5)]
+
+    def answers(words):
+        return [build(q, [f"<answer> {w} </answer>"]) for q, w in zip(questions, words)]
+
+    return answers("no no yes yes no".split()), answers("yes no yes no".split())
+
+
+def test_outcomes_are_paired_by_question():
+    found_ = paired_outcomes(*outcome_sets())
+    assert {name: [b[0].question.id for b, _ in pairs] for name, pairs in found_.items()} == {
+        "fixed": ["0"], "broken": ["3"], "same, right": ["2"], "same, wrong": ["1"]}
+    assert tuple(found_) == OUTCOMES
+    page = _Page(render_comparison(*outcome_sets(), title="Before and after"))
+    for expected in ("4 questions", "1 fixed", "1 broken", "Before and after", "Question 3?"):
+        assert expected in page.text
+    with pytest.raises(ValueError, match="no question id"):
+        paired_outcomes(outcome_sets()[0][:1], outcome_sets()[1][1:])
+
+
+def test_compare_follows_its_controls():
+    box = compare(*outcome_sets())
+    assert "before #1" in box.pair.value and "after #1" in box.pair.value and "✓ yes" in box.pair.value
+    box.controls["outcome"].value = "broken"
+    assert [label for label, _ in box.controls["rows"].options] == ["Question 3?"] and "Question 3?" in box.pair.value
+    box.controls["color"].value = "logprob"
+    assert "probability" in box.pair.value
+    same = outcome_sets()[0]
+    box = compare(same, same)
+    assert "No question has this outcome" in box.pair.value and "3 same" in box.drawing.value
