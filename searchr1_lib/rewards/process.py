@@ -1,0 +1,182 @@
+"""Process rewards: the form of a trajectory, what its searches found, and what they wasted.
+
+Form is judged by a state machine over the segments, so a tag inside a passage is never read as a tag.
+"""
+
+from __future__ import annotations
+
+from ..protocol import TAGS
+from ..records import Segment, Trajectory
+from .answer import exact_match, normalize_answer, substring_match
+from .base import Reward, TurnReward, answer_flags, final_answer, turn_count
+
+#: state -> {kind of segment: next state}; a trajectory is well-formed if it gets from "turn" to "end".
+FORMAT_STATES = {
+    "turn": {"think": "thought"},
+    "thought": {"search": "asked", "answer": "end"},
+    "asked": {"information": "turn"},
+    "end": {},
+}
+
+
+def format_errors(trajectory: Trajectory) -> list[str]:
+    """What breaks the form ``think (search information think)* answer``; empty for a well-formed trajectory.
+
+    White space between the parts is free. A search that was never executed leaves the trajectory without
+    an end, so it is an error (the public format check accepts it).
+    """
+    if not trajectory.segments:
+        return ["empty completion"]
+    state, errors = "turn", []
+    for s in trajectory.segments:
+        if s.kind == "text" and not s.text.strip():
+            continue
+        if s.kind == "search" and not query_of(s):
+            errors.append(f"empty search in turn {s.turn}")
+        if s.kind in ("think", "search", "answer") and s.text.count("<") != 2:
+            errors += _nested(s)
+        if (after := FORMAT_STATES[state].get(s.kind)) is None:
+            return errors + [f"{s.kind} in turn {s.turn}, expected {' or '.join(FORMAT_STATES[state]) or 'the end'}"]
+        state = after
+    if state != "end":
+        errors.append(f"ends without an answer ({trajectory.finish_reason})")
+    return errors + [f"answers: {flag}" for flag in answer_flags(trajectory)]
+
+
+def _nested(segment: Segment) -> list[str]:
+    tags = sum(segment.text.count(f"<{slash}{kind}>") for slash in ("", "/") for kind in TAGS)
+    return [] if tags == 2 else [f"unclosed or nested tags in the {segment.kind} of turn {segment.turn}"]
+
+
+def query_of(segment: Segment) -> str:
+    """The query of a search segment, stripped."""
+    return segment.text.removeprefix("<search>").removesuffix("</search>").strip()
+
+
+class Format(Reward):
+    """1.0 for a well-formed trajectory, else 0.0 (see ``format_errors``).
+
+    Alone it is easily won without answering anything right: use it as a small part, or ``SearchR1Format``.
+    """
+
+    name = "format"
+
+    def value(self, trajectory: Trajectory) -> float:
+        return float(not format_errors(trajectory))
+
+
+class SearchR1Format(Reward):
+    """The format-aware exact match of Search-R1's scripts (Jin et al. 2025, arXiv 2503.09516 and its code).
+
+    Well-formed and correct 1.0; correct only ``1 - structure``; well-formed only ``structure``, plus
+    ``retrieval`` if a gold answer stands in what was retrieved; neither, but an answer was given,
+    ``answered``; otherwise 0.
+    """
+
+    name = "search_r1_format"
+
+    def __init__(self, structure: float = 0.2, retrieval: float = 0.1, answered: float = 0.1):
+        self.structure, self.retrieval, self.answered = structure, retrieval, answered
+
+    def value(self, trajectory: Trajectory) -> float:
+        answer = final_answer(trajectory)
+        formed = not format_errors(trajectory)
+        if exact_match(answer, trajectory.question.answers):
+            return 1.0 if formed else 1.0 - self.structure
+        if formed:
+            return self.structure + self.retrieval * answer_retrieved(trajectory)
+        return self.answered if answer is not None else 0.0
+
+
+def answer_retrieved(trajectory: Trajectory) -> bool:
+    """Does a gold answer stand in the title or text of a hit, as whole words after normalisation?"""
+    return any(_holds(hit, trajectory.question.answers) for s in trajectory.searches for hit in s.hits)
+
+
+def _holds(hit, answers) -> bool:
+    return bool(substring_match(f"{hit.passage.title} {hit.passage.text}", answers))
+
+
+class Retrieval(Reward):
+    """1.0 if the searches found a gold passage (by id) or a passage that holds a gold answer, else 0.0.
+
+    Without a cost it is won by searching for everything; pair it with ``SearchCost``.
+    """
+
+    name = "retrieval"
+
+    def value(self, trajectory: Trajectory) -> float:
+        gold = set(trajectory.question.passages)
+        found = any(hit.passage.id in gold for s in trajectory.searches for hit in s.hits)
+        return float(found or answer_retrieved(trajectory))
+
+
+def search_turns(trajectory: Trajectory) -> list[int]:
+    """The turn in which each executed search was asked: the model's search before each observation."""
+    turns, asked = [], None
+    for s in trajectory.segments:
+        if s.kind == "search":
+            asked = s.turn
+        elif s.kind == "information" and asked is not None:
+            turns.append(asked)
+            asked = None
+    missing = len(trajectory.searches) - len(turns)
+    return turns[: len(trajectory.searches)] + [turn_count(trajectory) - 1] * max(0, missing)
+
+
+class InformationGain(TurnReward):
+    """Per search: the share of the gold passages that it found first, minus ``redundancy`` times the share of
+    its hits that earlier searches had already returned.
+
+    After StepSearch (Wang et al. 2025, arXiv 2505.15107): gain
+    ``G_t = mean_i max(c_i(t) - m_i(t-1), 0)`` over the gold passages i, with c the match of the search and m
+    the best match so far; redundancy ``P_t`` the share of documents seen before. Where the paper takes the
+    TF-IDF cosine for c, we take 1 for the gold passage itself and 0 for others. A question without gold
+    passages has one thing to find: a passage that holds a gold answer.
+    """
+
+    name = "information_gain"
+
+    def __init__(self, redundancy: float = 0.0):
+        self.redundancy = redundancy
+
+    def turn_values(self, trajectory: Trajectory) -> list[float]:
+        values = [0.0] * turn_count(trajectory)
+        gold = set(trajectory.question.passages)
+        found, seen = set(), set()
+        for turn, search in zip(search_turns(trajectory), trajectory.searches):
+            ids = {hit.passage.id for hit in search.hits}
+            if gold:
+                new = (ids & gold) - found
+            else:
+                new = {"answer"} - found if any(_holds(h, trajectory.question.answers) for h in search.hits) else set()
+            values[turn] += len(new) / max(1, len(gold))
+            values[turn] -= self.redundancy * len(ids & seen) / max(1, len(ids))
+            found |= new
+            seen |= ids
+        return values
+
+
+class RepeatedSearch(TurnReward):
+    """``-penalty`` for every search that is empty or repeats an earlier query (after normalisation).
+
+    Raises:
+        ValueError: a negative penalty.
+    """
+
+    name = "repeated_search"
+
+    def __init__(self, penalty: float = 0.1):
+        if not penalty >= 0:
+            raise ValueError(f"RepeatedSearch: penalty must be 0 or more, not {penalty}")
+        self.penalty = penalty
+
+    def turn_values(self, trajectory: Trajectory) -> list[float]:
+        values, seen = [0.0] * turn_count(trajectory), {""}
+        for s in trajectory.segments:
+            if s.kind == "search":
+                query = normalize_answer(query_of(s))
+                values[s.turn] -= self.penalty * (query in seen)
+                seen.add(query)
+        return values
+
