@@ -1,0 +1,547 @@
+"""GRPO and its relatives as pure functions on tensors: advantages, losses, and log-probabilities without logits.
+
+Symbols as in the papers: B rollouts, T completion tokens, G rollouts of one question (a group), V vocabulary,
+H hidden size; ``r`` a reward, ``A`` an advantage, ``w = exp(logprobs - old_logprobs)`` the importance ratio.
+``mask`` is 1 where the model sampled the token and 0 for environment text and padding. What stands at a
+masked position never matters, not even NaN.
+
+Where this departs from the papers or from TRL 1.16, with which the values agree otherwise:
+
+- The sums of a loss are divided by counts of the *whole* batch, which can be passed in. A batch in micro-batches
+  therefore gives the gradients of the unsplit batch, for every loss type.
+- ``gspo`` is written in its token form (GSPO, arXiv 2507.18071, section 4.3): same value and gradient as the sequence
+  form for one advantage per rollout, and the right credit for one per token.
+- A NaN or infinite number on a sampled token is an error that says where, not a silent step.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Iterable, Sequence
+
+import torch
+
+ADVANTAGE_EPS = 1e-4  #: added to every standard deviation, as TRL does
+CISPO_CAP = 5.0  #: cap of the ratio in ``cispo`` when none is given (ScaleRL, arXiv 2510.13786)
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo")
+KL_ESTIMATORS = ("k1", "k2", "k3")
+#: Baselines, and the scalings that each allows. The others would divide a reward that is not centred by almost 0.
+BASELINES = {
+    "group_mean": ("group", "batch", "none"),
+    "leave_one_out": ("group", "batch", "none"),
+    "batch_mean": ("batch", "none"),
+    "none": ("none",),
+}
+CHUNK_LOGITS = 2**24  # logits of one chunk: 64 MiB in fp32
+
+
+# ---------------------------------------------------------------------------------------------- advantages
+
+
+def group_advantages(
+    rewards: Sequence[float] | torch.Tensor,
+    group_size: int,
+    *,
+    scale_rewards: str = "group",
+    baseline: str = "group_mean",
+) -> torch.Tensor:
+    """How much better each rollout did than expected: ``A = (r - baseline) / (std + 1e-4)``.
+
+    ============================  =============  =============================================================
+    baseline                      scale_rewards  name and source
+    ============================  =============  =============================================================
+    group_mean                    group          GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1.2)
+    group_mean                    none           Dr. GRPO (arXiv 2503.20783, section 3.2)
+    group_mean                    batch          group mean, std over the batch (Lite PPO, arXiv 2508.08221)
+    leave_one_out                 none           RLOO (arXiv 2402.14740)
+    batch_mean                    batch          REINFORCE++ (arXiv 2501.03262): global normalisation
+    none                          none           REINFORCE (Williams 1992)
+    ============================  =============  =============================================================
+
+    Args:
+        rewards: (B,), the G rollouts of a question next to each other.
+        group_size: G; divides B.
+        scale_rewards: whose standard deviation (with Bessel's correction) divides: "group", "batch", or "none".
+        baseline: what is subtracted; "leave_one_out" is the mean of the *other* rollouts of the group.
+
+    Returns:
+        (B,) float32. A group whose rewards are all equal gets 0 under both group baselines.
+
+    Raises:
+        ValueError: a reward is not finite, B is no multiple of G, a name is unknown, baseline and scaling do not
+            go together, or G (or B) is 1 where a mean or standard deviation is asked of it.
+
+    >>> group_advantages([1., 0., 0., 1.], 4, scale_rewards="none")
+    tensor([ 0.5000, -0.5000, -0.5000,  0.5000])
+    >>> group_advantages([1., 0., 0., 1.], 4)
+    tensor([ 0.8659, -0.8659, -0.8659,  0.8659])
+    >>> group_advantages([1., 0., 0., 1.], 4, baseline="leave_one_out", scale_rewards="none")
+    tensor([ 0.6667, -0.6667, -0.6667,  0.6667])
+    """
+    _one_of("baseline", baseline, BASELINES)
+    _one_of(f"scale_rewards (with baseline={baseline!r})", scale_rewards, BASELINES[baseline])
+    grouped = _grouped(rewards, group_size)
+    if baseline in ("group_mean", "leave_one_out") and group_size < 2:
+        raise ValueError(f"group_size is {group_size}: baseline={baseline!r} needs at least 2 rollouts a question")
+    if scale_rewards == "batch" and grouped.numel() < 2:
+        raise ValueError("scale_rewards='batch' needs at least 2 rewards")
+    if baseline == "group_mean":
+        centred = grouped - grouped.mean(1, keepdim=True)
+    elif baseline == "leave_one_out":
+        centred = (grouped - grouped.mean(1, keepdim=True)) * (group_size / (group_size - 1))
+    else:
+        centred = grouped - grouped.mean() if baseline == "batch_mean" else grouped
+    if scale_rewards == "group":
+        centred = centred / (grouped.std(1, keepdim=True) + ADVANTAGE_EPS)
+    elif scale_rewards == "batch":
+        centred = centred / (grouped.std() + ADVANTAGE_EPS)
+    return centred.flatten().float()
+
+
+def groups_without_variance(rewards: Sequence[float] | torch.Tensor, group_size: int) -> torch.Tensor:
+    """Which groups teach nothing because all their rewards are equal: (B / G,) bool; ``.sum()`` counts them.
+
+    DAPO (arXiv 2503.14476, section 3.2) samples such groups again.
+
+    >>> groups_without_variance([1., 1., 0., 1.], 2)
+    tensor([ True, False])
+    """
+    grouped = _grouped(rewards, group_size)
+    return grouped.amax(1) - grouped.amin(1) <= 1e-8
+
+
+def turn_advantages(
+    turn_rewards: torch.Tensor, turns: torch.Tensor, group_size: int, *, scale_rewards: str = "group"
+) -> torch.Tensor:
+    """One advantage per token from rewards per turn: a turn's reward is credited to that turn and those before it.
+
+    The return of turn k is the sum of the rewards from turn k on. It is compared with the mean return of turn k
+    over the rollouts of the group that reached turn k (DeepSeekMath, arXiv 2402.03300, section 4.1.3, sums in the
+    same way, but normalises each reward *before* the sum, which charges every further turn the mean reward; so
+    we sum first). With one turn a rollout this is ``group_advantages`` with the group mean.
+
+    Args:
+        turn_rewards: (B, K), the reward of each turn; turns that a rollout did not reach are ignored.
+        turns: (B, T) long, the number of the turn of each token, from 0; -1 for padding.
+        group_size: G; divides B.
+        scale_rewards: "group" (std of the returns of turn k in the group), "batch" (of all returns), "none".
+
+    Returns:
+        (B, T) float32, 0 where ``turns`` is -1. A turn that a single rollout of the group reached gets 0.
+
+    Raises:
+        ValueError: shapes do not fit, a turn number is outside -1..K-1, a used reward is not finite.
+
+    Two rollouts: the first searches well (turn 0 earns 1) and fails, the second searches badly and succeeds.
+
+    >>> turn_advantages(torch.tensor([[1., 0.], [0., 2.]]), torch.tensor([[0, 1], [0, 1]]), 2, scale_rewards="none")
+    tensor([[-0.5000, -1.0000],
+            [ 0.5000,  1.0000]])
+    """
+    _one_of("scale_rewards", scale_rewards, ("group", "batch", "none"))
+    if turn_rewards.dim() != 2 or turns.dim() != 2 or len(turn_rewards) != len(turns):
+        raise ValueError(
+            f"turn_rewards must be (B, K) and turns (B, T), not {tuple(turn_rewards.shape)}, {tuple(turns.shape)}"
+        )
+    count = turn_rewards.shape[1]
+    if turns.numel() and not -1 <= turns.min() <= turns.max() < count:
+        raise ValueError(f"turns must lie in -1..{count - 1} for {count} rewards a rollout")
+    reached = torch.arange(count, device=turns.device) <= turns.amax(1, keepdim=True)  # (B, K)
+    earned = turn_rewards.double().masked_fill(~reached, 0.0)
+    returns = earned.flip(1).cumsum(1).flip(1).masked_fill(~reached, torch.nan)
+    _grouped(earned.sum(1), group_size)  # finite, and B a multiple of G
+    grouped = returns.view(-1, group_size, count)
+    advantages = grouped - grouped.nanmean(1, keepdim=True)
+    if scale_rewards != "none":
+        spread = _nanstd(grouped, 1) if scale_rewards == "group" else _nanstd(grouped.flatten(), 0)
+        advantages = advantages / (spread + ADVANTAGE_EPS)
+    advantages = advantages.view(-1, count).nan_to_num(0.0)
+    return advantages.gather(1, turns.clamp(min=0)).masked_fill(turns < 0, 0.0).float()
+
+
+@torch.no_grad()
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, *, gamma: float = 1.0, lam: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16) for PPO with a value head.
+
+    ``delta_t = r_t + gamma V_{t+1} - V_t`` and ``A_t = delta_t + gamma lam A_{t+1}``, where t + 1 is the next
+    token that the *model* sampled: environment text is stepped over. After the last token the value is 0.
+
+    Args:
+        rewards: (B, T), or (B,) for rewards that fall on the last sampled token of each rollout.
+        values: (B, T), the value head's estimate before each token is sampled.
+        mask: (B, T).
+        gamma, lam: discount and trace decay, 1.0 in Search-R1.
+
+    Returns:
+        advantages and returns (targets of the value head, ``A + V``), each (B, T), 0 where the mask is 0.
+
+    Raises:
+        ValueError: shapes do not fit.
+        FloatingPointError: a reward or value on a sampled token is NaN or infinite.
+
+    >>> gae(torch.tensor([1.]), torch.tensor([[0.5, 9., 0.75]]), torch.tensor([[1, 0, 1]]))
+    (tensor([[0.5000, 0.0000, 0.2500]]), tensor([[1., 0., 1.]]))
+    """
+    kept = mask.bool()
+    values = _on_mask("values", values, kept)
+    if rewards.dim() == 1:
+        rewards = torch.where(_last_sampled(kept), rewards.to(values).unsqueeze(1), 0.0)
+    rewards = _on_mask("rewards", rewards, kept)
+    advantages = torch.zeros_like(values)
+    next_value, next_advantage = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = delta + gamma * lam * next_advantage
+        advantages[:, t] = torch.where(kept[:, t], advantage, 0.0)
+        next_advantage = torch.where(kept[:, t], advantage, next_advantage)
+        next_value = torch.where(kept[:, t], values[:, t], next_value)
+    return advantages, advantages + values
+
+
+# ---------------------------------------------------------------------------------------------------- loss
+
+
+def policy_loss(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    loss_type: str = "grpo",
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    beta: float = 0.0,
+    ref_logprobs: torch.Tensor | None = None,
+    kl_estimator: str = "k3",
+    entropy: torch.Tensor | None = None,
+    entropy_coef: float = 0.0,
+    max_completion_length: int | None = None,
+    num_sequences: float | None = None,
+    num_tokens: float | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss to minimise, ``-J + beta KL - entropy_coef entropy``, and its metrics.
+
+    Per token ``J_t = min(w_t A, clip(w_t, 1 - epsilon, 1 + epsilon_high) A)``, summed over sampled tokens and divided:
+
+    =========  =======================================================  ==========================================
+    loss_type  divided by                                               source
+    =========  =======================================================  ==========================================
+    grpo       the rollout's tokens, then the number of rollouts        DeepSeekMath, arXiv 2402.03300, eq. 3
+    dr_grpo    ``num_sequences * max_completion_length``                Dr. GRPO, arXiv 2503.20783
+    dapo       ``num_tokens``                                           DAPO, arXiv 2503.14476, section 3.3
+    bnpo       ``num_tokens``                                           TRL's name for the mean over the batch
+    cispo      ``num_tokens``; ``J_t = sg[min(w_t, epsilon_high)] A     MiniMax-M1, arXiv 2506.13585, section 3.1;
+               log pi``, where sg stops the gradient                    ScaleRL, arXiv 2510.13786
+    gspo       as grpo; w is the rollout's geometric mean ratio         GSPO, arXiv 2507.18071, section 4
+    =========  =======================================================  ==========================================
+
+    Args:
+        logprobs: (B, T), of the policy that learns; the only input besides ``entropy`` that gets a gradient.
+        old_logprobs: (B, T), recorded while sampling.
+        advantages: (B,), or (B, T) for credit per token.
+        mask: (B, T), 1 = sampled by the model.
+        epsilon, epsilon_high: clip range below and above; ``epsilon_high=None`` means ``epsilon``, a larger one is
+            DAPO's clip-higher. For cispo it is the cap of the ratio itself, as in TRL (None: 5.0).
+        beta: weight of the KL divergence from ``ref_logprobs`` (B, T), needed when beta is not 0; where it is
+            given with beta 0 the KL is reported only.
+        kl_estimator: with ``x = ref_logprobs - logprobs``: "k1" ``-x``, "k2" ``x^2 / 2``, "k3" ``e^x - x - 1``
+            (Schulman, "Approximating KL divergence", 2020). k1 is a measure, not a good loss: on-policy its
+            gradient is 0 on average.
+        entropy: (B, T) in nats; its mean over sampled tokens, times ``entropy_coef``, is rewarded.
+        max_completion_length: dr_grpo's constant, in tokens.
+        num_sequences, num_tokens: rollouts and sampled tokens of the whole batch of one optimiser step, when this
+            call is one micro-batch of it; the losses then add up to the unsplit one. None: those of this call. With
+            several steps on one batch of rollouts, dapo's ``num_tokens`` is that batch's tokens / steps (TRL), and
+            bnpo's the tokens of the step; otherwise the two are the same.
+
+    Returns:
+        loss: scalar; 0 with zero gradients where the mask is empty.
+        metrics: detached scalars: "loss"; "tokens" sampled; and as means over sampled tokens "ratio" (w), "clip_low"
+            and "clip_high" (share of tokens whose clipped side applies), "kl" and "entropy" where given. Combine
+            those of micro-batches with ``merge_metrics``.
+
+    Raises:
+        ValueError: a shape, a name or a number is wrong.
+        FloatingPointError: NaN or infinity on a sampled token (says which), or in the loss.
+
+    Two rollouts of two tokens; the ratio 1.5 of the first token is clipped to 1.2:
+
+    >>> old = torch.zeros(2, 2)
+    >>> new = torch.tensor([[1.5, 1.0], [1.0, 1.0]]).log()
+    >>> loss, metrics = policy_loss(new, old, torch.tensor([1.0, -1.0]), torch.tensor([[1, 1], [1, 0]]))
+    >>> round(loss.item(), 4)                                      # -((1.2 + 1) / 2 - 1) / 2
+    -0.05
+    >>> round(metrics["clip_high"].item(), 4), metrics["tokens"].item()
+    (0.3333, 3.0)
+    """
+    _one_of("loss_type", loss_type, LOSS_TYPES)
+    _one_of("kl_estimator", kl_estimator, KL_ESTIMATORS)
+    for name, value, tensor in (("beta", beta, ref_logprobs), ("entropy_coef", entropy_coef, entropy)):
+        if value and tensor is None:
+            raise ValueError(f"{name} is {value}: also give {'ref_logprobs' if name == 'beta' else 'entropy'}")
+    if loss_type == "dr_grpo" and not (max_completion_length and max_completion_length > 0):
+        raise ValueError("dr_grpo divides by max_completion_length: give the token budget of a completion")
+    kept = mask.bool()
+    if advantages.dim() == 1 and kept.dim() == 2 and len(advantages) == len(kept):
+        advantages = advantages.unsqueeze(1).expand(kept.shape)
+    logprobs = _on_mask("logprobs", logprobs, kept)
+    old_logprobs = _on_mask("old_logprobs", old_logprobs, kept).detach()
+    advantages = _on_mask("advantages", advantages, kept).detach()
+    lengths = kept.sum(1)
+    num_sequences = len(kept) if num_sequences is None else num_sequences
+    num_tokens = max(kept.sum(), 1) if num_tokens is None else num_tokens
+    if not (num_sequences > 0 and num_tokens > 0):
+        raise ValueError(f"num_sequences and num_tokens must be positive, not {num_sequences} and {num_tokens}")
+
+    log_ratio = logprobs - old_logprobs
+    if loss_type == "gspo":
+        per_rollout = log_ratio.detach().sum(1, keepdim=True) / lengths.clamp(min=1).unsqueeze(1)
+        log_ratio = per_rollout + (logprobs - logprobs.detach())
+    ratio = log_ratio.exp()
+    low, high = _clip_range(loss_type, epsilon, epsilon_high)
+    if loss_type == "cispo":
+        per_token = -ratio.clamp(max=high).detach() * advantages * logprobs
+    else:
+        per_token = -torch.min(ratio * advantages, ratio.clamp(low, high) * advantages)
+
+    measured = {
+        "ratio": ratio,
+        "clip_low": (ratio < low) & (advantages < 0),
+        "clip_high": (ratio > high) & (advantages > 0),
+    }
+    if ref_logprobs is not None:
+        measured["kl"] = kl = _kl(logprobs, _on_mask("ref_logprobs", ref_logprobs, kept).detach(), kl_estimator)
+        per_token = per_token + beta * kl if beta else per_token
+    per_token = per_token.masked_fill(~kept, 0.0)
+    if loss_type in ("grpo", "gspo"):
+        loss = (per_token.sum(1) / lengths.clamp(min=1)).sum() / num_sequences
+    elif loss_type == "dr_grpo":
+        loss = per_token.sum() / (num_sequences * max_completion_length)
+    else:
+        loss = per_token.sum() / num_tokens
+    if entropy is not None:
+        measured["entropy"] = entropy = _on_mask("entropy", entropy, kept)
+        loss = loss - entropy_coef * entropy.sum() / num_tokens if entropy_coef else loss
+    if not (loss.isfinite() and ratio.isfinite().all()):  # an infinite ratio has NaN gradients, even if clipped
+        raise FloatingPointError(
+            f"the loss is {loss.item()}, from finite inputs: log-ratios reach {log_ratio.abs().max().item():.3g}. "
+            "The policy has moved too far from the one that sampled; lower the learning rate or do fewer updates."
+        )
+    metrics = {name: _mean(value.detach(), kept) for name, value in measured.items()}
+    return loss, {"loss": loss.detach(), "tokens": lengths.sum().float(), **metrics}
+
+
+def merge_metrics(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """The metrics of a batch from those of its micro-batches: "loss" and "tokens" add up, the others are means
+    over tokens. Exact, because each part carries its number of tokens.
+
+    >>> a, b = {"loss": .1, "tokens": 1., "kl": 4.}, {"loss": .2, "tokens": 3., "kl": 0.}
+    >>> {name: round(value, 4) for name, value in merge_metrics([a, b]).items()}
+    {'loss': 0.3, 'tokens': 4.0, 'kl': 1.0}
+    """
+    parts = [{name: float(value) for name, value in part.items()} for part in parts]
+    tokens = sum(part["tokens"] for part in parts)
+    merged = {"loss": sum(part["loss"] for part in parts), "tokens": tokens}
+    for name in parts[0]:
+        if name not in merged:
+            merged[name] = sum(part[name] * part["tokens"] for part in parts) / max(tokens, 1.0)
+    return merged
+
+
+# ------------------------------------------------------------------------------- log-probabilities and entropy
+
+
+def token_logprobs_and_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each token and entropy of each distribution, without ever holding B x T x V logits.
+
+    The logits of ``chunk_tokens`` tokens at a time are made, reduced and dropped; the backward pass makes them again
+    where it needs them. Matrix products run in autocast's type, or else in that of ``weight``; the softmax in fp32
+    at least.
+
+    Args:
+        hidden: (B, T, H), last hidden states; ``hidden[:, t]`` is the one that *predicts* ``ids[:, t]``.
+        weight: (V, H), the language-model head; ``bias`` (V,) if it has one. They get a gradient if they require it.
+        ids: (B, T) long.
+        mask: (B, T); positions with 0 cost nothing and give 0. Their ids may be anything. None: all count.
+        temperature: divides the logits, as it did while sampling.
+        chunk_tokens: tokens a chunk; None: as many as make 64 MiB of fp32 logits.
+
+    Returns:
+        logprobs and entropy (nats), each (B, T), fp32 (fp64 for fp64 states).
+
+    Raises:
+        ValueError: shapes do not fit, an id is outside the vocabulary, temperature or chunk_tokens not positive.
+
+    >>> hidden, head = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> logprobs, entropy = token_logprobs_and_entropy(hidden, head, torch.tensor([[1]]))
+    >>> round(logprobs.item(), 4), round(entropy.item(), 4)        # log(e / (1 + e))
+    (-0.3133, 0.5822)
+    """
+    if hidden.dim() != 3 or hidden.shape[:2] != ids.shape or weight.shape[1:] != hidden.shape[2:]:
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and ids {tuple(ids.shape)} "
+            "must be (B, T, H), (V, H) and (B, T)"
+        )
+    if not temperature > 0 or (chunk_tokens is not None and chunk_tokens < 1):
+        raise ValueError(f"temperature ({temperature}) and chunk_tokens ({chunk_tokens}) must be positive")
+    kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    targets = ids[kept]
+    if targets.numel() and not 0 <= targets.min() <= targets.max() < len(weight):
+        raise ValueError(f"ids must lie in 0..{len(weight) - 1}, not {targets.min()}..{targets.max()}")
+    chunk_tokens = chunk_tokens or max(1, CHUNK_LOGITS // len(weight))
+    logprobs, entropy = _ChunkedHead.apply(hidden[kept], weight, bias, targets, temperature, chunk_tokens)
+    empty = logprobs.new_zeros(ids.shape)
+    return empty.masked_scatter(kept, logprobs), empty.masked_scatter(kept, entropy)
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """(N, H) states to (N,) log-probabilities and entropies, the logits living only chunk by chunk.
+
+    With ``p = softmax(z)``: ``d logp_y / dz = onehot(y) - p`` and ``d entropy / dz = -p (log p + entropy)``.
+    While the head is frozen, as under LoRA, the gradient of a log-probability is a vector of length H times the
+    number that comes in, so the forward pass makes that vector (``toward``) at once from the chunk it holds. Only
+    gradients of the head or of the entropy make the chunks again.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, ids, temperature, chunk_tokens):
+        ctx.set_materialize_grads(False)  # entropy is often only reported: its gradient is then None, and skipped
+        autocast = torch.is_autocast_enabled(hidden.device.type)
+        ctx.dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else weight.dtype
+        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        exact = torch.promote_types(ctx.dtype, torch.float32)
+        head = weight.to(ctx.dtype)
+        logprobs, entropy, log_norm = (hidden.new_empty(len(ids), dtype=exact) for _ in range(3))
+        toward = torch.empty_like(hidden) if ctx.needs_input_grad[:3] == (True, False, False) else None
+        for rows in _chunks(len(ids), chunk_tokens):
+            z = _logits(hidden[rows], head, bias, temperature, exact)
+            top = z.amax(1, keepdim=True)
+            chosen = z.gather(1, ids[rows].unsqueeze(1)).squeeze(1)
+            e = z.sub_(top).exp()
+            total = e.sum(1)
+            log_norm[rows] = total.log() + top.squeeze(1)
+            logprobs[rows] = chosen - log_norm[rows]
+            entropy[rows] = total.log() - z.mul_(e).sum(1) / total
+            if toward is not None:
+                slope = e.div_(-total.unsqueeze(1)).scatter_add_(1, ids[rows].unsqueeze(1), torch.ones_like(top))
+                toward[rows] = (slope.to(ctx.dtype) @ head).div_(temperature)
+        ctx.save_for_backward(hidden, weight, bias, ids, log_norm, entropy, toward)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx, grad_logprobs, grad_entropy):
+        hidden, weight, bias, ids, log_norm, entropy, toward = ctx.saved_tensors
+        if toward is not None and grad_entropy is None:
+            return (toward * grad_logprobs.unsqueeze(1)).to(hidden.dtype), None, None, None, None, None
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        head, exact = weight.to(ctx.dtype), log_norm.dtype
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if wants_bias else None
+        for rows in _chunks(len(ids), ctx.chunk_tokens):
+            log_p = _logits(hidden[rows], head, bias, ctx.temperature, exact).sub_(log_norm[rows].unsqueeze(1))
+            grad = log_p.exp()
+            if grad_entropy is not None:
+                factor = log_p.add_(entropy[rows].unsqueeze(1)).mul_(grad_entropy[rows].unsqueeze(1))
+                if grad_logprobs is not None:
+                    factor.add_(grad_logprobs[rows].unsqueeze(1))
+                grad.mul_(factor.neg_())
+            else:
+                grad.mul_(-grad_logprobs[rows].unsqueeze(1))
+            if grad_logprobs is not None:
+                grad.scatter_add_(1, ids[rows].unsqueeze(1), grad_logprobs[rows].unsqueeze(1))
+            grad = grad.div_(ctx.temperature)
+            if wants_bias:
+                grad_bias += grad.sum(0)
+            grad = grad.to(ctx.dtype)
+            if wants_hidden:
+                grad_hidden[rows] = (grad @ head).to(hidden.dtype)
+            if wants_weight:
+                grad_weight += grad.T @ hidden[rows].to(ctx.dtype)
+        cast = lambda g, x: None if g is None else g.to(x.dtype)  # noqa: E731
+        return grad_hidden, cast(grad_weight, weight), cast(grad_bias, bias), None, None, None
+
+
+def _logits(hidden, head, bias, temperature, exact):
+    z = torch.nn.functional.linear(hidden.to(head.dtype), head, None if bias is None else bias.to(head.dtype))
+    return z.to(exact).div_(temperature) if temperature != 1 else z.to(exact)
+
+
+def _chunks(count: int, size: int) -> Iterable[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+# ------------------------------------------------------------------------------------------------- helpers
+
+
+def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def _grouped(rewards: Sequence[float] | torch.Tensor, group_size: int) -> torch.Tensor:
+    """Rewards as (groups, G) float64, checked."""
+    rewards = torch.as_tensor(rewards).detach().double()
+    if rewards.dim() != 1 or group_size < 1 or len(rewards) == 0 or len(rewards) % group_size:
+        raise ValueError(f"rewards of shape {tuple(rewards.shape)} do not split into groups of {group_size}")
+    if not (finite := rewards.isfinite()).all():
+        i = int((~finite).nonzero()[0])
+        raise ValueError(f"the reward of rollout {i} is {rewards[i].item()}; a reward must be a finite number")
+    return rewards.view(-1, group_size)
+
+
+def _nanstd(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Standard deviation with Bessel's correction over the numbers that are not NaN, the dimension kept."""
+    count = (~x.isnan()).sum(dim, keepdim=True)
+    squares = (x - x.nanmean(dim, keepdim=True)).square().nansum(dim, keepdim=True)
+    return (squares / (count - 1).clamp(min=1)).sqrt()
+
+
+def _on_mask(name: str, values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """``values`` in fp32 at least, and 0 where the mask is 0; an error where a kept one is not finite."""
+    if kept.dim() != 2 or values.shape != kept.shape:
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; the mask's is {tuple(kept.shape)}, (B, T)")
+    values = values.to(torch.promote_types(values.dtype, torch.float32)).masked_fill(~kept, 0.0)
+    if not (finite := values.isfinite()).all():
+        b, t = (~finite).nonzero()[0].tolist()
+        raise FloatingPointError(
+            f"{name} is {values[b, t].item()} at rollout {b}, token {t} (and at {int((~finite).sum()) - 1} more)"
+        )
+    return values
+
+
+def _last_sampled(kept: torch.Tensor) -> torch.Tensor:
+    """(B, T) bool: the last kept position of each row."""
+    return kept & (kept.flip(1).cumsum(1).flip(1) == 1)
+
+
+def _clip_range(loss_type: str, epsilon: float, epsilon_high: float | None) -> tuple[float, float]:
+    """The bounds of the ratio, lower and upper."""
+    if loss_type != "cispo":
+        return 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
+    cap = CISPO_CAP if epsilon_high is None else epsilon_high
+    if cap < 1:
+        warnings.warn(f"cispo caps the ratio itself at epsilon_high={cap}, below 1; usual is 5.0", stacklevel=3)
+    return 0.0, cap
+
+
+def _kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
+    x = ref_logprobs - logprobs
+    if estimator == "k1":
+        return -x
+    return x.square() / 2 if estimator == "k2" else x.exp() - x - 1
+
+
+def _mean(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    return (values * kept).sum() / kept.sum().clamp(min=1)
