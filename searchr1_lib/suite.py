@@ -482,6 +482,7 @@ def _execute(path: Path, run_dir: Path, values: dict[str, Any]) -> Outcome:
     """Run one notebook with those values that it declares, in a kernel of this very interpreter."""
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from traitlets.config import Config
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # "python3" is then this environment's kernel, not the user's
     declared, copy, start = parameters_of(path), run_dir / "notebooks" / path.name, time.monotonic()
@@ -496,9 +497,10 @@ def _execute(path: Path, run_dir: Path, values: dict[str, Any]) -> Outcome:
             language="python",
             cwd=str(ROOT),
             progress_bar=sys.stderr.isatty(),
+            config=Config(KernelManager={"transport_encryption": "auto"}),  # nobody else on the machine listens
         )
     except papermill.PapermillExecutionError as e:
-        error = f"cell {e.cell_index + 1} of {_shown(copy)}: {e.ename}: {e.evalue}"
+        error = f"cell In [{e.exec_count}] of {_shown(copy)}: {e.ename}: {e.evalue}"
     except (DeadKernelError, CellTimeoutError) as e:
         error = f"the kernel died (out of memory?): {e}"
     return Outcome(path.stem, (time.monotonic() - start) / 60, error)

@@ -1,0 +1,99 @@
+"""The set-up agrees with itself: pyproject.toml, constraints.txt, environment.yml, profiles; imports stay light."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import searchr1_lib
+from searchr1_lib import suite
+
+ROOT = Path(__file__).resolve().parents[1]
+tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads pyproject.toml itself")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONDA_NAMES = {"torch": "pytorch"}  # where conda-forge has another name than PyPI
+
+
+def split(requirement: str) -> tuple[str, str]:
+    """("torch", ">=2.8,<3") from "torch>=2.8,<3"."""
+    name, bounds = re.fullmatch(r"([A-Za-z0-9_.-]+?)\s*([<>=!~].*)?", requirement).groups()
+    return name.lower().replace("_", "-"), bounds or ""
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(split(line) for line in lines if line and not line.startswith("#"))
+
+
+def test_environment_yml_is_in_step_with_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    conda = dict(split(line) for line in environment["dependencies"] if isinstance(line, str))
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip[-1] == "-e ."
+    found = {**conda, **dict(split(line) for line in pip[:-1])}
+    assert found.pop("python") and found.pop("pip") == ""
+    wanted = dict(split(line) for line in PROJECT["dependencies"])
+    assert found == {CONDA_NAMES.get(name, name): bounds for name, bounds in wanted.items()}
+
+
+def test_constraints_pin_every_direct_dependency_within_its_range():
+    from packaging.specifiers import SpecifierSet
+
+    direct = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    found = pins()
+    for name, bounds in map(split, direct):
+        assert name in found, f"{name} is not pinned"
+        assert found[name].removeprefix("==") in SpecifierSet(bounds), name
+    assert found["torch"] == "==2.13.0"
+
+
+def test_constraints_are_exact_and_free_of_places():
+    for name, pin in pins().items():
+        assert re.fullmatch(r"==[0-9][0-9a-z.]*", pin), f"{name}{pin}"
+
+
+def test_dependencies_are_ranges_not_pins():
+    assert not [d for d in PROJECT["dependencies"] if "==" in d]
+
+
+@pytest.mark.parametrize("module", ["searchr1_lib", "searchr1_lib.suite", "searchr1_lib.records"])
+def test_import_loads_nothing_heavy(module):
+    code = (
+        f"import sys, {module}\n"
+        "heavy = {'torch', 'transformers', 'faiss', 'numpy', 'papermill', 'yaml'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {sorted(heavy)}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", searchr1_lib.__all__)
+def test_public_name_resolves_to_what_bears_it(name):
+    assert getattr(searchr1_lib, name).__name__ == name
+    assert name in dir(searchr1_lib)
+
+
+def test_unknown_public_name():
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        searchr1_lib.nonsense
+
+
+def test_profiles_have_the_same_names_and_types():
+    profiles = {name: suite.load_profile(name) for name in ("smoke", "cpu", "t4", "gpu")}
+    kinds = [{key: type(value) for key, value in values.items()} for values in profiles.values()]
+    assert all(kind == kinds[0] for kind in kinds)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "cpu", "t4", "gpu"])
+def test_profiles_fit_the_notebooks(profile):
+    suite.check_profile(profile)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_notebook_declares_profile_and_run(path):
+    declared = suite.parameters_of(path)
+    assert declared["profile"].default == "auto" and declared["run"].default == ""

@@ -1,0 +1,227 @@
+"""The suite on throw-away notebooks, run by papermill in real kernels."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import searchr1_lib
+from searchr1_lib import suite
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAD = 'profile = "auto"  # which one\nrun = ""  # the folder\n'
+USE = "from pathlib import Path\nfrom searchr1_lib import suite\nsuite.ROOT = Path({root!r})\n"
+
+
+def write_notebook(path: Path, parameters: str, *cells: str) -> None:
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    book.cells = [nbformat.v4.new_code_cell(source) for source in (parameters, *cells)]
+    book.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(book, path)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A repository with two notebooks that need each other, and a profile."""
+    books = tmp_path / "notebooks"
+    (books / "profiles").mkdir(parents=True)
+    (books / "profiles" / "small.yaml").write_text("steps: 3\nlr: 1.5e-3\nname: tiny\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "facts.txt").write_text("a fact")
+    use = USE.format(root=str(tmp_path))
+    write_notebook(
+        books / "00_first.ipynb",
+        HEAD + "steps: int = None  # how many (a = b)\nlr: float = None  # rate",
+        use + "p = suite.parameters(profile, run, steps=steps, lr=lr)",
+        '(p.run_dir / "steps.txt").write_text(f"{p.steps} {p.lr}")',
+        'suite.record(p.run_dir, "00_first", {"steps": p.steps, "rate": {"before": 0.5, "after": p.lr}})',
+    )
+    write_notebook(
+        books / "A1_second.ipynb",
+        HEAD + "name: str = None",
+        use + "p = suite.parameters(profile, run, name=name)",
+        'path, = suite.require(p.run_dir, "steps.txt", made_by="00_first")\nprint(p.name, path.read_text())',
+    )
+    monkeypatch.setattr(suite, "ROOT", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the kernel starts in the throw-away repository
+    monkeypatch.delenv("SEARCHR1_RUNS", raising=False)
+    monkeypatch.delenv("SEARCHR1_PROFILE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def texts(notebook: Path) -> str:
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
+
+
+def test_whole_suite_from_the_command_line(project, capsys):
+    assert suite.main(["run", "--profile", "small", "--run", "one", "-p", "steps=7"]) == 0
+    run_dir = project / "runs" / "one"
+    assert (run_dir / "steps.txt").read_text() == "7 0.0015"
+    assert "tiny 7 0.0015" in texts(run_dir / "notebooks" / "A1_second.ipynb")
+    assert "(the profile says 3)" in texts(run_dir / "notebooks" / "00_first.ipynb")
+    shown = capsys.readouterr().out
+    assert "before 0.5   after 0.0015" in shown and f"Open {Path('runs/one/notebooks')}" in shown
+
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    assert manifest["profile"] == "small" and manifest["parameters"] == {"steps": 7}
+    assert manifest["searchr1_lib"] == searchr1_lib.__version__ and manifest["packages"]["papermill"]
+    assert manifest["data"] == {"data/facts.txt": hashlib.sha256(b"a fact").hexdigest()}
+    assert not list(run_dir.rglob("*.part"))
+
+    # what stands there is safe
+    before = (run_dir / "manifest.json").read_bytes()
+    assert suite.main(["run", "--profile", "small", "--run", "one"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert suite.main(["run", "--profile", "small", "--run", "one", "--only", "A1"]) == 2
+    assert "holds A1_second already" in capsys.readouterr().err
+    assert (run_dir / "manifest.json").read_bytes() == before
+
+
+def test_failing_notebook_stops_the_suite_and_can_be_run_again(project, capsys):
+    first, second = project / "notebooks" / "00_first.ipynb", project / "notebooks" / "A1_second.ipynb"
+    healthy = first.read_text()
+    write_notebook(first, HEAD + "steps: int = None\nlr: float = None", "1 + 1", 'raise KeyError("no such town")')
+    assert suite.main(["run", "--profile", "small", "--run", "one"]) == 1
+    error = capsys.readouterr().err
+    copy = Path("runs/one/notebooks/00_first.ipynb")
+    assert "00_first, cell" in error and str(copy) in error and "KeyError: 'no such town'" in error
+    number = int(re.search(r"cell In \[(\d+)\]", error)[1])
+    cells = nbformat.read(project / copy, as_version=4).cells
+    assert "no such town" in next(c.source for c in cells if c.get("execution_count") == number)
+    assert not (project / "runs/one/notebooks" / second.name).exists()
+
+    first.write_text(healthy)
+    run_dir, outcomes = suite.run_suite("small", "one", only=["00"])
+    assert [(o.notebook, o.error) for o in outcomes] == [("00_first", None)]
+    assert (project / run_dir / "steps.txt").exists()
+
+
+def test_overwrite_starts_afresh_but_deletes_nothing_foreign(project, monkeypatch):
+    monkeypatch.setattr(suite, "_execute", lambda path, run_dir, values: suite.Outcome(path.stem, 0.0))
+    left = project / "runs" / "one" / "left.txt"
+    suite.run_suite("small", "one")
+    left.write_text("old")
+    suite.run_suite("small", "one", overwrite=True)
+    assert not left.exists() and (left.parent / "manifest.json").exists()
+
+    (left.parent / "manifest.json").unlink()
+    left.write_text("mine")
+    with pytest.raises(FileExistsError, match="no run's folder"):
+        suite.run_suite("small", "one", overwrite=True)
+    assert left.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--profile", "huge"], r"profile = 'huge' is unknown: choose auto or one of small"),
+        (["-p", "stepz=3"], r"unknown parameter 'stepz'; .*00_first: profile, run, steps, lr\n.*A1_second: profile"),
+        (["-p", "steps=many"], r"for 00_first.*steps must be of type int, got 'many'"),
+        (["-p", "steps=2.5"], r"steps must be of type int, got 2.5"),
+        (["-p", "steps"], r"name=value"),
+        (["-p", "run=x"], r"--run x"),
+        (["--only", "07"], r"--only 07: no such notebook; there are 00_first, A1_second"),
+        (["--run", "../else"], r"plain folder name"),
+        (["--only", "A1", "-p", "steps=3"], r"unknown parameter 'steps'"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(project, capsys, arguments, message):
+    assert suite.main(["run", "--profile", "small", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error, re.S), error
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("steps: 3\nlr: 1.5e-3\nname: tiny\nstepz: 4\n", r"small.yaml: unknown parameter 'stepz'"),
+        ("steps: 3\nlr: 1.5e-3\n", r"small.yaml: A1_second leaves 'name' to the profile"),
+        ("steps: 3\nlr: 1e-3\nname: tiny\n", r"small.yaml, lr: .*with a point"),
+        ("steps: true\nlr: 1.5e-3\nname: tiny\n", r"steps must be of type int, got True"),
+        ("- steps\n", r"small.yaml must hold lines"),
+        ("steps: [1\n", r"small.yaml is not YAML"),
+    ],
+)
+def test_bad_profile(project, text, message):
+    (project / "notebooks" / "profiles" / "small.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        suite.run_suite("small")
+    assert not (project / "runs").exists()
+
+
+def test_parameters_by_hand(project, capsys):
+    p = suite.parameters("small", "", steps=5, lr=None)
+    assert (p.profile, p.run_dir, p.steps, p.lr) == ("small", Path("runs/small"), 5, 0.0015)
+    assert (p.run_dir / "manifest.json").exists()
+    assert "profile small (chosen here)" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="steps must be of type int, got 'x'"):
+        suite.parameters("small", steps="x")
+    with pytest.raises(ValueError, match="'beams' has no value.*small.yaml"):
+        suite.parameters("small", beams=None)
+    assert suite.parameters("small", question="Who?").question == "Who?"
+
+
+def test_auto_profile_says_which_and_why(monkeypatch):
+    monkeypatch.setenv("SEARCHR1_PROFILE", "smoke")
+    assert suite.resolve_profile("auto") == ("smoke", "chosen by SEARCHR1_PROFILE")
+    assert suite.resolve_profile("cpu") == ("cpu", "chosen here")
+    monkeypatch.delenv("SEARCHR1_PROFILE")
+    torch = pytest.importorskip("torch")
+    name, why = suite.resolve_profile("auto")
+    assert name in (("gpu", "t4") if torch.cuda.is_available() else ("cpu",)) and "found" in why
+
+
+def test_plain_papermill_is_held_to_the_names_too(project):
+    import papermill
+
+    source, out = str(project / "notebooks" / "00_first.ipynb"), str(project / "out.ipynb")
+    run = lambda given: papermill.execute_notebook(source, out, given, kernel_name="python3", progress_bar=False)  # noqa: E731
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'stepz'"):
+        run({"profile": "small", "stepz": 3})
+    run({"profile": "small", "steps": 3, "lr": 0.1, "name": "tiny"})  # a whole profile file may be passed
+    assert "(the profile says 0.0015)" in texts(Path(out))
+
+
+def test_folder_of_another_version_or_profile(project):
+    suite.parameters("small", "one", steps=None)
+    path = project / "runs" / "one" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for change, message in (
+        ({"searchr1_lib": "7.0.0"}, r"made by searchr1_lib 7.0.0, this is"),
+        ({"profile": "gpu"}, r"made under the profile 'gpu', not 'small'"),
+    ):
+        path.write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(ValueError, match=message):
+            suite.parameters("small", "one", steps=None)
+    path.write_text('{"searchr1_lib": ')
+    with pytest.raises(ValueError, match="manifest.json is broken"):
+        suite.parameters("small", "one", steps=None)
+
+
+def test_require_names_the_notebook_to_run(tmp_path):
+    (tmp_path / "full").write_text("x")
+    (tmp_path / "empty").write_text("")
+    assert suite.require(tmp_path, "full", made_by="05_train") == [tmp_path / "full"]
+    for name in ("empty", "absent"):
+        with pytest.raises(FileNotFoundError, match=f"{name} is missing or empty: run notebooks/05_train.ipynb"):
+            suite.require(tmp_path, "full", name, made_by="05_train")
+
+
+@pytest.mark.parametrize("source", ["import os", "steps = 2 * 3", "steps", "a = b = 1\nc = f()", "steps ="])
+def test_parameters_cell_holds_only_literals(tmp_path, source):
+    write_notebook(tmp_path / "00_x.ipynb", source)
+    with pytest.raises(ValueError, match="00_x.ipynb: the parameters cell may hold only"):
+        suite.parameters_of(tmp_path / "00_x.ipynb")
+
+
+def test_broken_notebook(tmp_path):
+    (tmp_path / "00_x.ipynb").write_text("{")
+    with pytest.raises(ValueError, match="00_x.ipynb is not a readable notebook"):
+        suite.parameters_of(tmp_path / "00_x.ipynb")
