@@ -10,6 +10,9 @@ _HOMES = {
     "Engine": "base",
     "IndexFolderError": "base",
     "LocalSearch": "local",
+    "SQLiteSearch": "sqlite",
+    "CachedSearch": "cached",
+    "SearchError": "base",
 }
 __all__ = sorted(_HOMES)
 

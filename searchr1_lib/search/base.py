@@ -29,11 +29,20 @@ class IndexFolderError(ValueError):
     """An index folder that is missing, broken, or not what its manifest says; the message says what to do."""
 
 
+class SearchError(RuntimeError):
+    """An engine could not answer; the message says which, why, and what to do."""
+
+
 class Engine:
     """A search engine; a subclass writes ``search_batch``.
 
     Hits come best first, equal scores in the order of the corpus. A query that matches nothing gives [].
     """
+
+    @property
+    def name(self) -> str:
+        """What a recording of its answers is filed under."""
+        return type(self).__name__
 
     def search(self, query: str, k: int = 3) -> list[Hit]:
         """The ``k`` best passages for one query, fewer where fewer match."""

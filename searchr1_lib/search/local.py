@@ -10,6 +10,7 @@ from ..data import load_passages
 from ..records import Hit
 from .base import MANIFEST, PASSAGES, Engine, IndexFolderError, read_manifest
 from .bm25 import BM25Search
+from .sqlite import SQLiteSearch
 
 #: Names under which a corpus is looked for in a folder without an index.
 CORPORA = (PASSAGES, "corpus.jsonl")
@@ -41,6 +42,8 @@ def _open(folder: Path) -> Engine:
     kind = read_manifest(folder)["engine"]
     if kind == "bm25":
         return BM25Search.load(folder)
+    if kind == "sqlite":
+        return SQLiteSearch(folder)
     raise IndexFolderError(f"{folder / MANIFEST}: unknown engine {kind!r}; written by another version?")
 
 

@@ -1,0 +1,127 @@
+"""Search in a real database: SQLite's full-text index FTS5, on disk, changed while it serves.
+
+FTS5 scores with BM25 (k1 = 1.2, b = 0.75) over title and text. Any number of threads and processes may
+search; one at a time writes, and a search sees the passages before or after a change, never between.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Iterable, Sequence
+
+from ..records import Hit, Passage
+from .base import MANIFEST, Engine, IndexFolderError, check_batch, read_manifest, write_manifest
+
+DATABASE = "passages.sqlite"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS passages (
+  n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, title TEXT NOT NULL, text TEXT NOT NULL
+);
+CREATE VIRTUAL TABLE IF NOT EXISTS words USING fts5(title, text, content=passages, content_rowid=n);
+CREATE TRIGGER IF NOT EXISTS added AFTER INSERT ON passages BEGIN
+  INSERT INTO words(rowid, title, text) VALUES (new.n, new.title, new.text);
+END;
+CREATE TRIGGER IF NOT EXISTS removed AFTER DELETE ON passages BEGIN
+  INSERT INTO words(words, rowid, title, text) VALUES ('delete', old.n, old.title, old.text);
+END;
+CREATE TRIGGER IF NOT EXISTS changed AFTER UPDATE ON passages BEGIN
+  INSERT INTO words(words, rowid, title, text) VALUES ('delete', old.n, old.title, old.text);
+  INSERT INTO words(rowid, title, text) VALUES (new.n, new.title, new.text);
+END;
+"""
+_SEARCH = """
+SELECT id, passages.title, passages.text, -bm25(words) AS score FROM words JOIN passages ON n = words.rowid
+WHERE words MATCH ? ORDER BY score DESC, n LIMIT ?
+"""
+_ADD = """
+INSERT INTO passages(id, title, text) VALUES (?, ?, ?)
+ON CONFLICT(id) DO UPDATE SET title = excluded.title, text = excluded.text
+"""
+
+
+class Database:
+    """One SQLite file with one connection per thread; waits up to 30 seconds for another writer.
+
+    Args:
+        path: the file; made, with the tables of ``schema``, if there is none.
+        journal: "WAL" lets searches go on during a write; "DELETE" keeps everything in the one file.
+
+    Raises:
+        IndexFolderError: not a database, or a SQLite without FTS5 where the schema needs it.
+    """
+
+    def __init__(self, path: Path, schema: str, journal: str):
+        self.path, self.journal, self._threads = path, journal, threading.local()
+        try:
+            if not self.connection().execute("SELECT 1 FROM sqlite_master").fetchone():
+                self.connection().executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
+        except sqlite3.DatabaseError as e:
+            raise IndexFolderError(f"{path}: cannot be used as a database ({e}); delete it and build it again") from None
+
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection; ``with`` it makes a transaction."""
+        if not hasattr(self._threads, "connection"):
+            connection = sqlite3.connect(self.path, timeout=30)
+            connection.execute(f"PRAGMA journal_mode = {self.journal}")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            self._threads.connection = connection
+        return self._threads.connection
+
+
+class SQLiteSearch(Engine):
+    """FTS5 over a folder's database, which is made if there is none.
+
+    Args:
+        index_dir: the index folder.
+
+    Raises:
+        IndexFolderError: another index stands there, or the database is broken.
+
+    >>> engine = SQLiteSearch(folder); engine.add([Passage("1", "Penicillin", "Found by Fleming.")])  # doctest: +SKIP
+    """
+
+    def __init__(self, index_dir: str | os.PathLike):
+        folder = Path(index_dir)
+        if (folder / MANIFEST).exists():
+            read_manifest(folder, "sqlite")
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise IndexFolderError(f"{folder}: exists and is not an index; choose an empty or a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._database = Database(folder / DATABASE, _SCHEMA, journal="WAL")
+        if not (folder / MANIFEST).exists():
+            write_manifest(folder, "sqlite")
+
+    def __len__(self) -> int:
+        return self._database.connection().execute("SELECT count(*) FROM passages").fetchone()[0]
+
+    def add(self, passages: Iterable[Passage]) -> None:
+        """Add passages, all or none; one whose id is there already replaces it in its place."""
+        with self._database.connection() as connection:
+            connection.executemany(_ADD, ((p.id, p.title, p.text) for p in passages))
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Delete the passages of these ids, all or none; returns how many were there."""
+        with self._database.connection() as connection:
+            return connection.executemany("DELETE FROM passages WHERE id = ?", ((i,) for i in ids)).rowcount
+
+    def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
+        check_batch(queries, k)
+        return [self._search(query, k) for query in queries]
+
+    def _search(self, query: str, k: int) -> list[Hit]:
+        if not (match := _match(query)):
+            return []
+        rows = self._database.connection().execute(_SEARCH, (match, k))
+        return [Hit(Passage(id, title, text), score) for id, title, text, score in rows]
+
+
+def _match(query: str) -> str:
+    """The FTS5 expression that matches any word of the query; each is quoted, so nothing in it is syntax."""
+    from bm25s.stopwords import STOPWORDS_EN
+
+    words = dict.fromkeys(w for w in re.findall(r"\w\w+", query.lower()) if w not in STOPWORDS_EN)
+    return " OR ".join(f'"{word}"' for word in words)

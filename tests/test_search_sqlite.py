@@ -1,0 +1,212 @@
+"""SQLiteSearch on a real database that changes while it serves, and CachedSearch, recorded and replayed."""
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from searchr1_lib.data import load_passages, load_questions
+from searchr1_lib.records import Hit, Passage
+from searchr1_lib.search import BM25Search, CachedSearch, Engine, IndexFolderError, LocalSearch, SearchError, SQLiteSearch
+
+ALMANAC = Path(__file__).resolve().parents[1] / "data" / "almanac"
+SMALL = [Passage("a", "Velmora", "A town on the Nava."), Passage("b", "Nava", "A river."), Passage("c", "Nava", "A river.")]
+
+
+@pytest.fixture
+def engine(tmp_path):
+    engine = SQLiteSearch(tmp_path / "index")
+    engine.add(SMALL)
+    return engine
+
+
+def ids(hits):
+    return [h.passage.id for h in hits]
+
+
+def test_search_and_order(engine):
+    assert ids(engine.search("velmora")) == ["a"] and engine.search("velmora")[0].passage == SMALL[0]
+    assert ids(engine.search("river")) == ["b", "c"]  # equal scores in the order of adding
+    assert ids(engine.search("nava", k=1)) == ["b"] and engine.search("nava")[0].score > 0
+    assert engine.search("the of") == engine.search("") == engine.search("zzz") == []
+    assert engine.search_batch(["velmora", "", "river"]) == [engine.search("velmora"), [], engine.search("river")]
+
+
+def test_add_replace_delete(engine):
+    engine.add([Passage("b", "Nava", "A mountain."), Passage("d", "Sen", "A river.")])
+    assert set(ids(engine.search("river"))) == {"c", "d"}
+    assert ids(engine.search("mountain")) == ["b"] and len(engine) == 4
+    assert engine.delete(["b", "none"]) == 1 and engine.search("mountain") == [] and len(engine) == 3
+
+
+def test_a_change_is_whole_or_not_at_all(engine):
+    def broken():
+        yield Passage("d", "Sen", "A lake.")
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        engine.add(broken())
+    assert engine.search("lake") == [] and len(engine) == 3
+
+
+def test_what_was_added_is_there_after_reopening(engine, tmp_path):
+    for opened in (SQLiteSearch(tmp_path / "index"), LocalSearch(tmp_path / "index")):
+        assert opened.search("river") == engine.search("river")
+        engine.add([Passage("e", "Orm", "A volcano.")])
+        assert ids(opened.search("volcano")) == ["e"]  # seen by an engine that was open before
+
+
+@settings(max_examples=100, deadline=None)
+@given(query=st.text(max_size=60) | st.sampled_from(['"', 'a" OR "b', "nava NEAR river", "title:nava", "nava*", "_ __", "NOT"]))
+def test_any_query_is_answered(tmp_path_factory, query):
+    if not hasattr(test_any_query_is_answered, "engine"):
+        test_any_query_is_answered.engine = SQLiteSearch(tmp_path_factory.mktemp("db") / "index")
+        test_any_query_is_answered.engine.add(SMALL)
+    assert len(test_any_query_is_answered.engine.search(query)) <= 3
+
+
+def test_it_serves_while_it_changes(engine):
+    """Four readers while a writer replaces both rivers at once: a reader sees both old or both new."""
+    stop, faults, seen = threading.Event(), [], set()
+
+    def read():
+        while not stop.is_set():
+            texts = {h.passage.text for h in engine.search("nava river") if h.passage.id in "bc"}
+            seen.add(frozenset(texts))
+            if len(texts) != 1:
+                faults.append(texts)
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for i in range(60):
+        engine.add([Passage(id, "Nava", f"A river. Version {i}.") for id in "bc"])
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not faults and len(seen) > 1
+
+
+def test_agrees_with_bm25_on_the_almanac(tmp_path):
+    """Both rank by BM25 over the same text; only k1, the idf and the tokenizer differ a little."""
+    passages = load_passages(ALMANAC / "passages.jsonl")
+    questions = load_questions(ALMANAC / "test.jsonl", limit=200)
+    sqlite = SQLiteSearch(tmp_path / "index")
+    sqlite.add(passages)
+
+    def recall(engine):
+        found = engine.search_batch([q.text for q in questions], k=3)
+        return sum(q.passages[0] in ids(hits) for q, hits in zip(questions, found)) / len(questions)
+
+    assert abs(recall(sqlite) - recall(BM25Search(passages))) < 0.05
+
+
+def test_bad_folders(tmp_path):
+    BM25Search(SMALL).save(tmp_path / "bm25")
+    with pytest.raises(IndexFolderError, match="holds an index of engine 'bm25'"):
+        SQLiteSearch(tmp_path / "bm25")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("years of work")
+    with pytest.raises(IndexFolderError, match="exists and is not an index"):
+        SQLiteSearch(tmp_path / "other")
+    SQLiteSearch(tmp_path / "index")
+    (tmp_path / "index" / "passages.sqlite").write_bytes(b"this is no database, however long it may be" * 9)
+    for end in ("-wal", "-shm"):
+        (tmp_path / "index" / f"passages.sqlite{end}").unlink(missing_ok=True)
+    with pytest.raises(IndexFolderError, match="cannot be used as a database"):
+        LocalSearch(tmp_path / "index")
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        SQLiteSearch(tmp_path / "new").search("x", k=0)
+
+
+class Fickle(Engine):
+    """A live engine: says something else each time, and fails for "bad"."""
+
+    def __init__(self):
+        self.asked = []
+
+    def search_batch(self, queries, k=3):
+        self.asked.append((list(queries), k))
+        if "bad" in queries:
+            raise SearchError("the web is down")
+        return [[Hit(Passage(q, "t<b>", f"{q} ü {len(self.asked)}"), 1 / (i + 3)) for i in range(k)] for q in queries]
+
+
+def test_recorded_answers_are_repeated_exactly(tmp_path):
+    live = Fickle()
+    recorded = CachedSearch(live, tmp_path / "cache.sqlite")
+    first = recorded.search_batch(["x", "y", "x"], k=2)
+    assert live.asked == [(["x", "y"], 2)] and first[0] == first[2]  # asked once each
+    assert recorded.search("y", k=2) == first[1] and len(live.asked) == 1
+    assert recorded.search("x", k=1) != first[0] and len(live.asked) == 2  # another k is another question
+    replay = CachedSearch(None, tmp_path / "cache.sqlite", mode="replay")
+    assert replay.search_batch(["y", "x"], k=2) == [first[1], first[0]]
+    assert [p.name for p in tmp_path.iterdir()] == ["cache.sqlite"]  # one file to copy
+    with pytest.raises(SearchError, match="nothing was recorded for the query 'z'"):
+        replay.search("z", k=2)
+
+
+def test_replay_never_asks(tmp_path):
+    live = Fickle()
+    CachedSearch(live, tmp_path / "c").search("x")
+    replay = CachedSearch(live, tmp_path / "c", mode="replay")
+    with pytest.raises(SearchError):
+        replay.search("new")
+    assert len(live.asked) == 1
+
+
+def test_a_failure_is_repeated_until_it_succeeds(tmp_path):
+    recorded = CachedSearch(Fickle(), tmp_path / "c")
+    for _ in range(2):
+        with pytest.raises(SearchError, match="the web is down"):
+            recorded.search("bad")
+    with pytest.raises(SearchError, match="the web is down"):
+        CachedSearch(None, tmp_path / "c", mode="replay").search("bad")
+
+    class Healed(Fickle):
+        name = "Fickle"
+
+        def search_batch(self, queries, k=3):
+            return [[] for _ in queries]
+
+    assert CachedSearch(Healed(), tmp_path / "c").search("bad") == []
+    assert CachedSearch(None, tmp_path / "c", mode="replay").search("bad") == []
+
+
+def test_many_threads_share_a_cache(tmp_path):
+    recorded = CachedSearch(BM25Search(SMALL), tmp_path / "c")
+    faults = []
+
+    def work(n):
+        try:
+            for i in range(20):
+                assert ids(recorded.search(f"velmora {(n * i) % 13}")) == ["a"]
+        except Exception as e:
+            faults.append(e)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not faults
+    rows = sqlite3.connect(tmp_path / "c").execute("SELECT count(*) FROM answers").fetchone()[0]
+    assert rows == 13
+
+
+def test_bad_caches(tmp_path):
+    with pytest.raises(ValueError, match="'record' or 'replay'"):
+        CachedSearch(Fickle(), tmp_path / "c", mode="write")
+    with pytest.raises(ValueError, match="needs an engine"):
+        CachedSearch(None, tmp_path / "c")
+    with pytest.raises(ValueError, match="nothing was recorded here"):
+        CachedSearch(None, tmp_path / "c", mode="replay")
+    CachedSearch(Fickle(), tmp_path / "c")
+    with pytest.raises(ValueError, match="recorded from Fickle, not from BM25Search"):
+        CachedSearch(BM25Search(SMALL), tmp_path / "c")
+    (tmp_path / "d").write_text("this is no database, however long it may be" * 9)
+    with pytest.raises(ValueError, match="cannot be used as a database"):
+        CachedSearch(Fickle(), tmp_path / "d")
