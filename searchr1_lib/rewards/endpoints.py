@@ -13,13 +13,10 @@ import threading
 import time
 from dataclasses import dataclass
 from typing import Any, Sequence
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 _RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT = 30.0
-_LARGEST_REPLY = 64 << 20  # bytes
 
 
 class EndpointError(RuntimeError):
@@ -34,45 +31,44 @@ class Reply:
     tokens: int
 
 
-class _NoRedirect(HTTPRedirectHandler):
-    def redirect_request(self, *args):
-        return None  # a redirect would carry the key to another host
-
-
 class _Endpoint:
     """Posts JSON below a base address, with a timeout, retries and the key of an environment variable."""
 
     def __init__(self, url: str, model: str, *, key_env: str = "OPENAI_API_KEY", timeout: float = 60.0,
                  retries: int = 3, wait: float = 0.5):
+        import httpx
+
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"endpoint url must start with http:// or https://, not {url!r}")
         if parts.username or parts.password:
             raise ValueError("endpoint url must not hold a password; put the key into an environment variable")
-        if os.environ.get(key_env) and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        here = parts.hostname in ("127.0.0.1", "localhost", "::1")
+        if os.environ.get(key_env) and parts.scheme == "http" and not here:
             raise ValueError(f"the key in {key_env} would travel unencrypted to {parts.hostname}: use https")
         self.url, self.model, self.name = url.rstrip("/"), model, model
-        self.key_env, self.timeout, self.retries, self.wait = key_env, timeout, retries, wait
-        self._opener = build_opener(_NoRedirect)
+        self.key_env, self.retries, self.wait = key_env, retries, wait
+        # no redirects: one would carry the key to another host; no proxy for this machine
+        self._client = httpx.Client(timeout=timeout, follow_redirects=False, trust_env=not here)
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         """The reply as JSON; tried ``1 + retries`` times where trying again can help."""
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self.key_env):
-            headers["Authorization"] = f"Bearer {key}"
-        data = json.dumps(body).encode()
+        import httpx
+
+        key = os.environ.get(self.key_env)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         for attempt in range(self.retries + 1):
             pause = self.wait * 2**attempt
             try:
-                with self._opener.open(Request(self.url + path, data, headers), timeout=self.timeout) as reply:
-                    return json.loads(reply.read(_LARGEST_REPLY))
-            except HTTPError as e:
-                problem = f"HTTP {e.code}"
-                if e.code not in _RETRY_STATUS:
+                reply = self._client.post(self.url + path, json=body, headers=headers)
+                if reply.is_success:
+                    return reply.json()
+                problem = f"HTTP {reply.status_code}"
+                if reply.status_code not in _RETRY_STATUS:
                     break
-                asked = e.headers.get("Retry-After", "")
+                asked = reply.headers.get("Retry-After", "")
                 pause = max(pause, float(asked)) if asked.isdigit() else pause
-            except (OSError, ValueError) as e:  # no connection, a timeout, or a reply that is not JSON
+            except (httpx.TransportError, ValueError) as e:  # no connection, a timeout, or a reply that is not JSON
                 problem = f"{type(e).__name__}: {e}"
             if attempt < self.retries:
                 time.sleep(min(pause, _LONGEST_WAIT))

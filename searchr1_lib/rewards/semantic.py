@@ -104,7 +104,9 @@ class SemanticSimilarity:
         vectors = self._encode({text for pair in pairs if all(pair) for text in pair})
         return [min(1.0, max(-1.0, float(vectors[a] @ vectors[b]))) if a and b else 0.0 for a, b in pairs]
 
-    def calibrate(self, pairs: Sequence[tuple[str, str]], labels: Sequence[float], fit=fit_affine) -> "SemanticSimilarity":
+    def calibrate(
+        self, pairs: Sequence[tuple[str, str]], labels: Sequence[float], fit=fit_affine
+    ) -> "SemanticSimilarity":
         """Learn the calibration from pairs (answer, gold answer) labelled in [0, 1]; returns itself.
 
         ``fit`` is ``fit_affine`` or ``fit_cutoff``.

@@ -1,0 +1,214 @@
+"""A language model as judge of the final answer.
+
+What keeps an answer from talking to the judge:
+1. only the model's final answer is judged, escaped, on one line and cut to ``ANSWER_LIMIT`` characters;
+2. it is sent as a JSON string in a message of its own; the rubric stands in the system message;
+3. the whole reply must be one JSON object with a score in [0, 1], so a score that the judge merely quotes is not one;
+4. every answer that scores is asked about again against a wrong reference (the gold answer of another
+   question). An honest judge gives 0 there; an answer that earns points against any reference earned them by
+   talking, and these points are taken off: ``score = max(0, judged - control)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Sequence
+
+from .. import protocol
+from ..records import Trajectory
+from .answer import f1_score
+from .base import RewardError, final_answer
+from .endpoints import EndpointError
+
+RUBRIC = Path(__file__).with_name("rubric.md")
+ANSWER_LIMIT = 500  # characters
+_NOBODY = "Quorvath Lindemere"  # the wrong reference where the batch holds no other gold answer
+_FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
+
+
+class JudgeBudgetError(RewardError):
+    """The judge's budget is spent; the message says how much it was."""
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is judged once, however many trajectories share it."""
+
+    question: str
+    answers: tuple[str, ...]
+    answer: str
+    id: str  # of the question, for messages
+
+
+class Judge:
+    """A score in [0, 1] for the final answer, by a chat model that follows a rubric (see the module's head).
+
+    No answer, or a blank one, scores 0 without a call. Equal cases of a batch are asked once.
+
+    Args:
+        chat: ``ChatEndpoint``, ``LocalChat``, or anything with ``name`` and ``complete(messages) -> Reply``.
+        rubric: file with the instructions; the packaged ``rubric.md`` by default.
+        cache: SQLite file that keeps scores between runs; several processes may share it.
+        max_calls, max_tokens: budget of this object (None: no limit). Cached scores are free.
+        concurrency: calls under way at a time.
+        attempts: calls for one score before a reply that cannot be read is an error.
+
+    Attributes:
+        calls, tokens: spent so far; cached: scores that came from the cache; controlled: scores that the
+            control question lowered.
+    """
+
+    def __init__(self, chat, *, rubric: str | Path = RUBRIC, cache: str | Path | None = None,
+                 max_calls: int | None = None, max_tokens: int | None = None, concurrency: int = 4,
+                 attempts: int = 3, name: str = "judge"):
+        if concurrency < 1 or attempts < 1:
+            raise ValueError("Judge: concurrency and attempts must be 1 or more")
+        self.chat, self.name = chat, name
+        self.rubric = Path(rubric).read_text(encoding="utf-8").strip()
+        if not self.rubric:
+            raise ValueError(f"Judge: the rubric {rubric} is empty")
+        self.max_calls, self.max_tokens = max_calls, max_tokens
+        self.concurrency, self.attempts = concurrency, attempts
+        self.calls = self.tokens = self.cached = self.controlled = 0
+        self._scores = _Scores(cache)
+        self._lock = threading.Lock()
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        """One float per trajectory.
+
+        Raises:
+            JudgeBudgetError: the budget is spent.
+            RewardError: the judge gave no usable reply; the message names the question's id.
+        """
+        cases = [_case(t) for t in trajectories]
+        wanted = list(dict.fromkeys(c for c in cases if c.answer))
+        golds = sorted({a for t in trajectories for a in t.question.answers[:1] if a.strip()})
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            scores = dict(zip(wanted, pool.map(lambda c: self._score(c, _wrong_reference(c, golds)), wanted)))
+        return [scores.get(c, 0.0) for c in cases]
+
+    def _score(self, case: _Case, wrong: str) -> float:
+        judged = self._ask(case, case.answers)
+        if judged == 0:
+            return 0.0
+        control = self._ask(case, (wrong,))
+        with self._lock:
+            self.controlled += control > 0
+        return max(0.0, judged - control)
+
+    def _ask(self, case: _Case, answers: tuple[str, ...]) -> float:
+        asked = {"question": case.question, "reference_answers": list(answers), "answer": case.answer}
+        messages = [{"role": "system", "content": self.rubric},
+                    {"role": "user", "content": json.dumps(asked, ensure_ascii=False)}]
+        key = hashlib.sha256(json.dumps([self.chat.name, messages]).encode()).hexdigest()
+        if (score := self._scores.get(key)) is not None:
+            with self._lock:
+                self.cached += 1
+            return score
+        for attempt in range(self.attempts):
+            self._spend()
+            try:
+                reply = self.chat.complete(messages)
+            except EndpointError as e:
+                raise RewardError(f"reward {self.name!r} failed on question {case.id!r}: {e}") from e
+            with self._lock:
+                self.tokens += reply.tokens
+            try:
+                score = parse_score(reply.text)
+            except ValueError as e:
+                problem = e
+                continue
+            self._scores.put(key, score)
+            return score
+        raise RewardError(
+            f"reward {self.name!r} failed on question {case.id!r}: {self.attempts} replies without a score ({problem})"
+        )
+
+    def _spend(self) -> None:
+        with self._lock:
+            for spent, limit, unit in ((self.calls, self.max_calls, "calls"), (self.tokens, self.max_tokens, "tokens")):
+                if limit is not None and spent >= limit:
+                    raise JudgeBudgetError(f"reward {self.name!r}: the budget of {limit} {unit} is spent ({spent})")
+            self.calls += 1
+
+    def __repr__(self) -> str:
+        return f"Judge({self.chat.name!r}, name={self.name!r})"
+
+
+def parse_score(reply: str) -> float:
+    """The score of a judge's reply: one JSON object with "score" in [0, 1] and at most a "reason" beside it.
+
+    A leading ``<think>`` block and a code fence around the object are allowed, nothing else.
+
+    >>> parse_score('{"reason": "same town", "score": 1}')
+    1.0
+
+    Raises:
+        ValueError: anything else.
+    """
+    text = reply.rpartition("</think>")[2].strip()
+    if fenced := _FENCE.match(text):
+        text = fenced[1]
+    try:
+        got = json.loads(text, object_pairs_hook=_no_twins)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(got, dict) or not {"score"} <= got.keys() <= {"score", "reason"}:
+        raise ValueError("not an object with a score")
+    score = got["score"]
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
+        raise ValueError("the score is not a number from 0 to 1")
+    return float(score)
+
+
+def _no_twins(pairs):
+    if len({k for k, _ in pairs}) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
+
+
+def _case(t: Trajectory) -> _Case:
+    q, answer = t.question, _plain(final_answer(t) or "")[:ANSWER_LIMIT].strip()
+    return _Case(_plain(q.text), tuple(map(_plain, q.answers)), answer, q.id)
+
+
+def _plain(text: str) -> str:
+    """One line, no control characters, no protocol tags or chat tokens."""
+    return "".join(c for c in " ".join(protocol.escape(text[: 20 * ANSWER_LIMIT]).split()) if c.isprintable())
+
+
+def _wrong_reference(case: _Case, golds: list[str]) -> str:
+    """A gold answer of the batch that shares no word with the case; always the same one for the same batch."""
+    wrong = [g for g in golds if not f1_score(g, case.answers) and not f1_score(g, case.answer)]
+    if not wrong:
+        return _NOBODY
+    return wrong[int(hashlib.sha256(case.question.encode()).hexdigest(), 16) % len(wrong)]
+
+
+class _Scores:
+    """Scores by key, in memory and, given a path, in an SQLite file."""
+
+    def __init__(self, path: str | Path | None):
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(str(path or ":memory:"), check_same_thread=False, timeout=30)
+            with self._db:
+                self._db.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL NOT NULL)")
+        except sqlite3.Error as e:
+            raise ValueError(f"Judge: the cache {path} cannot be used ({e}); delete it or name another file") from None
+
+    def get(self, key: str) -> float | None:
+        with self._lock:
+            row = self._db.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def put(self, key: str, score: float) -> None:
+        with self._lock, self._db:
+            self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, score))
