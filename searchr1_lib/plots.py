@@ -1,0 +1,550 @@
+"""Every figure of the project: functions from metrics, reports or trajectories to a matplotlib ``Figure``.
+
+No function here needs a model. Metrics are the rows of a run's ``metrics.jsonl``, one dict a step; a value
+that is missing, None or NaN leaves a gap and never an error. Where metrics are taken, a list of several runs
+(seeds) is taken too: the curve is then their mean, and a band goes from the least to the greatest.
+
+Colours are Okabe-Ito and cividis, never the only cue; a figure is 900 pixels wide, as GitHub shows it; its
+first line says what to see, and ``fig.alt`` says it to those who cannot see. ``show_figure`` displays it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import textwrap
+from typing import Any, Iterable, Mapping, Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from .records import Trajectory
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)
+#: The look of the two kinds of question, the same in all figures: colour, marker, line.
+KNOWN, LOOKUP = (BLUE, "o", "-"), (RED, "s", "--")
+_PLAIN = (BLACK, "D", "-")
+_LOOKS = (_PLAIN, KNOWN, LOOKUP, (GREEN, "^", "-."), (PURPLE, "v", ":"))
+_STYLE = {
+    "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
+    "axes.axisbelow": True, "legend.fontsize": 9, "legend.frameon": True, "legend.framealpha": 0.85,
+    "legend.edgecolor": "none", "hatch.color": "white", "figure.facecolor": "white",
+}
+
+
+# ---- showing ---------------------------------------------------------------------------------------------
+
+
+def show_figure(fig: Figure) -> None:
+    """Display a figure in the notebook as one PNG with its alt text, and in a terminal as that text.
+
+    The output holds ``image/png`` (kept by GitHub and nbconvert) with the alt text in its metadata, which
+    nbconvert writes into the ``img`` tag, and as ``text/plain``. The figures are not pyplot's, so nothing
+    has to be closed and nothing is shown twice.
+    """
+    from IPython.display import display
+
+    data = {"image/png": base64.b64encode(png(fig)).decode(), "text/plain": fig.alt}
+    display(data, metadata={"image/png": {"alt": fig.alt}}, raw=True)
+
+
+def png(fig: Figure) -> bytes:
+    """The figure as a PNG file, with its alt text as the file's description."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", metadata={"Description": fig.alt, "Software": None})
+    return buffer.getvalue()
+
+
+def _axes(rows: int, columns: int, height: float, **kwargs):
+    """An empty figure of 900 pixels' width in the project's style, and its axes as a flat list."""
+    with rc_context(_STYLE):
+        fig = Figure(figsize=(9, height), dpi=100, layout="constrained")
+        axes = fig.subplots(rows, columns, squeeze=False, **kwargs).ravel().tolist()
+    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    return fig, axes
+
+
+def _titled(fig: Figure, title: str, alt: str) -> Figure:
+    fig.suptitle(textwrap.fill(title, 100), x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    fig.alt = " ".join(f"{title}. {alt}".replace("..", ".").split())
+    return fig
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------
+
+
+def series(metrics: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """``(steps, values)`` of one metric, without the steps at which it is missing, None or not finite."""
+    points = [(row["step"], row[name]) for row in metrics if _finite(row.get(name))]
+    steps, values = zip(*points) if points else ((), ())
+    return np.array(steps, float), np.array(values, float)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def smooth(values: Sequence[float], window: int | None = None) -> np.ndarray:
+    """Centred moving mean; at the ends over what there is. ``window`` is a twentieth of the length unless given.
+
+    >>> smooth([0, 3, 6, 0], 3).tolist()
+    [1.5, 3.0, 3.0, 3.0]
+    """
+    values = np.asarray(values, float)
+    half = (window or _window(len(values))) // 2
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    return (sums[high] - sums[low]) / np.maximum(high - low, 1)
+
+
+def _window(steps: int) -> int:
+    return max(3, steps // 20) | 1
+
+
+def transition_step(metrics: Iterable[Mapping[str, Any]]) -> int | None:
+    """The step at which the policy splits known from look-up questions, None if it never does.
+
+    Measured on the gap "share of look-up questions that begin with a search, minus the same for known
+    ones", smoothed: the last step at which it crosses the middle between its first and its last tenth.
+    None where the gap grows by less than 0.3.
+    """
+    rows = [r for r in metrics if _finite(r.get("search_first_known")) and _finite(r.get("search_first_lookup"))]
+    if len(rows) < 5:
+        return None
+    gap = smooth([r["search_first_lookup"] - r["search_first_known"] for r in rows])
+    tenth = max(1, len(rows) // 10)
+    first, last = gap[:tenth].mean(), gap[-tenth:].mean()
+    if last - first < 0.3:
+        return None
+    return int(rows[np.flatnonzero(gap < (first + last) / 2)[-1] + 1]["step"])
+
+
+def _runs(metrics) -> list[list[Mapping[str, Any]]]:
+    """One run or several as a list of runs."""
+    metrics = list(metrics)
+    return metrics if metrics and not isinstance(metrics[0], Mapping) else [metrics]
+
+
+def _curve(ax, runs, name: str, look=_PLAIN, label: str | None = None) -> float | None:
+    """Draw a metric: raw and smoothed for one run, mean and band for several. Returns the last smoothed value."""
+    color, marker, line = look
+    found = [(steps, smooth(values), values) for steps, values in (series(run, name) for run in runs) if len(steps)]
+    if not found:
+        return None
+    if len(found) == 1:
+        steps, middle, raw = found[0]
+        ax.plot(steps, raw, color=color, alpha=0.3, linewidth=1)
+    else:
+        steps = np.unique(np.concatenate([s for s, _, _ in found]))
+        # a run is not drawn on beyond its own steps
+        grid = np.array([np.interp(steps, s, m, left=np.nan, right=np.nan) for s, m, _ in found])
+        middle = np.nanmean(grid, axis=0)
+        ax.fill_between(steps, np.nanmin(grid, axis=0), np.nanmax(grid, axis=0), color=color, alpha=0.2, linewidth=0)
+    every = max(1, len(steps) // 7)
+    ax.plot(steps, middle, line, color=color, marker=marker, markevery=every, markersize=5, linewidth=2, label=label)
+    return float(middle[-1])
+
+
+def _step_axis(ax, runs, title: str, drawn: Iterable[float | None]) -> None:
+    ax.set_title(title)
+    ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    if all(value is None for value in drawn):
+        ax.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=ax.transAxes, color="#595959")
+
+
+def _legend(ax, **kwargs) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    if labels:
+        with rc_context(_STYLE):
+            ax.legend(handles, labels, **{"loc": "best", **kwargs})
+
+
+def _says(name: str, value: float | None) -> str:
+    return f"{name} {'not recorded' if value is None else f'{value:.2f}'}"
+
+
+def _how(runs) -> str:
+    if len(runs) > 1:
+        return f"mean of {len(runs)} runs, smoothed; band: least to greatest"
+    return f"faint: each step; bold: mean over {_window(len(runs[0]))} steps"
+
+
+# ---- training --------------------------------------------------------------------------------------------
+
+
+def learning_curves(metrics, *, title: str | None = None) -> Figure:
+    """Reward, exact match and searches over the steps, known and look-up apart, the transition marked.
+
+    Args:
+        metrics: rows of one run, or a list of runs (seeds).
+        title: the takeaway; by default it names the transition, if there is one.
+    """
+    runs = _runs(metrics)
+    fig, (left, middle, right) = _axes(1, 3, 3.5)
+    reward = _curve(left, runs, "reward")
+    em = [_curve(middle, runs, "em_known", KNOWN, "known"), _curve(middle, runs, "em_lookup", LOOKUP, "look-up")]
+    searches = [
+        _curve(right, runs, "searches_known", KNOWN, "known: per question"),
+        _curve(right, runs, "searches_per_need_lookup", LOOKUP, "look-up: per hop needed"),
+    ]
+    _step_axis(left, runs, "Reward", [reward])
+    _step_axis(middle, runs, "Exact match", em)
+    _step_axis(right, runs, "Searches", searches)
+    middle.set_ylim(-0.03, 1.03)
+    right.set_ylim(bottom=-0.03)
+    right.axhline(1, color="#595959", linewidth=1, linestyle=":")
+    moments = [step for step in map(transition_step, runs) if step is not None]
+    for ax in (left, middle, right):
+        for moment in moments:
+            ax.axvline(moment, color=GREEN, linewidth=1.5, linestyle="-.", zorder=1)
+    if moments:
+        left.axvline(moments[0], color=GREEN, linewidth=1.5, linestyle="-.", label="known and look-up part")
+    for ax in (left, middle, right):
+        _legend(ax)
+    fig.supxlabel(_how(runs), fontsize=9, color="#595959")
+    at = ", ".join(map(str, moments))
+    default = f"At step {at} the policy begins to tell when to search" if moments else "Reward, answers and searches"
+    return _titled(
+        fig, title or default,
+        f"Three curves over training steps. At the end: {_says('reward', reward)}; {_says('exact match known', em[0])}, "
+        f"{_says('look-up', em[1])}; {_says('searches per known question', searches[0])}, "
+        f"{_says('searches per hop needed on look-up questions', searches[1])}."
+        + (f" A line marks the transition at step {at}." if moments else ""),
+    )
+
+
+_HEALTH = (
+    ("entropy", "Entropy (nats)"), ("kl", "KL to the start (nats)"), ("clip_fraction", "Clipped tokens (share)"),
+    ("grad_norm", "Gradient norm"), ("malformed", "Malformed rollouts (share)"),
+    ("completion_tokens", "Model tokens a rollout"), ("zero_variance_groups", "Groups without variance"),
+)
+_FINISH = ("answer", "turns", "length", "stop")
+
+
+def training_health(metrics, *, title: str = "Health of the training") -> Figure:
+    """Entropy, KL, clip fraction, gradient norm, malformed rate, lengths, idle groups and finish reasons."""
+    runs = _runs(metrics)
+    fig, axes = _axes(2, 4, 5.0)
+    last = {}
+    for ax, (name, label) in zip(axes, _HEALTH):
+        last[label] = _curve(ax, runs, name)
+        _step_axis(ax, runs, label, [last[label]])
+        if name != "kl":
+            ax.set_ylim(bottom=0)
+        low, high = ax.get_ylim()
+        if high - low < 1e-6:
+            ax.set_ylim(low - 0.05, low + 1.0)
+    ends = [_curve(axes[-1], runs, f"finish_{name}", look, name) for name, look in zip(_FINISH, _LOOKS[1:])]
+    _step_axis(axes[-1], runs, "How rollouts end", ends)
+    axes[-1].set_ylim(-0.03, 1.03)
+    _legend(axes[-1], loc="center left", fontsize=8)
+    for ax in axes:
+        ax.title.set_fontsize(9.5)
+    for ax in axes[:4]:
+        ax.set_xlabel("")
+    fig.supxlabel(_how(runs), fontsize=9, color="#595959")
+    values = "; ".join(_says(label, value) for label, value in last.items())
+    return _titled(fig, title, f"Eight small curves over training steps. At the end: {values}.")
+
+
+def reward_distribution(rows: Sequence, *, title: str | None = None) -> Figure:
+    """How rewards are spread, through training.
+
+    Args:
+        rows: trajectories with ``step`` and ``reward`` (drawn as the share of rollouts per reward, which
+            suits rewards of few values better than a violin), or metrics with ``reward`` and
+            ``reward_std`` (drawn as mean and one standard deviation).
+        title: the takeaway.
+    """
+    if rows and isinstance(rows[0], Trajectory):
+        return _reward_map(rows, title)
+    fig, (ax,) = _axes(1, 1, 3.6)
+    rows = [r for r in rows if _finite(r.get("reward")) and _finite(r.get("reward_std"))]
+    steps, mean = series(rows, "reward")
+    mean, std = smooth(mean), smooth(series(rows, "reward_std")[1])
+    ax.fill_between(steps, mean - std, mean + std, color=SKY, alpha=0.45, label="± one standard deviation")
+    ends = _curve(ax, [rows], "reward", KNOWN, "mean reward")
+    _step_axis(ax, [rows], "Reward of a rollout", [ends])
+    _legend(ax, loc="lower right")
+    spread = f"from {std[0]:.2f} to {std[-1]:.2f}" if len(std) else "not recorded"
+    return _titled(fig, title or "The spread of rewards through training",
+                   f"Mean reward with a band of one standard deviation. Standard deviation {spread}.")
+
+
+def _reward_map(trajectories: Sequence[Trajectory], title: str | None) -> Figure:
+    points = [(t.step, t.reward) for t in trajectories if t.step is not None and t.reward is not None]
+    if not points:
+        raise ValueError("no trajectory has both a step and a reward: pass the trajectories of a training log")
+    steps, rewards = np.array(points, float).T
+    across = np.linspace(steps.min(), steps.max() + 1, min(40, int(np.ptp(steps)) + 1) + 1)
+    pad = max(np.ptp(rewards) * 0.02, 0.01)
+    upward = np.linspace(rewards.min() - pad, rewards.max() + pad, 26)
+    counts, _, _ = np.histogram2d(steps, rewards, bins=(across, upward))
+    total = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    fig, (ax,) = _axes(1, 1, 3.8)
+    mesh = ax.pcolormesh(across, upward, share.T, cmap="cividis", vmin=0)
+    with rc_context(_STYLE):
+        fig.colorbar(mesh, ax=ax, label="share of the rollouts")
+    bins = np.digitize(steps, across) - 1
+    filled = np.unique(bins)
+    means = [rewards[bins == b].mean() for b in filled]
+    ax.plot((across[filled] + across[filled + 1]) / 2, means, "o-", color="white", markeredgecolor="black", markersize=5,
+            linewidth=1.5, label="mean")
+    ax.grid(False)
+    _step_axis(ax, [], "Reward of a rollout", [0.0])
+    with rc_context(_STYLE):
+        ax.legend(loc="lower right", facecolor="#777777", labelcolor="white", framealpha=0.9)
+    return _titled(fig, title or "Which rewards the rollouts earn, step by step",
+                   f"Heat map of rewards over steps with the mean, which goes from {means[0]:.2f} to {means[-1]:.2f}.")
+
+
+# ---- before and after ------------------------------------------------------------------------------------
+
+
+def before_after(report_before, report_after, *, title: str | None = None) -> Figure:
+    """Bars before and after training for known and look-up questions: exact match, searches, reward.
+
+    Args:
+        report_before, report_after: objects whose ``table()`` maps a group ("known", "look-up") to its
+            metrics ("em", "searches", "searches_per_need", "reward"). A dotted line in the middle panel
+            is the number of searches that a question needs.
+    """
+    before, after = report_before.table(), report_after.table()
+    names = [g for g in ("known", "look-up") if g in before and g in after]
+    if not names:
+        raise ValueError('the reports share neither the group "known" nor "look-up"')
+    fig, axes = _axes(1, 3, 3.5)
+    panels = (("em", "Exact match"), ("searches", "Searches per question"), ("reward", "Reward"))
+    for ax, (metric, label) in zip(axes, panels):
+        for shift, table, color, hatch, when in ((-0.2, before, SKY, "//", "before"), (0.2, after, BLUE, "", "after")):
+            values = [_value(table[g].get(metric)) for g in names]
+            bars = ax.bar(np.arange(len(names)) + shift, values, 0.38, color=color, hatch=hatch, label=when)
+            ax.bar_label(bars, [f"{v:.2f}" for v in values], padding=2, fontsize=9)
+        ax.set_xticks(range(len(names)), names)
+        ax.set_title(label)
+        ax.margins(y=0.16)
+        ax.grid(False, axis="x")
+    axes[0].set_ylim(0, 1.15)
+    for i, group in enumerate(names):
+        if (need := _need(group, before, after)) is not None:
+            axes[1].plot([i - 0.45, i + 0.45], [need, need], ":", color=BLACK, linewidth=2,
+                         label="needed" if i == 0 else None)
+    _legend(axes[1], loc="upper left")
+    told = "; ".join(
+        f"{label.lower()} on {g} questions {_value(before[g].get(m)):.2f} before, {_value(after[g].get(m)):.2f} after"
+        for g in names for m, label in panels
+    )
+    return _titled(fig, title or "Before and after training, on questions never trained on", f"Bars: {told}.")
+
+
+def _value(value: Any) -> float:
+    return float(value) if _finite(value) else math.nan
+
+
+def _need(group: str, *tables) -> float | None:
+    """Searches needed per question of a group: none where the model knows, else searches over searches per need."""
+    if group == "known":
+        return 0.0
+    for table in tables:
+        searches, ratio = _value(table[group].get("searches")), _value(table[group].get("searches_per_need"))
+        if ratio > 0:
+            return searches / ratio
+    return None
+
+
+def need(t: Trajectory) -> int:
+    """Searches that a question needs: none if it is known, else one a hop."""
+    return 0 if t.question.known else t.question.hops
+
+
+def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = None) -> Figure:
+    """Share of rollouts by searches made, for each number of searches needed; the framed cells are just right."""
+    pairs = [(need(t), len(t.searches)) for t in trajectories]
+    if not pairs:
+        raise ValueError("no trajectories to count searches in")
+    needs = sorted({n for n, _ in pairs})
+    most = max(max(made for _, made in pairs), needs[-1])
+    counts = np.array([[pairs.count((n, made)) for n in needs] for made in range(most + 1)], float)
+    share = counts / counts.sum(axis=0)
+    fig, (ax,) = _axes(1, 1, 1.4 + 0.55 * (most + 1))
+    picture = ax.imshow(share, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
+    with rc_context(_STYLE):
+        fig.colorbar(picture, ax=ax, label="share of the column")
+    for (y, x), value in np.ndenumerate(share):
+        ax.text(x, y, f"{value:.0%} ({int(counts[y, x])})", ha="center", va="center", color="black" if value > 0.5 else "white")
+    for x, n in enumerate(needs):
+        ax.add_patch(Rectangle((x - 0.48, n - 0.46), 0.96, 0.92, fill=False, edgecolor=ORANGE, linewidth=3))
+    ax.set_xticks(range(len(needs)), ["known: 0" if n == 0 else f"look-up: {n}" for n in needs])
+    ax.set_yticks(range(most + 1))
+    ax.set_xlabel("searches needed")
+    ax.set_ylabel("searches made")
+    ax.grid(False)
+    rates = {"just right": np.mean([m == n for n, m in pairs]), "too many": np.mean([m > n for n, m in pairs])}
+    rates["too few"] = 1 - sum(rates.values())
+    told = ", ".join(f"{name} {rate:.0%}" for name, rate in rates.items())
+    return _titled(fig, title or f"Searches made against searches needed: {told}",
+                   f"Grid of {len(pairs)} rollouts; framed cells are where both agree. {told}.")
+
+
+# ---- explaining GRPO, retrieval and NF4 ------------------------------------------------------------------
+
+
+def clip_objective(epsilon: float = 0.2, epsilon_high: float | None = None, *, title: str | None = None) -> Figure:
+    """The clipped objective min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) of one token, for A = 1 and A = -1.
+
+    PPO, arXiv 1707.06347, equation 7; ``epsilon_high`` as in DAPO, arXiv 2503.14476, equation 10.
+    """
+    high = epsilon if epsilon_high is None else epsilon_high
+    r = np.linspace(max(0.0, 1 - 3 * epsilon), 1 + 3 * high, 400)
+    fig, axes = _axes(1, 2, 3.4)
+    for ax, a in zip(axes, (1, -1)):
+        clipped = np.minimum(r * a, np.clip(r, 1 - epsilon, 1 + high) * a)
+        flat = (1 + high, r[-1]) if a > 0 else (r[0], 1 - epsilon)
+        ax.axvspan(*flat, color=ORANGE, alpha=0.2, label="no gradient")
+        ax.plot(r, r * a, "--", color="#595959", label="ratio × A, not clipped")
+        ax.plot(r, clipped, "-", color=BLUE, linewidth=2.5, label="clipped objective")
+        ax.plot([1], [a], "o", color=BLACK, label="first update: ratio 1")
+        ax.set_title(f"A = {a:+d}: {'more' if a > 0 else 'less'} of what was done")
+        ax.set_xlabel("ratio new / old probability")
+        ax.set_xlim(r[0], r[-1])
+        _legend(ax, loc="upper left" if a > 0 else "lower left")
+    axes[0].set_ylabel("objective of one token")
+    return _titled(fig, title or "Clipping takes the gradient away where a token has already moved far enough",
+                   f"Two lines of the objective over the ratio: for A = +1 flat above {1 + high:g}, for A = -1 flat below "
+                   f"{1 - epsilon:g}.")
+
+
+def advantages_of_group(rewards: Sequence[float], advantages: Sequence[float], *, title: str | None = None) -> Figure:
+    """Rewards of one group with their mean, and the advantages made of them."""
+    rewards, advantages = _array(rewards), _array(advantages)
+    if rewards.shape != advantages.shape or rewards.ndim != 1:
+        raise ValueError(f"rewards {rewards.shape} and advantages {advantages.shape} must be one group of equal length")
+    fig, (left, right) = _axes(1, 2, 3.2)
+    x = np.arange(1, len(rewards) + 1)
+    for ax, values in ((left, rewards), (right, advantages)):
+        up = values >= (rewards.mean() if ax is left else 0)
+        ax.bar(x[up], values[up], color=BLUE, label="above the mean" if ax is left else "made more likely")
+        ax.bar(x[~up], values[~up], color=ORANGE, hatch="//", label="below the mean" if ax is left else "made less likely")
+        for i, value in zip(x, values):
+            ax.annotate(f"{value:.2f}", (i, value), (0, 3 if value >= 0 else -3), textcoords="offset points", ha="center",
+                        va="bottom" if value >= 0 else "top", fontsize=9)
+        ax.margins(y=0.2)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel("rollout of the group")
+        ax.grid(False, axis="x")
+    left.axhline(rewards.mean(), color=BLACK, linestyle=":", linewidth=1.5, label=f"mean {rewards.mean():.2f}")
+    right.axhline(0, color=BLACK, linewidth=1)
+    left.set_title("Reward")
+    right.set_title("Advantage")
+    for ax in (left, right):
+        ax.set_ylim(top=ax.get_ylim()[1] + 0.45 * np.ptp(ax.get_ylim()))
+        _legend(ax, loc="upper left", ncols=2)
+    pairs = ", ".join(f"{r:.2f} becomes {a:.2f}" for r, a in zip(rewards, advantages))
+    return _titled(fig, title or "An advantage says how a rollout compares with its own group", f"Bars: {pairs}.")
+
+
+def retrieval_comparison(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
+    """Search engines side by side: quality as bars, and quality against time where it was measured.
+
+    Args:
+        rows: one dict an engine: "engine" (its name), one or more "recall@K", optionally "mrr" and
+            "ms_per_query" (milliseconds).
+    """
+    qualities = [k for k in (rows[0] if rows else ()) if k.startswith("recall@") or k == "mrr"]
+    if not qualities or any("engine" not in row for row in rows):
+        raise ValueError('each row needs "engine" and at least one "recall@K", as in {"engine": "BM25", "recall@3": 0.9}')
+    timed = [row for row in rows if _finite(row.get("ms_per_query"))]
+    names = [str(row["engine"]) for row in rows]
+    fig, axes = _axes(1, 2 if timed else 1, 1.7 + 0.26 * len(rows) * len(qualities))
+    looks = list(zip((SKY, BLUE, ORANGE, GREEN, PURPLE, YELLOW), ("", "//", "..", "\\\\", "xx", "--")))
+    thick = 0.8 / len(qualities)
+    for i, (quality, (color, hatch)) in enumerate(zip(qualities, looks)):
+        values = [_value(row.get(quality)) for row in rows]
+        bars = axes[0].barh(np.arange(len(rows)) + (i + 0.5) * thick - 0.4, values, thick * 0.92, color=color, hatch=hatch,
+                            label=quality)
+        axes[0].bar_label(bars, [f"{v:.2f}" for v in values], padding=2, fontsize=9)
+    axes[0].set_yticks(range(len(rows)), names)
+    axes[0].invert_yaxis()
+    axes[0].set_xlim(0, 1.12)
+    axes[0].set_title("Quality")
+    axes[0].grid(False, axis="y")
+    with rc_context(_STYLE):
+        axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=min(4, len(qualities)))
+    if timed:
+        _quality_against_time(axes[1], timed, qualities[-1] if qualities[-1] != "mrr" else qualities[0])
+    told = "; ".join(f"{n}: " + ", ".join(f"{q} {_value(r.get(q)):.2f}" for q in qualities) for n, r in zip(names, rows))
+    return _titled(fig, title or "How well and how fast the engines find the gold passage", f"Bars: {told}.")
+
+
+def _quality_against_time(ax, rows, quality: str) -> None:
+    markers = "osD^vP*X"
+    for i, row in enumerate(rows):
+        look = {"color": _LOOKS[i % len(_LOOKS)][0], "marker": markers[i % len(markers)]}
+        ax.plot([row["ms_per_query"]], [_value(row.get(quality))], linestyle="", markersize=9, label=str(row["engine"]), **look)
+    ax.set_xscale("log")
+    ax.margins(0.2)
+    ax.set_title(f"{quality} against time")
+    ax.set_xlabel("milliseconds per query (log scale)")
+    _legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=min(3, len(rows)))
+
+
+def nf4_quantisation(weights, dequantised, *, block: int = 64, title: str | None = None) -> Figure:
+    """What NF4 does to a weight matrix: a corner before and after, one block's staircase, the errors.
+
+    Args:
+        weights, dequantised: the same matrix before quantisation and after the way there and back (numpy or
+            torch, two-dimensional, equal shapes).
+        block: how many consecutive weights share one scale (QLoRA, arXiv 2305.14314, section 3: 64).
+
+    Raises:
+        ValueError: the shapes differ or are not two-dimensional.
+    """
+    w, q = _array(weights), _array(dequantised)
+    if w.shape != q.shape or w.ndim != 2:
+        raise ValueError(f"need two matrices of one shape, not {w.shape} and {q.shape}")
+    fig, (before, after, stairs, errors) = _axes(2, 2, 6.6)
+    side = min(32, *w.shape)
+    limit = np.abs(w[:side, :side]).max()
+    for ax, matrix, name in ((before, w, "before: 16 or 32 bits a weight"), (after, q, "after: 4 bits a weight")):
+        picture = ax.imshow(matrix[:side, :side], cmap="cividis", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        ax.set_title(f"{side} × {side} corner, {name}", fontsize=9.5)
+        ax.grid(False)
+    with rc_context(_STYLE):
+        fig.colorbar(picture, ax=[before, after], label="weight")
+    one, its = w.ravel()[:block], q.ravel()[:block]
+    order = np.argsort(one)
+    levels = len(np.unique(its))
+    stairs.plot(one[order], "o", color=ORANGE, markersize=4, label="weight")
+    stairs.step(np.arange(len(one)), its[order], where="mid", color=BLUE, linewidth=2, label=f"NF4, {levels} of 16 levels used")
+    stairs.set_title(f"One block of {len(one)} weights, sorted", fontsize=9.5)
+    stairs.set_xlabel("rank in the block")
+    _legend(stairs, loc="upper left")
+    error = (q - w).ravel()
+    relative = np.sqrt((error**2).mean() / (w**2).mean())
+    edges = np.linspace(*np.quantile(w, (0.001, 0.999)), 60)
+    errors.hist(w.ravel(), edges, color=ORANGE, alpha=0.6, label="weights")
+    errors.hist(error, edges, histtype="step", color=BLUE, linewidth=2, label="errors")
+    errors.set_title(f"Error: {relative:.1%} of the weights' size (root mean square)", fontsize=9.5)
+    errors.set_xlabel("value")
+    errors.set_ylabel("count")
+    _legend(errors, loc="upper left")
+    return _titled(fig, title or f"NF4 keeps 16 levels a block and moves the weights by {relative:.1%}",
+                   f"A corner of the matrix before and after looks alike; a block of {len(one)} weights becomes a staircase of "
+                   f"{levels} levels; the errors are {relative:.1%} of the weights' root mean square.")
+
+
+def _array(values) -> np.ndarray:
+    """Numbers as a float array, also from a torch tensor of any type or device."""
+    if hasattr(values, "detach"):
+        values = values.detach().float().cpu().numpy()
+    return np.asarray(values, float)
