@@ -182,7 +182,7 @@ def _reward_table(group: Sequence[Trajectory], labels: Sequence[str]) -> str:
 
 
 def _number(value: float | None, sign: str = "") -> str:
-    return "–" if value is None else f"{value:{sign}.3g}"
+    return "–" if value is None else f"{value + 0.0:{sign}.3g}"  # + 0.0: no "-0"
 
 
 def _finish(t: Trajectory) -> str:
@@ -243,16 +243,16 @@ def _segment_html(segment: Segment, pieces: str, search: SearchCall | None, gold
 
 
 def _documents_html(search: SearchCall, gold: Sequence[str]) -> str:
-    took = f"{search.seconds * 1000:.3g} ms"
+    took = f"<small>{search.seconds * 1000:,.1f} ms</small>"
     if search.error is not None:
-        return f"<p><strong class=bad>✗ search failed: {_e(search.error)}</strong>, {took}</p>"
+        return f"<p><strong class=bad>✗ search failed: {_e(search.error)}</strong> {took}</p>"
     if not search.hits:
-        return f"<p><strong>nothing found</strong>, {took}</p>"
+        return f"<p><strong>nothing found</strong> {took}</p>"
     rows = []
     for hit in search.hits:
         mark = " <mark>★ gold</mark>" if hit.passage.id in gold else ""
         rows.append(f"<li>{_e(hit.passage.title)} <small>score {hit.score:.4g}</small>{mark}</li>")
-    return f"<ol>{''.join(rows)}</ol>"
+    return f"<ol>{''.join(rows)}</ol>{took}"
 
 
 def _pieces(t: Trajectory, scale: _Scale) -> list[str]:
@@ -651,8 +651,8 @@ _STYLE = """.sr1{color:var(--fg);background:var(--bg);font:14px/1.5 system-ui,sa
 .sr1 h3{font-size:18px;margin:4px 0}.sr1 h4{font-size:16px;margin:0 0 4px}.sr1 h5{font-size:14px;margin:0 0 6px}
 .sr1 p{margin:4px 0}.sr1 small,.sr1 .turn,.sr1 .legend,.sr1 .ids,.sr1 summary{color:var(--dim);font-size:12px}
 .sr1 .group{border-top:2px solid var(--line);padding:10px 0;margin:10px 0 0}
-.sr1 .side{display:flex;gap:10px;overflow-x:auto;padding:8px 0;align-items:flex-start}
-.sr1 article{flex:1 0 300px;max-width:760px;min-width:0;background:var(--box);border:1px solid var(--line);border-radius:6px;padding:8px}
+.sr1 .side{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:10px;padding:8px 0;align-items:start}
+.sr1 article{min-width:0;max-width:760px;background:var(--box);border:1px solid var(--line);border-radius:6px;padding:8px}
 .sr1 table{border-collapse:collapse;margin:6px 0;color:var(--fg);font-size:13px;display:block;overflow-x:auto}
 .sr1 tr,.sr1 tr:nth-child(even){background:none}
 .sr1 th,.sr1 td{border:1px solid var(--line);padding:2px 8px;text-align:left;white-space:nowrap}
@@ -674,7 +674,7 @@ def _css() -> str:
     rules = [
         f".sr1{{{_LIGHT}}}", f"@media (prefers-color-scheme:dark){{.sr1{{{_DARK}}}}}",
         f"{','.join(f'{s} .sr1' for s in light)}{{{_LIGHT}}}", f"{','.join(f'{s} .sr1' for s in dark)}{{{_DARK}}}",
-        _STYLE, *(f".sr1 .{kind}{{border-left:4px {line}}}" for kind, line in _KINDS.items()),
+        _STYLE, *(f".sr1 .seg.{kind}{{border-left:4px {line}}}" for kind, line in _KINDS.items()),
     ]
     for name, (rgb, line) in _HUES.items():
         for i in range(1, 6):
