@@ -13,9 +13,11 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "records": "Passage Hit Question SearchCall Segment Trajectory TrajectoryLog",
-    "search": "BM25Search LocalSearch",
+    "data": "load_passages load_questions",
+    "search": "BM25Search CachedSearch LocalSearch SQLiteSearch",
     "rewards": "normalize_answer exact_match f1_score ExactMatch F1 SearchCost Composite",
     "grpo": "group_advantages policy_loss",
+    "policy": "Policy load_policy",
     "trainer": "Trainer train_grpo",
     "evaluate": "Report",
 }

@@ -55,7 +55,9 @@ def load_profile(name: str) -> dict[str, Any]:
     folder = ROOT / "notebooks" / "profiles"
     path, known = folder / f"{name}.yaml", sorted(p.stem for p in folder.glob("*.yaml"))
     if name not in known:
-        raise ValueError(f"profile = {name!r} is unknown: choose auto or one of {', '.join(known)}, or write {_shown(path)}")
+        raise ValueError(
+            f"profile = {name!r} is unknown: choose auto or one of {', '.join(known)}, or write {_shown(path)}"
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as e:
@@ -290,7 +292,9 @@ def require(run_dir: str | os.PathLike, *files: str, made_by: str) -> list[Path]
     paths = [Path(run_dir) / name for name in files]
     for path in paths:
         if not path.exists() or path.is_file() and path.stat().st_size == 0:
-            raise FileNotFoundError(f"{path} is missing or empty: run notebooks/{made_by}.ipynb with this profile and run")
+            raise FileNotFoundError(
+                f"{path} is missing or empty: run notebooks/{made_by}.ipynb with this profile and run"
+            )
     return paths
 
 
@@ -350,7 +354,8 @@ def notebooks(only: Sequence[str] = ()) -> list[Path]:
     found = sorted(p for p in (ROOT / "notebooks").glob("*.ipynb") if re.match(r"(\d\d|A\d)_", p.name))
     for start in only:
         if not any(p.name.startswith(start) for p in found):
-            raise ValueError(f"--only {start}: no such notebook; there are {', '.join(p.stem for p in found) or 'none'}")
+            known = ", ".join(p.stem for p in found) or "none"
+            raise ValueError(f"--only {start}: no such notebook; there are {known}")
     if not found:
         raise ValueError("there is no numbered notebook in notebooks/")
     return [p for p in found if not only or p.name.startswith(tuple(only))]
@@ -457,7 +462,7 @@ def run_suite(
 def _clear_way(run_dir: Path, paths: Sequence[Path], inside: bool, overwrite: bool) -> None:
     """Refuse to run over existing results, or remove them if so asked."""
     if inside:
-        old = [p for p in paths if _succeeded(run_dir / "notebooks" / p.name)]
+        old = [p for p in paths if (run_dir / "notebooks" / p.name).exists()]
         if old and not overwrite:
             raise FileExistsError(f"{_shown(run_dir)} holds {old[0].stem} already: add --overwrite to run it again")
     elif run_dir.exists() and any(run_dir.iterdir()):
@@ -471,22 +476,20 @@ def _clear_way(run_dir: Path, paths: Sequence[Path], inside: bool, overwrite: bo
         shutil.rmtree(run_dir)
 
 
-def _succeeded(copy: Path) -> bool:
-    """Whether an executed copy stands there that papermill finished without an error."""
-    if not copy.exists():
-        return False
-    return json.loads(copy.read_text(encoding="utf-8"))["metadata"].get("papermill", {}).get("exception") is None
-
-
 def _execute(path: Path, run_dir: Path, values: dict[str, Any]) -> Outcome:
-    """Run one notebook with those values that it declares, in a kernel of this very interpreter."""
+    """Run one notebook with those values that it declares, in a kernel of this very interpreter.
+
+    The executed copy is NAME.unfinished.ipynb until every cell has succeeded.
+    """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from traitlets.config import Config
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # "python3" is then this environment's kernel, not the user's
-    declared, copy, start = parameters_of(path), run_dir / "notebooks" / path.name, time.monotonic()
+    declared, done, start = parameters_of(path), run_dir / "notebooks" / path.name, time.monotonic()
+    copy = done.with_suffix(".unfinished.ipynb")
     copy.parent.mkdir(exist_ok=True)
+    done.unlink(missing_ok=True)
     error = None
     try:
         papermill.execute_notebook(
@@ -502,7 +505,9 @@ def _execute(path: Path, run_dir: Path, values: dict[str, Any]) -> Outcome:
     except papermill.PapermillExecutionError as e:
         error = f"cell In [{e.exec_count}] of {_shown(copy)}: {e.ename}: {e.evalue}"
     except (DeadKernelError, CellTimeoutError) as e:
-        error = f"the kernel died (out of memory?): {e}"
+        error = f"{_shown(copy)}: the kernel died (out of memory?): {e}"
+    else:
+        os.replace(copy, done)
     return Outcome(path.stem, (time.monotonic() - start) / 60, error)
 
 

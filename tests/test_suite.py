@@ -46,6 +46,11 @@ def project(tmp_path, monkeypatch):
         use + "p = suite.parameters(profile, run, name=name)",
         'path, = suite.require(p.run_dir, "steps.txt", made_by="00_first")\nprint(p.name, path.read_text())',
     )
+    foreign = tmp_path / "jupyter" / "kernels" / "python3"  # a user's own python3 kernel must not be taken
+    foreign.mkdir(parents=True)
+    spec = {"argv": ["false", "{connection_file}"], "display_name": "foreign", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setattr(suite, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the kernel starts in the throw-away repository
     monkeypatch.delenv("SEARCHR1_RUNS", raising=False)
@@ -89,17 +94,22 @@ def test_failing_notebook_stops_the_suite_and_can_be_run_again(project, capsys):
     write_notebook(first, HEAD + "steps: int = None\nlr: float = None", "1 + 1", 'raise KeyError("no such town")')
     assert suite.main(["run", "--profile", "small", "--run", "one"]) == 1
     error = capsys.readouterr().err
-    copy = Path("runs/one/notebooks/00_first.ipynb")
+    copy = Path("runs/one/notebooks/00_first.unfinished.ipynb")
     assert "00_first, cell" in error and str(copy) in error and "KeyError: 'no such town'" in error
     number = int(re.search(r"cell In \[(\d+)\]", error)[1])
     cells = nbformat.read(project / copy, as_version=4).cells
     assert "no such town" in next(c.source for c in cells if c.get("execution_count") == number)
     assert not (project / "runs/one/notebooks" / second.name).exists()
 
+    write_notebook(first, HEAD + "steps: int = None\nlr: float = None", "import os\nos.kill(os.getpid(), 9)")
+    run_dir, outcomes = suite.run_suite("small", "one", only=["00"])  # what failed needs no --overwrite
+    assert "the kernel died" in outcomes[0].error
+
     first.write_text(healthy)
     run_dir, outcomes = suite.run_suite("small", "one", only=["00"])
     assert [(o.notebook, o.error) for o in outcomes] == [("00_first", None)]
     assert (project / run_dir / "steps.txt").exists()
+    assert [p.name for p in (project / run_dir / "notebooks").iterdir()] == ["00_first.ipynb"]
 
 
 def test_overwrite_starts_afresh_but_deletes_nothing_foreign(project, monkeypatch):
@@ -182,7 +192,10 @@ def test_plain_papermill_is_held_to_the_names_too(project):
     import papermill
 
     source, out = str(project / "notebooks" / "00_first.ipynb"), str(project / "out.ipynb")
-    run = lambda given: papermill.execute_notebook(source, out, given, kernel_name="python3", progress_bar=False)  # noqa: E731
+
+    def run(given):
+        papermill.execute_notebook(source, out, given, kernel_name="python3", progress_bar=False)
+
     with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'stepz'"):
         run({"profile": "small", "stepz": 3})
     run({"profile": "small", "steps": 3, "lr": 0.1, "name": "tiny"})  # a whole profile file may be passed
