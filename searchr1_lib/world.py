@@ -35,7 +35,7 @@ _RIVER_ENDS = "va na la ra sk n m l".split()
 
 #: Made-up names can hit on real words that nobody wants to read.
 _UNWANTED = ("cunt fuck dick cock shit suck prick tit cum turd bastard semen penis anus porn homo dumb piss pis tard "
-             "muck slut hitl nast bimb").split()
+             "muck fack slut hitl nast bimb").split()
 
 COUNTRIES = "Tarland Ostrany Belmere Quindor Halvia Norrein Sundria Camoria Verrick Isolva Pellan Drusk".split()
 TRADES = (
@@ -120,6 +120,10 @@ class Relation:
     value: object  # entity -> entity or text
 
 
+def _with_article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
 RELATIONS = {
     "born_in": Relation(
         ("Where was {s} born?", "In which town was {s} born?", "What is the birthplace of {s}?"),
@@ -129,7 +133,7 @@ RELATIONS = {
         "{s} born year", "{s} was born in the year {v}", lambda e: str(e.year)),
     "trade": Relation(
         ("What was the trade of {s}?", "What did {s} do for a living?"),
-        "{s} trade", "{s} worked as a {v}", lambda e: e.trade),
+        "{s} trade", "{s} worked as {v}", lambda e: _with_article(e.trade)),
     "founder": Relation(
         ("Who founded {s}?", "Who was the founder of {s}?"),
         "{s} founded by", "{s} was founded by {v}", lambda e: e.founder),
@@ -278,11 +282,11 @@ def _entities(part: Part, names: _Names, rng: random.Random) -> dict[str, list]:
 
 
 _PERSON = (
-    "{n} was born in {c} in the year {y} and worked as a {t}.",
-    "{n} was a {t}, born in {y} in {c}.",
-    "Born in {c} in {y}, {n} earned a living as a {t}.",
-    "The {t} {n} was a native of {c}; the year of birth is {y}.",
-    "{n}, a {t} by trade, was born in the town of {c} in {y}.",
+    "{n} was born in {c} in the year {y} and worked as {t}.",
+    "{n} was {t}, born in {y} in {c}.",
+    "Born in {c} in {y}, {n} earned a living as {t}.",
+    "{n} was a native of {c} and {t}; the year of birth is {y}.",
+    "{n}, {t} by trade, was born in the town of {c} in {y}.",
 )
 _COMPANY = (
     "{n} makes {p}. It was founded by {f} and has its seat in {c}.",
@@ -315,7 +319,7 @@ class _Builder:
     def passages(self, entities: dict[str, list], rng: random.Random, notes: float = 0.25) -> None:
         place = lambda c: f"{c.name}, {c.country}"  # noqa: E731
         for e in entities["people"]:
-            self._add(e.title, rng.choice(_PERSON).format(n=e.name, c=place(e.city), y=e.year, t=e.trade))
+            self._add(e.title, rng.choice(_PERSON).format(n=e.name, c=place(e.city), y=e.year, t=_with_article(e.trade)))
         for e in entities["companies"]:
             self._add(e.title, rng.choice(_COMPANY).format(n=e.name, c=place(e.city), f=e.founder.name, p=e.product))
         for e in entities["books"]:
@@ -372,6 +376,8 @@ class _Builder:
             answers = [name, f"{name}, {country}", last.value]
         elif last.relation == "river":
             answers = [last.value, f"River {last.value}"]
+        elif last.relation == "trade":
+            answers = [last.value.split()[1], last.value]
         else:
             answers = [last.value]
         number = len(self.world.chains)

@@ -1,0 +1,474 @@
+"""Batched multi-turn sampling: the model writes, searches, reads, and writes on, until it answers.
+
+All rollouts of a step go through one loop. A prompt is encoded once and its key-value cache expanded to
+the group; the cache lives on across turns, and an observation is fed to it as one chunk, so nothing is
+ever encoded twice. Turns are in step with one another: a rollout that ends its turn early waits, its
+waiting places masked out of the cache, until the pending searches of all go to the engine in one batch.
+
+Token in, token out: the sampled ids are the trained ids. Stop strings are looked for in the bytes of the
+tokens, and a token in which one ends stays whole. Departures from the public Search-R1 code are listed
+in the README.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as SearchTimeout
+from dataclasses import dataclass, field
+from typing import Sequence
+
+import torch
+
+from . import protocol
+from .policy import Policy
+from .records import Hit, Passage, Question, SearchCall, Segment, Trajectory
+
+
+#: A stop string lies in at most this many tokens: one a byte, and the tokens that straddle its ends.
+_STOP_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a rollout may spend.
+
+    Attributes:
+        max_turns: turns in which a search is carried out; after the last one the model may still write
+            once more, to answer. A turn without a valid action counts.
+        max_turn_tokens: tokens the model may sample in one turn.
+        max_observation_tokens: tokens of one observation; documents are shortened, tags never.
+        max_completion_length: tokens of the whole completion, observations included.
+        topk: documents asked of the engine.
+        search_timeout: seconds to wait for the engine's answer to one batch, None for ever.
+    """
+
+    max_turns: int = 4
+    max_turn_tokens: int = 500
+    max_observation_tokens: int = 500
+    max_completion_length: int = 2048
+    topk: int = 3
+    search_timeout: float | None = 60.0
+
+    def __post_init__(self):
+        for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
+            if not isinstance(value := getattr(self, name), int) or value < (0 if name == "max_turns" else 1):
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+@dataclass
+class _Episode:
+    """One rollout in the making. ``turn_*`` belong to the turn that is being written."""
+
+    question: Question
+    group: str
+    prompt: str
+    prompt_ids: list[int]
+    ids: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    searches: list[SearchCall] = field(default_factory=list)
+    answer: str | None = None
+    finish_reason: str | None = None
+    turn: int = 0
+    turn_start: int = 0
+    invalid_turns: int = 0
+    ended_by_eos: bool = False
+
+    def add(self, ids: list[int], *, sampled: bool, logprobs=None, entropy=None) -> None:
+        self.ids += ids
+        self.mask += [int(sampled)] * len(ids)
+        self.logprobs += logprobs if sampled else [0.0] * len(ids)
+        self.entropy += entropy if sampled else [0.0] * len(ids)
+
+
+def rollout(
+    policy: Policy,
+    questions: Sequence[Question],
+    engine,
+    *,
+    num_generations: int = 8,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    first_action: str | None = None,
+    **limits,
+) -> list[Trajectory]:
+    """Sample ``num_generations`` rollouts for each question.
+
+    Args:
+        policy: what writes.
+        questions: what is asked.
+        engine: anything with ``search_batch(queries, k)`` or ``search(query)``; may return hits,
+            passages or plain text. An engine that fails or finds nothing never stops the step: the
+            observation says so and ``SearchCall.error`` keeps the reason.
+        temperature: logits are divided by it, nothing is cut off (top-p 1, top-k off), so the recorded
+            log-probabilities are those of the sampling distribution. 0 takes the most likely token and
+            records log-probabilities at temperature 1.
+        generator: the source of randomness (None: torch's own).
+        batch_size: at most this many rollouts at a time (None: all; halved by itself when memory runs out).
+        first_action: "search" or "answer": once the model has thought, this tag is put into its mouth
+            (mask 0). For baselines and tests, not for training.
+        **limits: see ``Limits``: max_turns, max_turn_tokens, max_observation_tokens,
+            max_completion_length, topk, search_timeout.
+
+    Returns:
+        trajectories, those of one question next to each other, in the order of ``questions``.
+
+    Raises:
+        ValueError: a parameter that cannot be.
+    """
+    limits = Limits(**limits)
+    if num_generations < 1:
+        raise ValueError(f"num_generations must be at least 1, got {num_generations}")
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    if first_action not in (None, "search", "answer"):
+        raise ValueError(f"first_action must be 'search', 'answer' or None, got {first_action!r}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    episodes = []
+    for number, question in enumerate(questions):
+        prompt = policy.prompt_text(question.text)
+        ids = policy.encode(prompt)
+        episodes += [_Episode(question, f"{number}:{question.id}", prompt, ids) for _ in range(num_generations)]
+    sampler = _Sampler(policy, engine, limits, temperature, generator, first_action)
+    trajectories: list[Trajectory] = []
+    size = batch_size or max(1, len(episodes))
+    while len(trajectories) < len(episodes):
+        part = episodes[len(trajectories) : len(trajectories) + size]
+        try:
+            trajectories += sampler.run(part)
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+            size = max(1, len(part) // 2)
+            torch.cuda.empty_cache()
+            for i, e in enumerate(part):  # begin again with empty episodes
+                episodes[len(trajectories) + i] = _Episode(e.question, e.group, e.prompt, e.prompt_ids)
+    return trajectories
+
+
+class _Sampler:
+    """The loop of ``rollout`` over one batch. A = episodes still going, L = places in the cache."""
+
+    def __init__(self, policy, engine, limits, temperature, generator, first_action):
+        self.policy, self.engine, self.limits = policy, engine, limits
+        self.temperature, self.generator, self.first_action = temperature, generator, first_action
+        self.closers = torch.tensor([b">" in b for b in policy.token_bytes], device=policy.device)
+        for i in policy.stop_ids:
+            self.closers[i] = True
+
+    @torch.no_grad()
+    def run(self, episodes: list[_Episode]) -> list[Trajectory]:
+        started = time.perf_counter()
+        checkpointing = getattr(self.policy.model, "is_gradient_checkpointing", False)
+        if checkpointing:  # it would switch the cache off
+            self.policy.model.gradient_checkpointing_disable()
+        try:
+            self._run(episodes)
+        finally:
+            if checkpointing:
+                self.policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        seconds = time.perf_counter() - started
+        return [self._trajectory(e, seconds) for e in episodes]
+
+    def _run(self, episodes: list[_Episode]) -> None:
+        logits = self._prefill(episodes)
+        active, forcing = list(episodes), self.first_action is not None
+        while active:
+            stops = ("</think>",) + protocol.STOPS if forcing else protocol.STOPS
+            self._write_turn(active, logits, stops)
+            replies = self._force(active) if forcing else self._act(active)
+            forcing = False
+            keep = [i for i, e in enumerate(active) if e.finish_reason is None]
+            if len(keep) < len(active):
+                self._select(keep)
+                active, replies = [active[i] for i in keep], [replies[i] for i in keep]
+            if active:
+                logits = self._feed_replies(active, replies)
+
+    # -- the model side ------------------------------------------------------------------------------
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Feed ``ids`` (A, N) behind the cache; ``mask`` (A, N) is 0 for places that hold nothing.
+
+        Returns the logits (A, V) after the last column, which must hold a real token where it is used.
+        """
+        self.attention = torch.cat([self.attention, mask], dim=1)
+        positions = (self.position.unsqueeze(1) + mask.cumsum(1) - 1).clamp(min=0)
+        self.position = self.position + mask.sum(1)
+        hidden = self.policy.decoder(
+            input_ids=ids, attention_mask=self.attention, position_ids=positions,
+            past_key_values=self.cache, use_cache=True).last_hidden_state
+        return self.policy.lm_head(hidden[:, -1]).float()
+
+    def _prefill(self, episodes: list[_Episode]) -> torch.Tensor:
+        """Encode each distinct prompt once, left-padded, and expand the cache to its group."""
+        from transformers import DynamicCache
+
+        distinct = {e.group: e.prompt_ids for e in episodes}
+        ids, mask = self._left_padded(list(distinct.values()))
+        self.cache = DynamicCache(config=self.policy.config)
+        self.attention = mask[:, :0]
+        self.position = mask.new_zeros(len(distinct))
+        logits = self._forward(ids, mask)
+        row = {group: i for i, group in enumerate(distinct)}
+        rows = torch.tensor([row[e.group] for e in episodes], device=logits.device)
+        self.cache.batch_select_indices(rows)
+        self.attention, self.position = self.attention[rows], self.position[rows]
+        return logits[rows]
+
+    def _left_padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(map(len, rows))
+        ids = [[self.policy.pad_id] * (width - len(r)) + r for r in rows]
+        mask = [[0] * (width - len(r)) + [1] * len(r) for r in rows]
+        return torch.tensor(ids, device=self.policy.device), torch.tensor(mask, device=self.policy.device)
+
+    def _select(self, keep: list[int]) -> None:
+        """Drop the finished episodes from the cache."""
+        rows = torch.tensor(keep, dtype=torch.long, device=self.policy.device)
+        self.cache.batch_select_indices(rows)
+        self.attention, self.position = self.attention[rows], self.position[rows]
+
+    def _feed_replies(self, active: list[_Episode], replies: list[list[int]]) -> torch.Tensor:
+        """Feed each episode's last sampled token (not in the cache yet) and what the environment wrote."""
+        chunks = []
+        for e, reply in zip(active, replies):
+            chunks.append(e.ids[-1:] + reply)
+            e.add(reply, sampled=False)
+        return self._forward(*self._left_padded(chunks))
+
+    def _sample(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token (A,), its log-probability (A,) and the entropy (A,) of the sampling distribution."""
+        logprobs = torch.log_softmax(logits / (self.temperature or 1.0), dim=-1)
+        probs = logprobs.exp()
+        if self.temperature == 0:
+            token = logits.argmax(-1)
+        else:
+            token = torch.multinomial(probs, 1, generator=self.generator).squeeze(1)
+        entropy = -(probs * logprobs.clamp(min=-1e4)).sum(-1)
+        return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1), entropy
+
+    def _write_turn(self, active: list[_Episode], logits: torch.Tensor, stops: tuple[str, ...]) -> None:
+        """Sample until every episode has ended its turn. The last token of each stays out of the cache."""
+        stops = [s.encode() for s in stops]
+        room = [max(1, min(self.limits.max_turn_tokens, self.limits.max_completion_length - len(e.ids)))
+                for e in active]
+        closed_at = [0] * len(active)  # tokens sampled in this turn, once the episode has closed it
+        is_open = torch.ones(len(active), dtype=torch.bool, device=logits.device)
+        still = set(range(len(active)))
+        tokens, logprobs, entropies = [], [], []
+        for count in range(1, max(room) + 1):
+            token, logprob, entropy = self._sample(logits)
+            tokens.append(token)
+            logprobs.append(logprob)
+            entropies.append(entropy)
+            ended = {i for i in still if count >= room[i]}
+            for i in (self.closers[token] & is_open).nonzero().flatten().tolist():
+                last = int(token[i])
+                if last in self.policy.stop_ids:
+                    active[i].ended_by_eos = True
+                    ended.add(i)
+                elif self._has_stop(torch.stack([t[i] for t in tokens[-_STOP_TOKENS:]]).tolist(), stops):
+                    ended.add(i)
+            for i in ended:
+                closed_at[i] = count
+            still -= ended
+            if not still:
+                break
+            if ended:
+                is_open[list(ended)] = False
+            logits = self._forward(token.masked_fill(~is_open, self.policy.pad_id).unsqueeze(1),
+                                   is_open.long().unsqueeze(1))
+        columns = [torch.stack(x, 1).tolist() for x in (tokens, logprobs, entropies)]
+        for i, e in enumerate(active):
+            n = closed_at[i]
+            e.add(columns[0][i][:n], sampled=True, logprobs=columns[1][i][:n], entropy=columns[2][i][:n])
+
+    def _has_stop(self, ids: list[int], stops: list[bytes]) -> bool:
+        """Whether a stop string ends in the last token of ``ids`` (it may have begun tokens before)."""
+        tail = self.policy.bytes_of(ids)
+        new = len(self.policy.token_bytes[ids[-1]])
+        return any(tail.find(s, max(0, len(tail) - new - len(s) + 1)) >= 0 for s in stops)
+
+    # -- the environment side ------------------------------------------------------------------------
+
+    def _force(self, active: list[_Episode]) -> list[list[int]]:
+        """Put the opening tag of ``first_action`` behind the model's thoughts; the turn goes on."""
+        replies = []
+        for e in active:
+            text = self.policy.bytes_of(e.ids)
+            if e.ended_by_eos or any(s.encode() in text for s in protocol.STOPS):
+                e.ended_by_eos = False  # it acted without thinking: nothing to force, end it here
+                e.finish_reason = "stop"
+                self._close_turn(e)
+                replies.append([])
+                continue
+            newline = "" if text.endswith(b"\n") else "\n"
+            replies.append(self.policy.encode(f"{newline}<{self.first_action}>"))
+        return replies
+
+    def _act(self, active: list[_Episode]) -> list[list[int]]:
+        """Carry out each episode's action: finish it, or return what the environment writes (token ids)."""
+        replies: list[list[int]] = [[] for _ in active]
+        pending: list[tuple[int, str]] = []
+        for i, e in enumerate(active):
+            text = self._close_turn(e)
+            action = protocol.read_action(text)
+            last_turn = e.turn >= self.limits.max_turns
+            if action.kind == "answer":
+                e.answer, e.finish_reason = _utf8(action.text), "answer"
+            elif len(e.ids) >= self.limits.max_completion_length:
+                e.finish_reason = "length"
+            elif action.kind == "search" and not last_turn:
+                pending.append((i, _utf8(action.text)))
+            elif e.ended_by_eos and action.kind is None:
+                e.finish_reason = "stop"
+            else:
+                e.invalid_turns += action.kind is None
+                if last_turn:
+                    e.finish_reason = "turns"
+                else:
+                    replies[i] = self._reply(e, "invalid", protocol.INVALID_ACTION)
+            e.ended_by_eos = False
+        for (i, query), (call, text) in zip(pending, self._search([q for _, q in pending])):
+            active[i].searches.append(call)
+            replies[i] = self._reply(active[i], "information", text)
+        for e in active:
+            e.turn += 1
+        return replies
+
+    def _reply(self, e: _Episode, kind: str, text: str) -> list[int]:
+        """Token ids of an environment message, or none and ``finish_reason`` "length" if it does not fit."""
+        ids = self.policy.encode(text)
+        if len(e.ids) + len(ids) >= self.limits.max_completion_length:
+            e.finish_reason = "length"
+            return []
+        e.segments.append(Segment(kind, text, e.turn, len(e.ids), len(e.ids) + len(ids)))
+        e.turn_start = len(e.ids) + len(ids)
+        return ids
+
+    def _close_turn(self, e: _Episode) -> str:
+        """Cut what the model wrote in this turn into segments; returns it, one character a byte."""
+        ids = e.ids[e.turn_start :]
+        ends, size = [], 0
+        for i in ids:
+            size += len(self.policy.token_bytes[i])
+            ends.append(size)
+        text = self.policy.bytes_of(ids).decode("latin-1")
+        for kind, start, end in protocol.split_turn(text):
+            kind = "text" if kind == "information" else kind  # the model's own words, whatever they imitate
+            first = next(k for k, stop in enumerate(ends) if stop > start)
+            last = next(k for k, stop in enumerate(ends) if stop >= end)
+            e.segments.append(Segment(kind, _utf8(text[start:end]), e.turn,
+                                      e.turn_start + first, e.turn_start + last + 1))
+        return text
+
+    def _search(self, queries: list[str]) -> list[tuple[SearchCall, str]]:
+        """Ask the engine for all queries at once; returns each call and the observation's text."""
+        if not queries:
+            return []
+        started = time.perf_counter()
+        answers = ask_engine(self.engine, queries, self.limits.topk, self.limits.search_timeout)
+        seconds = (time.perf_counter() - started) / len(queries)
+        made = []
+        for query, (hits, error) in zip(queries, answers):
+            note = f"The search failed: {error}" if error else "Nothing was found."
+            text = fit_observation(self.policy, hits, self.limits.max_observation_tokens, note)
+            made.append((SearchCall(query, hits, seconds, error), text))
+        return made
+
+    def _trajectory(self, e: _Episode, seconds: float) -> Trajectory:
+        special = {i: self.policy.tokenizer.convert_ids_to_tokens(i) for i in self.policy.stop_ids}
+        tokens = [special.get(i) or self.policy.token_bytes[i].decode("utf-8", "replace") for i in e.ids]
+        return Trajectory(
+            question=e.question, prompt_ids=list(e.prompt_ids), completion_ids=e.ids, mask=e.mask,
+            logprobs=e.logprobs, segments=e.segments, searches=e.searches, answer=e.answer,
+            finish_reason=e.finish_reason, group=e.group, prompt=e.prompt, tokens=tokens, turns=e.turn,
+            invalid_turns=e.invalid_turns, seconds=seconds, token_values={"entropy": e.entropy})
+
+
+def ask_engine(engine, queries: list[str], k: int, timeout: float | None) -> list[tuple[list[Hit], str | None]]:
+    """Hits and error for each query. A batch that fails is tried query by query, so one cannot spoil all."""
+    if hasattr(engine, "search_batch"):
+        try:
+            found = _in_time(lambda: engine.search_batch(queries, k=k), timeout)
+            if len(found) != len(queries):
+                raise ValueError(f"the engine gave {len(found)} results for {len(queries)} queries")
+            return [(_as_hits(f, k), None) for f in found]
+        except Exception as e:  # noqa: BLE001: an engine is foreign code; its failure is an observation
+            if len(queries) == 1 or isinstance(e, SearchTimeout):
+                return [([], _why(e))] * len(queries)
+        return [ask_engine(engine, [q], k, timeout)[0] for q in queries]
+    answers = []
+    for query in queries:
+        try:
+            answers.append((_as_hits(_in_time(lambda: engine.search(query), timeout), k), None))
+        except Exception as e:  # noqa: BLE001
+            answers.append(([], _why(e)))
+    return answers
+
+
+def _in_time(call, timeout: float | None):
+    """The result of ``call``; raises ``SearchTimeout`` after ``timeout`` seconds (the call is abandoned)."""
+    if timeout is None:
+        return call()
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
+    try:
+        return pool.submit(call).result(timeout)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, SearchTimeout):
+        return "the engine did not answer in time"
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def _as_hits(found, k: int) -> list[Hit]:
+    """What an engine may return, as hits: hits, passages, plain text, or a list of these."""
+    if isinstance(found, str):
+        found = [found] if found.strip() else []
+    hits = []
+    for rank, f in enumerate(list(found)[:k]):
+        if isinstance(f, Hit):
+            hits.append(f)
+        elif isinstance(f, Passage):
+            hits.append(Hit(f, float(-rank)))
+        elif isinstance(f, str):
+            hits.append(Hit(Passage("", "", f), float(-rank)))
+        else:
+            raise TypeError(f"the engine returned {type(f).__name__}; expected Hit, Passage or str")
+    return hits
+
+
+def fit_observation(policy: Policy, hits: Sequence[Hit], budget: int, note: str = "") -> str:
+    """The observation of ``hits`` in at most ``budget`` tokens: the longest documents are cut, tags never.
+
+    Documents that do not fit at all are left out from the end.
+    """
+    documents = [protocol.format_document(i, h.passage.title, h.passage.text) for i, h in enumerate(hits, 1)]
+    whole = protocol.format_observation(documents) if documents else protocol.observation([], note=note)
+    over = len(policy.encode(whole)) - budget
+    if over <= 0 or not documents:
+        return whole
+    encoded = [policy.encode(d) for d in documents]
+    cap = max(map(len, encoded))
+    while cap > 0:
+        cap = min(cap - 1, int(cap * 0.95))
+        cut = [d if len(ids) <= cap else policy.decode(ids[:cap]).rstrip("\ufffd") + " …"
+               for d, ids in zip(documents, encoded)]
+        if cap < 12:  # too little for a title: rather fewer documents
+            return fit_observation(policy, hits[:-1], budget, note or "No document fits.")
+        if len(policy.encode(text := protocol.format_observation(cut))) <= budget:
+            return text
+    return whole
+
+
+def _utf8(text: str) -> str:
+    """Undo one character a byte."""
+    return text.encode("latin-1").decode("utf-8", "replace")

@@ -1,0 +1,558 @@
+"""The training loop of GRPO: roll out, score, update, log, checkpoint; and going on after an interruption.
+
+GRPO (Shao et al. 2024, "DeepSeekMath", arXiv 2402.03300, equations 3 and 4) on multi-turn rollouts with
+retrieved text masked out (Jin et al. 2025, "Search-R1", arXiv 2503.09516, equation 2).
+
+Everything random in a step is drawn from (seed, step) alone: which questions, and the sampling. So a run
+that was killed and started again needs no saved random state, and on a CPU it gives the same metrics and
+the same adapter bytes as a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Callable, Iterator, Sequence
+
+import torch
+
+from .evaluate import row_of
+from .grpo import group_advantages, groups_without_variance, merge_metrics, policy_loss, token_logprobs_and_entropy
+from .policy import Policy, attach_lora
+from .records import Question, Trajectory, TrajectoryLog, write_whole
+from .rewards import SearchR1Reward, score
+from .rollout import Limits, rollout
+
+FORMAT = 1  # of a run's folder; another number is another layout
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on. The last good checkpoint stands; the message says what to try."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a training run. Names are TRL's where the meaning is the same.
+
+    Attributes:
+        steps: rollout batches, each followed by ``num_iterations`` updates.
+        questions_per_step: different questions a step.
+        num_generations: G, rollouts a question (the group).
+        learning_rate: of AdamW on the LoRA weights.
+        warmup_steps: steps over which the learning rate rises from 0; constant afterwards.
+        temperature: of sampling, and of the log-probabilities.
+        loss_type, epsilon, epsilon_high, beta, kl_estimator, entropy_coef, scale_rewards, baseline:
+            see ``searchr1_lib.grpo``. ``beta`` > 0 compares with the frozen base model.
+        num_iterations: updates on one batch of rollouts.
+        max_grad_norm: gradients are clipped to this norm.
+        tokens_per_micro_batch: padded tokens that one forward pass holds.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
+        checkpoint_every: steps between checkpoints; the last step always has one.
+        keep_checkpoints: how many to keep, the newest ones.
+        max_turns, max_turn_tokens, max_observation_tokens, max_completion_length, topk, search_timeout:
+            see ``searchr1_lib.rollout.Limits``.
+        seed: of the order of questions and the sampling.
+    """
+
+    steps: int = 200
+    questions_per_step: int = 8
+    num_generations: int = 8
+    learning_rate: float = 1e-5
+    warmup_steps: int = 0
+    temperature: float = 1.0
+    loss_type: str = "grpo"
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    beta: float = 0.0
+    kl_estimator: str = "k3"
+    entropy_coef: float = 0.0
+    scale_rewards: str = "group"
+    baseline: str = "group_mean"
+    num_iterations: int = 1
+    max_grad_norm: float = 1.0
+    tokens_per_micro_batch: int = 8192
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = 50
+    keep_checkpoints: int = 2
+    max_turns: int = 4
+    max_turn_tokens: int = 500
+    max_observation_tokens: int = 500
+    max_completion_length: int = 2048
+    topk: int = 3
+    search_timeout: float | None = 60.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "questions_per_step", "num_iterations", "tokens_per_micro_batch", "checkpoint_every",
+                     "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        if self.num_generations < 2 and self.baseline != "none":
+            raise ValueError("num_generations must be at least 2: a group of one has no other to be compared with")
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate must lie between 0 and 1, got {self.learning_rate!r}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive in training, got {self.temperature!r}")
+        self.limits()
+
+    def limits(self) -> dict:
+        """The part that ``rollout`` takes."""
+        return {f.name: getattr(self, f.name) for f in fields(Limits)}
+
+
+class Trainer:
+    """Trains a policy and leaves a run's folder (see DESIGN in the README for its files).
+
+    Args:
+        policy: with LoRA adapters; they are changed in place.
+        questions: what to ask; a step draws from a shuffled pass over them.
+        engine: what searches.
+        reward: a callable on a batch of trajectories, by default exact match minus 0.15 a search.
+        settings: a ``Settings``.
+        run_dir: the run's folder. If it holds checkpoints of the same settings, training goes on there.
+        callbacks: called as ``callback(trainer, metrics)`` after each step; one that returns True stops.
+        report: is given a progress line now and then (None: silent).
+
+    Raises:
+        ValueError: no questions; the folder holds a run with other settings or of another version.
+    """
+
+    def __init__(self, policy: Policy, questions: Sequence[Question], engine,
+                 reward: Callable | None = None, settings: Settings | None = None,
+                 run_dir: str | os.PathLike = "runs/train", *,
+                 callbacks: Sequence[Callable] = (), report: Callable[[str], None] | None = print):
+        self.policy, self.questions, self.engine = policy, list(questions), engine
+        self.reward, self.settings = reward or SearchR1Reward(), settings or Settings()
+        self.run_dir, self.callbacks, self.report = Path(run_dir), list(callbacks), report or (lambda line: None)
+        if not self.questions:
+            raise ValueError("Trainer: no questions to train on")
+        if not policy.parameters():
+            raise ValueError("Trainer: the policy has nothing to train; load it with lora=True")
+        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=self.settings.learning_rate, weight_decay=0.0)
+        half = next(iter(policy.decoder.parameters())).dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=half)
+        self.step, self.metrics = 0, []
+        self.token_budget = self.settings.tokens_per_micro_batch
+        self.log = TrajectoryLog(self.run_dir / "trajectories.jsonl")
+        self._stop = False
+        self._open_run()
+
+    # -- the loop ------------------------------------------------------------------------------------
+
+    def train(self) -> Policy:
+        """Train to ``settings.steps``; returns the policy. Ctrl-C ends it after the current step, saved.
+
+        Raises:
+            TrainingError: the loss or the gradient is no number any more, or the disk is full; the last
+                good checkpoint stands.
+            RewardError: the reward failed; the step was not trained on.
+        """
+        s, started, first = self.settings, time.perf_counter(), self.step
+        shown = -1e9
+        with self._checkpointing(), self._gentle_interrupt():
+            while self.step < s.steps and not self._stop:
+                row = self._one_step()
+                stop = [c(self, row) for c in self.callbacks]
+                self._stop = self._stop or any(r is True for r in stop)
+                last = self.step == s.steps or self._stop
+                if last or self.step % s.checkpoint_every == 0:
+                    self.save_checkpoint()
+                if last or time.perf_counter() - shown > 10:
+                    shown = time.perf_counter()
+                    self.report(self._line(row, (shown - started) / (self.step - first) * (s.steps - self.step)))
+        return self.policy
+
+    def _one_step(self) -> dict:
+        s, started = self.settings, time.perf_counter()
+        generator = torch.Generator(device=self.policy.device).manual_seed(s.seed * 1_000_003 + self.step)
+        trajectories = rollout(
+            self.policy, self.questions_of(self.step), self.engine, num_generations=s.num_generations,
+            temperature=s.temperature, generator=generator, **s.limits())
+        rolled = time.perf_counter()
+        score(self.reward, trajectories)
+        rewards = [t.reward for t in trajectories]
+        advantages = group_advantages(rewards, s.num_generations, scale_rewards=s.scale_rewards, baseline=s.baseline)
+        for t, a in zip(trajectories, advantages.tolist()):
+            t.advantage, t.step, t.group = a, self.step, f"{self.step}:{t.group}"
+        update = self._update(trajectories)
+        done = time.perf_counter()
+        self.step += 1
+        row = {"step": self.step, **describe(trajectories, s.num_generations), **update,
+               "learning_rate": self._learning_rate(self.step - 1),
+               "tokens_per_second": sum(sum(t.mask) for t in trajectories) / (rolled - started),
+               "seconds": done - started, "seconds_rollout": rolled - started, "seconds_update": done - rolled,
+               "peak_memory_mb": peak_memory_mb(self.policy.device)}
+        self.metrics.append(row)
+        self._write(trajectories, row)
+        return row
+
+    def questions_of(self, step: int) -> list[Question]:
+        """The questions of a step: consecutive ones of an endless row of shuffled passes."""
+        n, size = len(self.questions), self.settings.questions_per_step
+        chosen = []
+        for i in range(step * size, (step + 1) * size):
+            order = random.Random(f"{self.settings.seed}/{i // n}").sample(range(n), n)
+            chosen.append(self.questions[order[i % n]])
+        return chosen
+
+    def _learning_rate(self, step: int) -> float:
+        s = self.settings
+        return s.learning_rate * min(1.0, (step + 1) / (s.warmup_steps + 1))
+
+    # -- the update ----------------------------------------------------------------------------------
+
+    def _update(self, trajectories: list[Trajectory]) -> dict:
+        """``num_iterations`` optimiser steps on the rollouts; returns the metrics of the last."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate(self.step)
+        references = self._references(trajectories) if self.settings.beta > 0 else None
+        for _ in range(self.settings.num_iterations):
+            metrics = self._with_less_memory(lambda: self._backward(trajectories, references))
+            self.scaler.unscale_(self.optimizer)
+            norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm))
+            if norm != norm or norm == float("inf"):
+                if not self.scaler.is_enabled():  # with fp16 the scaler skips the update and scales down
+                    self._fail(f"the gradient norm is {norm}")
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": metrics["loss"], "ratio": metrics["ratio"], "grad_norm": norm,
+                "clip_fraction": metrics["clip_low"] + metrics["clip_high"], "kl": metrics.get("kl"),
+                "entropy": metrics["entropy"]}
+
+    def _backward(self, trajectories: list[Trajectory], references: dict[int, list[float]] | None) -> dict:
+        s = self.settings
+        counts = {"num_sequences": len(trajectories), "num_tokens": max(1, sum(sum(t.mask) for t in trajectories))}
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = []
+        for part in self._micro_batches(trajectories):
+            logprobs, entropy, batch = self.token_logprobs(part)
+            old = _column([t.logprobs for t in part], batch)
+            reference = _column([references[id(t)] for t in part], batch) if references else None
+            advantages = torch.tensor([t.advantage for t in part], device=logprobs.device)
+            try:
+                loss, metrics = policy_loss(
+                    logprobs, old, advantages, batch.mask, loss_type=s.loss_type, epsilon=s.epsilon,
+                    epsilon_high=s.epsilon_high, beta=s.beta, ref_logprobs=reference, kl_estimator=s.kl_estimator,
+                    entropy=entropy, entropy_coef=s.entropy_coef, max_completion_length=s.max_completion_length,
+                    **counts)
+            except FloatingPointError as e:
+                self._fail(str(e))
+            self.scaler.scale(loss).backward()
+            parts.append(metrics)
+        return merge_metrics(parts)
+
+    def token_logprobs(self, part: list[Trajectory]) -> tuple[torch.Tensor, torch.Tensor, "Batch"]:
+        """Log-probabilities and entropy of every sampled token under the policy as it is now, (B, T) each."""
+        batch = Batch.of(part, self.policy.pad_id, self.policy.device)
+        hidden = self.policy.decoder(input_ids=batch.ids, attention_mask=batch.attention,
+                                     use_cache=False).last_hidden_state
+        logprobs, entropy = token_logprobs_and_entropy(
+            hidden[:, :-1], self.policy.lm_head.weight, batch.ids[:, 1:], bias=self.policy.lm_head.bias,
+            mask=batch.mask, temperature=self.settings.temperature)
+        return logprobs, entropy, batch
+
+    @torch.no_grad()
+    def _references(self, trajectories: list[Trajectory]) -> dict[int, list[float]]:
+        """Log-probabilities under the frozen base, by trajectory; 0.0 where the model wrote nothing."""
+        found = {}
+        with self.policy.reference():
+            for part in self._micro_batches(trajectories):
+                logprobs, _, batch = self.token_logprobs(part)
+                for t, row, start in zip(part, logprobs.tolist(), batch.starts):
+                    found[id(t)] = row[start : start + len(t.completion_ids)]
+        return found
+
+    def _micro_batches(self, trajectories: list[Trajectory]) -> Iterator[list[Trajectory]]:
+        """Parts of similar length, each of at most ``token_budget`` padded tokens (one rollout at least)."""
+        part: list[Trajectory] = []
+        for t in sorted(trajectories, key=_length):
+            if part and (len(part) + 1) * _length(t) > self.token_budget:
+                yield part
+                part = []
+            part.append(t)
+        yield part
+
+    def _with_less_memory(self, compute):
+        """``compute()``, again in smaller micro-batches for as long as memory runs out."""
+        while True:
+            try:
+                return compute()
+            except torch.OutOfMemoryError:
+                if self.token_budget < 256:
+                    raise TrainingError("out of memory with one rollout at a time; lower max_completion_length or "
+                                        "num_generations, or set gradient_checkpointing=True") from None
+                self.token_budget //= 2
+                torch.cuda.empty_cache()
+                self.report(f"out of memory: going on with micro-batches of {self.token_budget} tokens")
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        if not self.settings.gradient_checkpointing:
+            yield
+            return
+        self.policy.model.enable_input_require_grads()
+        self.policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            yield
+        finally:
+            self.policy.model.gradient_checkpointing_disable()
+
+    @contextmanager
+    def _gentle_interrupt(self) -> Iterator[None]:
+        """The first Ctrl-C ends training after the step; a second one interrupts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(signum, frame):
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+            self.report("interrupted: finishing this step and saving (once more to stop at once)")
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _fail(self, what: str):
+        at = self._newest_checkpoint()
+        raise TrainingError(
+            f"step {self.step + 1}: {what}. The last good checkpoint is {at or 'none yet'}. Try a lower "
+            f"learning_rate (now {self.settings.learning_rate:g}), beta > 0, or a smaller max_grad_norm") from None
+
+    def _line(self, row: dict, left: float) -> str:
+        show = lambda x: "–" if x is None else f"{x:.2f}"  # noqa: E731
+        return (f"step {row['step']:4d}/{self.settings.steps}  reward {row['reward']:.2f}  EM {row['em']:.2f}  "
+                f"searches: known {show(row['searches_known'])}, look-up {show(row['searches_lookup'])}  "
+                f"entropy {row['entropy']:.2f}  {row['seconds']:.1f} s a step, about {left / 60:.1f} min left")
+
+    # -- the run's folder ----------------------------------------------------------------------------
+
+    def _open_run(self) -> None:
+        """Make the folder, or go on from its newest checkpoint."""
+        file = self.run_dir / "settings.json"
+        mine = {"format": FORMAT, "settings": asdict(self.settings)}
+        if file.exists():
+            try:
+                theirs = json.loads(file.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as e:
+                raise ValueError(f"{file} is broken ({e}); remove {self.run_dir} or choose another run_dir") from None
+            if theirs.get("format") != FORMAT:
+                raise ValueError(f"{file} was written by another version (format {theirs.get('format')}, this is "
+                                 f"{FORMAT}); choose another run_dir")
+            old, new = theirs.get("settings", {}), mine["settings"]
+            differ = sorted(k for k in old.keys() | new.keys() if k != "steps" and old.get(k) != new.get(k))
+            if differ:
+                raise ValueError(f"{self.run_dir} holds a run with another {', '.join(differ)} "
+                                 f"({', '.join(f'{old.get(k)!r} there, {new.get(k)!r} here' for k in differ)}); "
+                                 "choose another run_dir, or the same settings to go on with it")
+        write_whole(file, json.dumps(mine, indent=1) + "\n")
+        self._resume()
+
+    def _newest_checkpoint(self) -> Path | None:
+        found = sorted((self.run_dir / "checkpoints").glob("step_*"), key=lambda p: int(p.name.split("_")[1]))
+        return found[-1] if found else None
+
+    def save_checkpoint(self) -> Path:
+        """Write ``checkpoints/step_N/``, whole or not at all, and drop the oldest ones."""
+        from safetensors.torch import save_file
+
+        folder = self.run_dir / "checkpoints" / f"step_{self.step}"
+        unfinished = folder.parent / f".unfinished_{self.step}"
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            self.policy.save_adapter(unfinished)
+            save_file(self._optimizer_tensors(), unfinished / "optimizer.safetensors")
+            state = {"step": self.step, "scaler": self.scaler.state_dict(), "token_budget": self.token_budget,
+                     "sizes": {f.name: f.stat().st_size for f in (self.run_dir / "metrics.jsonl", self.log.path)
+                               if f.exists()}}
+            write_whole(unfinished / "state.json", json.dumps(state, indent=1) + "\n")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(unfinished, folder)
+        except OSError as e:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise TrainingError(f"could not write checkpoint {folder} ({e.strerror or e}); the one before stands: "
+                                f"{self._newest_checkpoint()}. Free some space and start again: it goes on") from e
+        for old in sorted(folder.parent.glob("step_*"), key=lambda p: int(p.name.split("_")[1]))[
+                : -self.settings.keep_checkpoints]:
+            shutil.rmtree(old)
+        return folder
+
+    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """AdamW's state, flat: "number/name" -> tensor."""
+        return {f"{i}/{name}": value.detach().clone().contiguous()
+                for i, state in self.optimizer.state_dict()["state"].items() for name, value in state.items()}
+
+    def _resume(self) -> None:
+        """Load the newest checkpoint; what was logged after it is cut off, it will be done again."""
+        from safetensors.torch import load_file
+
+        folder, metrics = self._newest_checkpoint(), self.run_dir / "metrics.jsonl"
+        if folder is None:
+            for f in (metrics, self.log.path):
+                f.unlink(missing_ok=True)  # steps of a run that ended before its first checkpoint
+            return
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        self.policy.load_adapter(folder)
+        flat = load_file(folder / "optimizer.safetensors", device=str(self.policy.device))
+        saved = self.optimizer.state_dict()
+        for key, value in flat.items():
+            number, name = key.split("/")
+            saved["state"].setdefault(int(number), {})[name] = value.cpu() if name == "step" else value
+        self.optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.token_budget = state["step"], state["token_budget"]
+        for f in (metrics, self.log.path):
+            if f.exists():
+                os.truncate(f, state["sizes"].get(f.name, 0))
+        self.metrics = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        if self.step < self.settings.steps:
+            self.report(f"going on after step {self.step}, from {folder}")
+
+    def _write(self, trajectories: list[Trajectory], row: dict) -> None:
+        try:
+            self.log.append(trajectories)
+            with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
+                f.write(json.dumps(row) + "\n")
+        except OSError as e:
+            self._fail(f"could not write the log ({e.strerror or e})")
+
+
+@dataclass
+class Batch:
+    """Trajectories as tensors: prompt and completion in a row, padded on the right.
+
+    ids, attention: (B, L); mask: (B, L - 1), 1 where ``ids[:, 1:]`` was sampled by the model; starts: the
+    column of ``ids[:, 1:]`` at which each completion begins.
+    """
+
+    ids: torch.Tensor
+    attention: torch.Tensor
+    mask: torch.Tensor
+    starts: list[int]
+
+    @classmethod
+    def of(cls, part: list[Trajectory], pad: int, device) -> "Batch":
+        width = max(map(_length, part))
+        ids, attention, mask = [], [], []
+        for t in part:
+            fill = width - _length(t)
+            ids.append(t.prompt_ids + t.completion_ids + [pad] * fill)
+            attention.append([1] * (width - fill) + [0] * fill)
+            mask.append([0] * (len(t.prompt_ids) - 1) + t.mask + [0] * fill)
+        made = [torch.tensor(x, device=device) for x in (ids, attention, mask)]
+        return cls(*made, starts=[len(t.prompt_ids) - 1 for t in part])
+
+
+def _column(values: list[list[float]], batch: Batch) -> torch.Tensor:
+    """Per-token values of the completions laid out like ``batch.mask``, (B, L - 1), 0 elsewhere."""
+    width = batch.mask.shape[1]
+    rows = [[0.0] * start + v + [0.0] * (width - start - len(v)) for v, start in zip(values, batch.starts)]
+    return torch.tensor(rows, device=batch.mask.device)
+
+
+def _length(t: Trajectory) -> int:
+    return len(t.prompt_ids) + len(t.completion_ids)
+
+
+def describe(trajectories: list[Trajectory], num_generations: int) -> dict:
+    """What the rollouts of a step look like: the part of the metrics that needs no model."""
+    rows = [row_of(t) for t in trajectories]
+    known, lookup = ([r for r in rows if r["known"] is k] for k in (True, False))
+    mean = lambda rs, key: fmean(r[key] for r in rs) if rs else None  # noqa: E731
+    rewards = [t.reward for t in trajectories]
+    hops = sum(r["hops"] for r in lookup)
+    out = {
+        "reward": fmean(rewards), "reward_std": pstdev(rewards), "em": mean(rows, "em"),
+        "em_known": mean(known, "em"), "em_lookup": mean(lookup, "em"),
+        "reward_known": mean(known, "reward"), "reward_lookup": mean(lookup, "reward"),
+        "searches": mean(rows, "searches"),
+        "searches_known": mean(known, "searches"), "searches_lookup": mean(lookup, "searches"),
+        "searches_per_need_lookup": sum(r["searches"] for r in lookup) / hops if hops else None,
+        "search_first_known": fmean(bool(r["searches"]) for r in known) if known else None,
+        "search_first_lookup": fmean(bool(r["searches"]) for r in lookup) if lookup else None,
+        "over_search": mean(known, "over_search"), "under_search": mean(lookup, "under_search"),
+        "malformed": mean(rows, "malformed"),
+        "search_errors": sum(bool(c.error) for t in trajectories for c in t.searches),
+        "completion_tokens": mean(rows, "tokens"),
+        "zero_variance_groups": float(groups_without_variance(rewards, num_generations).float().mean()),
+    }
+    for reason in ("answer", "turns", "length", "stop"):
+        out[f"finish_{reason}"] = fmean(t.finish_reason == reason for t in trajectories)
+    for part in trajectories[0].rewards:
+        out[f"rewards/{part}"] = fmean(t.rewards[part] for t in trajectories)
+    return out
+
+
+def peak_memory_mb(device) -> float:
+    """The most memory used so far, in MiB: on the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def train_grpo(model, tokenizer, dataset, search_engine, epochs: int = 3, lr: float = 1e-5, *,
+               reward: Callable | None = None, run_dir: str | os.PathLike | None = None, **settings):
+    """Teach a model when to search and when to answer, in one call.
+
+    Args:
+        model: a transformers causal LM, in 4-bit or not; LoRA adapters are attached if it has none.
+        tokenizer: its tokenizer.
+        dataset: ``Question``s or (question, answer) pairs; an answer may be a list of accepted ones.
+        search_engine: see ``searchr1_lib.rollout.rollout``.
+        epochs: passes over the dataset.
+        lr: learning rate.
+        reward: by default exact match minus 0.15 a search.
+        run_dir: where metrics, trajectories and checkpoints go; by default a new folder under ``runs/``.
+        **settings: any other field of ``Settings``.
+
+    Returns:
+        the trained model (with its adapters), in training mode without dropout.
+
+    Raises:
+        ValueError: an empty dataset, an item that is neither form, or an unknown setting.
+    """
+    from .policy import prompt_of
+
+    questions = [_question(i, item) for i, item in enumerate(dataset)]
+    if not questions:
+        raise ValueError("train_grpo: the dataset is empty")
+    known = {f.name for f in fields(Settings)}
+    if unknown := sorted(set(settings) - known):
+        raise ValueError(f"train_grpo: unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    size = min(settings.pop("questions_per_step", 8), len(questions))
+    settings.setdefault("steps", epochs * -(-len(questions) // size))
+    if not hasattr(model, "disable_adapter"):
+        model.requires_grad_(False)
+        model = attach_lora(model)
+    policy = Policy(model, tokenizer, prompt_of(getattr(model.config, "_name_or_path", "")))
+    run_dir = run_dir or Path("runs") / time.strftime("train_grpo-%Y%m%d-%H%M%S")
+    Trainer(policy, questions, search_engine, reward,
+            Settings(questions_per_step=size, learning_rate=lr, **settings), run_dir).train()
+    return policy.model
+
+
+def _question(number: int, item) -> Question:
+    if isinstance(item, Question):
+        return item
+    if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str):
+        answers = [item[1]] if isinstance(item[1], str) else list(item[1])
+        return Question(f"q{number}", item[0], answers)
+    raise ValueError(f"dataset item {number} is neither a Question nor a (question, answer) pair: {item!r:.80}")
