@@ -5,9 +5,11 @@ Form is judged by a state machine over the segments, so a tag inside a passage i
 
 from __future__ import annotations
 
+import re
+
 from ..protocol import TAGS
 from ..records import Segment, Trajectory
-from .answer import exact_match, normalize_answer, substring_match
+from .answer import exact_match, substring_match
 from .base import Reward, TurnReward, answer_flags, final_answer, turn_count
 
 #: state -> {kind of segment: next state}; a trajectory is well-formed if it gets from "turn" to "end".
@@ -158,7 +160,7 @@ class InformationGain(TurnReward):
 
 
 class RepeatedSearch(TurnReward):
-    """``-penalty`` for every search that is empty or repeats an earlier query (after normalisation).
+    """``-penalty`` for every search that is empty or repeats the words of an earlier one in the same order.
 
     Raises:
         ValueError: a negative penalty.
@@ -175,7 +177,7 @@ class RepeatedSearch(TurnReward):
         values, seen = [0.0] * turn_count(trajectory), {""}
         for s in trajectory.segments:
             if s.kind == "search":
-                query = normalize_answer(query_of(s))
+                query = " ".join(re.findall(r"\w+", query_of(s).lower()))
                 values[s.turn] -= self.penalty * (query in seen)
                 seen.add(query)
         return values

@@ -1,0 +1,109 @@
+"""Composition: sums, products, thresholds, normalisation, parts by name, rewards by turn."""
+
+import math
+import statistics
+
+import pytest
+from hypothesis import given, strategies as st
+
+from searchr1_lib.records import Passage, Question, Trajectory, TrajectoryLog
+from searchr1_lib.rewards import F1, Composite, ExactMatch, InformationGain, Product, RepeatedSearch, Scaled
+from searchr1_lib.rewards import SearchCost, SearchR1Reward, Standardized, Threshold, handwritten, score
+
+Q = Question("q1", "?", ["Ada Lovelace"], passages=["p1"])
+P1, P2 = Passage("p1", "t", "Ada"), Passage("p2", "t", "x")
+
+
+def rollouts(group=""):
+    asks = [("<think> </think><search> a </search>", [P2]), ("<think> </think><search> b </search>", [P1])]
+    ends = ["<think> </think><answer> Ada Lovelace </answer>", "<think> </think><answer> Ada </answer>", "none"]
+    return [handwritten(Q, asks[:n] + [end], group=group) for n in range(3) for end in ends]
+
+
+def test_the_default_reward_is_exact_match_minus_the_cost_of_searches():
+    ts = rollouts()
+    assert score(SearchR1Reward(0.15), ts) == pytest.approx([1, 0, 0, 0.85, -0.15, -0.15, 0.7, -0.3, -0.3])
+    assert ts[3].rewards == {"exact_match": 1, "search_cost": -0.15, "search_r1": 0.85} and ts[3].reward == 0.85
+
+
+def test_weights_and_parts():
+    ts = rollouts()
+    values = score(Composite([(0.7, F1()), (0.3, ExactMatch())], name="mix"), ts)
+    for t, v in zip(ts, values):
+        assert v == pytest.approx(0.7 * t.rewards["f1"] + 0.3 * t.rewards["exact_match"]) == t.rewards["mix"]
+
+
+def test_products_thresholds_and_scales_nest_and_keep_their_parts():
+    ts = rollouts()
+    gated = Product([ExactMatch(), Scaled(SearchCost(0.25), -1, 0)], name="gated")
+    score(Composite([(1, gated), (0.5, Threshold(F1(), 0.6))]), ts)
+    for t in ts:
+        assert t.rewards["gated"] == t.rewards["exact_match"] * t.rewards["search_cost_scaled"]
+        assert t.rewards["search_cost_scaled"] == 1 + t.rewards["search_cost"]
+        assert t.rewards["f1>=0.6"] == (t.rewards["f1"] >= 0.6)
+        assert t.reward == t.rewards["gated"] + 0.5 * t.rewards["f1>=0.6"]
+
+
+def test_standardized_has_mean_0_and_deviation_1_in_each_group():
+    ts = rollouts("a") + rollouts("b")
+    values = score(Standardized(F1()), ts)
+    assert values[:9] == values[9:]
+    assert statistics.fmean(values[:9]) == pytest.approx(0, abs=1e-12)
+    assert statistics.pstdev(values[:9]) == pytest.approx(1)
+    same = [handwritten(Q, ["x"]) for _ in range(4)]
+    assert score(Standardized(F1()), same) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda: Composite([]), "at least one"),
+    (lambda: Composite([(math.nan, F1())]), "weight of 'f1'"),
+    (lambda: Composite([(1, F1()), (2, F1())]), "two rewards are named 'f1'"),
+    (lambda: Composite([(1, F1()), (2, Threshold(F1(), 0.5))]), "two rewards are named 'f1'"),
+    (lambda: Product([]), "at least one"),
+    (lambda: Scaled(F1(), 1, 1), "below"),
+])
+def test_bad_compositions_are_refused(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_turn_rewards_sum_to_the_reward_and_stand_where_they_were_earned():
+    ts = rollouts()
+    reward = Composite([(1, ExactMatch()), (1, SearchCost(0.1)), (0.5, InformationGain()), (2, RepeatedSearch(0.1))])
+    for t, value in zip(ts, score(reward, ts)):
+        assert math.fsum(t.turn_rewards) == pytest.approx(value) and len(t.turn_rewards) == t.turns
+    assert ts[6].turn_rewards == pytest.approx([-0.1, -0.1 + 0.5, 1])
+    nested = Composite([(2, reward), (1, F1())], name="outer")
+    score(nested, ts)
+    assert ts[6].turn_rewards == pytest.approx([-0.2, 0.8, 3]) and ts[6].reward == pytest.approx(3.6)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=4), st.integers(0, 8))
+def test_a_composite_is_linear(weights, which):
+    t = rollouts()[which]
+    parts = [ExactMatch(), F1(), SearchCost(0.1), InformationGain()]
+    alone = [score(p, [t])[0] for p in parts]
+    got = score(Composite(list(zip(weights, parts))), [t])[0]
+    assert got == pytest.approx(sum(w * v for w, v in zip(weights, alone)), abs=1e-9)
+    assert math.fsum(t.turn_rewards) == pytest.approx(got, abs=1e-9)
+
+
+def test_any_function_is_a_reward_and_scoring_again_leaves_nothing_old():
+    ts = rollouts()
+    score(SearchR1Reward(), ts)
+
+    def short(trajectories):
+        return [-len(t.answer or "") / 100 for t in trajectories]
+
+    assert score(short, ts)[0] == -0.12
+    assert ts[0].rewards == {"short": -0.12} and score(SearchR1Reward(), []) == []
+
+
+def test_rewards_survive_the_log(tmp_path):
+    ts = rollouts()
+    score(SearchR1Reward(), ts)
+    TrajectoryLog(tmp_path / "t.jsonl").append(ts)
+    assert list(TrajectoryLog(tmp_path / "t.jsonl").read()) == ts
+    old = ts[0].to_dict()
+    del old["turn_rewards"]  # written before the field existed
+    assert Trajectory.from_dict(old).turn_rewards == []
