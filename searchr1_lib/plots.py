@@ -11,6 +11,7 @@ first line says what to see, and ``fig.alt`` says it to those who cannot see. ``
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 import textwrap
@@ -21,6 +22,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from .records import Trajectory
 
@@ -32,7 +34,7 @@ KNOWN, LOOKUP = (BLUE, "o", "-"), (RED, "s", "--")
 _PLAIN = (BLACK, "D", "-")
 _LOOKS = (_PLAIN, KNOWN, LOOKUP, (GREEN, "^", "-."), (PURPLE, "v", ":"))
 _STYLE = {
-    "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "font.size": 10, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
     "axes.axisbelow": True, "legend.fontsize": 9, "legend.frameon": True, "legend.framealpha": 0.85,
     "legend.edgecolor": "none", "hatch.color": "white", "figure.facecolor": "white",
@@ -56,17 +58,29 @@ def show_figure(fig: Figure) -> None:
 
 
 def png(fig: Figure) -> bytes:
-    """The figure as a PNG file, with its alt text as the file's description."""
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Description": fig.alt, "Software": None})
-    return buffer.getvalue()
+    """The figure as a PNG file of at most 256 colours, a third of the size of a full one."""
+    full, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(full, format="png")
+    picture = Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture.save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def _styled(draw):
+    """Run a drawing function in the project's style, whatever the notebook has set."""
+
+    @functools.wraps(draw)
+    def styled(*args, **kwargs):
+        with rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
 
 
 def _axes(rows: int, columns: int, height: float, **kwargs):
-    """An empty figure of 900 pixels' width in the project's style, and its axes as a flat list."""
-    with rc_context(_STYLE):
-        fig = Figure(figsize=(9, height), dpi=100, layout="constrained")
-        axes = fig.subplots(rows, columns, squeeze=False, **kwargs).ravel().tolist()
+    """An empty figure of 900 pixels' width, and its axes as a flat list."""
+    fig = Figure(figsize=(9, height), dpi=100, layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False, **kwargs).ravel().tolist()
     fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     return fig, axes
 
@@ -164,8 +178,7 @@ def _step_axis(ax, runs, title: str, drawn: Iterable[float | None]) -> None:
 def _legend(ax, **kwargs) -> None:
     handles, labels = ax.get_legend_handles_labels()
     if labels:
-        with rc_context(_STYLE):
-            ax.legend(handles, labels, **{"loc": "best", **kwargs})
+        ax.legend(handles, labels, **{"loc": "best", **kwargs})
 
 
 def _says(name: str, value: float | None) -> str:
@@ -181,6 +194,7 @@ def _how(runs) -> str:
 # ---- training --------------------------------------------------------------------------------------------
 
 
+@_styled
 def learning_curves(metrics, *, title: str | None = None) -> Figure:
     """Reward, exact match and searches over the steps, known and look-up apart, the transition marked.
 
@@ -207,16 +221,18 @@ def learning_curves(metrics, *, title: str | None = None) -> Figure:
         for moment in moments:
             ax.axvline(moment, color=GREEN, linewidth=1.5, linestyle="-.", zorder=1)
     if moments:
-        left.axvline(moments[0], color=GREEN, linewidth=1.5, linestyle="-.", label="known and look-up part")
-    for ax in (left, middle, right):
-        _legend(ax)
+        left.axvline(moments[0], color=GREEN, linewidth=1.5, linestyle="-.", zorder=1, label="known and look-up part")
+    right.set_ylim(top=max(1.5, 1.25 * right.get_ylim()[1]))
+    for ax, place in ((left, "lower right"), (middle, "lower right"), (right, "upper left")):
+        _legend(ax, loc=place)
     fig.supxlabel(_how(runs), fontsize=9, color="#595959")
-    at = ", ".join(map(str, moments))
-    default = f"At step {at} the policy begins to tell when to search" if moments else "Reward, answers and searches"
+    at = " to ".join(str(step) for step in sorted({min(moments), max(moments)})) if moments else ""
+    default = f"At step {at}, the policy learns when to search" if moments else "Reward, answers and searches"
     return _titled(
         fig, title or default,
-        f"Three curves over training steps. At the end: {_says('reward', reward)}; {_says('exact match known', em[0])}, "
-        f"{_says('look-up', em[1])}; {_says('searches per known question', searches[0])}, "
+        f"Three curves over training steps. At the end: {_says('reward', reward)}; "
+        f"{_says('exact match known', em[0])}, {_says('look-up', em[1])}; "
+        f"{_says('searches per known question', searches[0])}, "
         f"{_says('searches per hop needed on look-up questions', searches[1])}."
         + (f" A line marks the transition at step {at}." if moments else ""),
     )
@@ -224,12 +240,13 @@ def learning_curves(metrics, *, title: str | None = None) -> Figure:
 
 _HEALTH = (
     ("entropy", "Entropy (nats)"), ("kl", "KL to the start (nats)"), ("clip_fraction", "Clipped tokens (share)"),
-    ("grad_norm", "Gradient norm"), ("malformed", "Malformed rollouts (share)"),
-    ("completion_tokens", "Model tokens a rollout"), ("zero_variance_groups", "Groups without variance"),
+    ("grad_norm", "Gradient norm"), ("malformed", "Malformed (share)"),
+    ("completion_tokens", "Model tokens a rollout"), ("zero_variance_groups", "No-variance groups"),
 )
 _FINISH = ("answer", "turns", "length", "stop")
 
 
+@_styled
 def training_health(metrics, *, title: str = "Health of the training") -> Figure:
     """Entropy, KL, clip fraction, gradient norm, malformed rate, lengths, idle groups and finish reasons."""
     runs = _runs(metrics)
@@ -247,8 +264,6 @@ def training_health(metrics, *, title: str = "Health of the training") -> Figure
     _step_axis(axes[-1], runs, "How rollouts end", ends)
     axes[-1].set_ylim(-0.03, 1.03)
     _legend(axes[-1], loc="center left", fontsize=8)
-    for ax in axes:
-        ax.title.set_fontsize(9.5)
     for ax in axes[:4]:
         ax.set_xlabel("")
     fig.supxlabel(_how(runs), fontsize=9, color="#595959")
@@ -256,6 +271,7 @@ def training_health(metrics, *, title: str = "Health of the training") -> Figure
     return _titled(fig, title, f"Eight small curves over training steps. At the end: {values}.")
 
 
+@_styled
 def reward_distribution(rows: Sequence, *, title: str | None = None) -> Figure:
     """How rewards are spread, through training.
 
@@ -293,17 +309,15 @@ def _reward_map(trajectories: Sequence[Trajectory], title: str | None) -> Figure
     share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     fig, (ax,) = _axes(1, 1, 3.8)
     mesh = ax.pcolormesh(across, upward, share.T, cmap="cividis", vmin=0)
-    with rc_context(_STYLE):
-        fig.colorbar(mesh, ax=ax, label="share of the rollouts")
+    fig.colorbar(mesh, ax=ax, label="share of the rollouts")
     bins = np.digitize(steps, across) - 1
     filled = np.unique(bins)
     means = [rewards[bins == b].mean() for b in filled]
-    ax.plot((across[filled] + across[filled + 1]) / 2, means, "o-", color="white", markeredgecolor="black", markersize=5,
-            linewidth=1.5, label="mean")
+    middles = (across[filled] + across[filled + 1]) / 2
+    ax.plot(middles, means, "o-", color="white", markeredgecolor="black", markersize=5, linewidth=1.5, label="mean")
     ax.grid(False)
     _step_axis(ax, [], "Reward of a rollout", [0.0])
-    with rc_context(_STYLE):
-        ax.legend(loc="lower right", facecolor="#777777", labelcolor="white", framealpha=0.9)
+    ax.legend(loc="lower right", facecolor="#777777", labelcolor="white", framealpha=0.9)
     return _titled(fig, title or "Which rewards the rollouts earn, step by step",
                    f"Heat map of rewards over steps with the mean, which goes from {means[0]:.2f} to {means[-1]:.2f}.")
 
@@ -311,6 +325,7 @@ def _reward_map(trajectories: Sequence[Trajectory], title: str | None) -> Figure
 # ---- before and after ------------------------------------------------------------------------------------
 
 
+@_styled
 def before_after(report_before, report_after, *, title: str | None = None) -> Figure:
     """Bars before and after training for known and look-up questions: exact match, searches, reward.
 
@@ -335,6 +350,7 @@ def before_after(report_before, report_after, *, title: str | None = None) -> Fi
         ax.margins(y=0.16)
         ax.grid(False, axis="x")
     axes[0].set_ylim(0, 1.15)
+    axes[1].margins(y=0.4)
     for i, group in enumerate(names):
         if (need := _need(group, before, after)) is not None:
             axes[1].plot([i - 0.45, i + 0.45], [need, need], ":", color=BLACK, linewidth=2,
@@ -344,7 +360,7 @@ def before_after(report_before, report_after, *, title: str | None = None) -> Fi
         f"{label.lower()} on {g} questions {_value(before[g].get(m)):.2f} before, {_value(after[g].get(m)):.2f} after"
         for g in names for m, label in panels
     )
-    return _titled(fig, title or "Before and after training, on questions never trained on", f"Bars: {told}.")
+    return _titled(fig, title or "Before and after training", f"Bars: {told}.")
 
 
 def _value(value: Any) -> float:
@@ -367,6 +383,7 @@ def need(t: Trajectory) -> int:
     return 0 if t.question.known else t.question.hops
 
 
+@_styled
 def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = None) -> Figure:
     """Share of rollouts by searches made, for each number of searches needed; the framed cells are just right."""
     pairs = [(need(t), len(t.searches)) for t in trajectories]
@@ -378,10 +395,10 @@ def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = 
     share = counts / counts.sum(axis=0)
     fig, (ax,) = _axes(1, 1, 1.4 + 0.55 * (most + 1))
     picture = ax.imshow(share, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
-    with rc_context(_STYLE):
-        fig.colorbar(picture, ax=ax, label="share of the column")
+    fig.colorbar(picture, ax=ax, label="share of the column")
     for (y, x), value in np.ndenumerate(share):
-        ax.text(x, y, f"{value:.0%} ({int(counts[y, x])})", ha="center", va="center", color="black" if value > 0.5 else "white")
+        label, ink = f"{value:.0%} ({int(counts[y, x])})", "black" if value > 0.5 else "white"
+        ax.text(x, y, label, ha="center", va="center", color=ink)
     for x, n in enumerate(needs):
         ax.add_patch(Rectangle((x - 0.48, n - 0.46), 0.96, 0.92, fill=False, edgecolor=ORANGE, linewidth=3))
     ax.set_xticks(range(len(needs)), ["known: 0" if n == 0 else f"look-up: {n}" for n in needs])
@@ -399,6 +416,7 @@ def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = 
 # ---- explaining GRPO, retrieval and NF4 ------------------------------------------------------------------
 
 
+@_styled
 def clip_objective(epsilon: float = 0.2, epsilon_high: float | None = None, *, title: str | None = None) -> Figure:
     """The clipped objective min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) of one token, for A = 1 and A = -1.
 
@@ -420,10 +438,11 @@ def clip_objective(epsilon: float = 0.2, epsilon_high: float | None = None, *, t
         _legend(ax, loc="upper left" if a > 0 else "lower left")
     axes[0].set_ylabel("objective of one token")
     return _titled(fig, title or "Clipping takes the gradient away where a token has already moved far enough",
-                   f"Two lines of the objective over the ratio: for A = +1 flat above {1 + high:g}, for A = -1 flat below "
-                   f"{1 - epsilon:g}.")
+                   f"Two lines of the objective over the ratio: for A = +1 flat above {1 + high:g}, "
+                   f"for A = -1 flat below {1 - epsilon:g}.")
 
 
+@_styled
 def advantages_of_group(rewards: Sequence[float], advantages: Sequence[float], *, title: str | None = None) -> Figure:
     """Rewards of one group with their mean, and the advantages made of them."""
     rewards, advantages = _array(rewards), _array(advantages)
@@ -431,13 +450,20 @@ def advantages_of_group(rewards: Sequence[float], advantages: Sequence[float], *
         raise ValueError(f"rewards {rewards.shape} and advantages {advantages.shape} must be one group of equal length")
     fig, (left, right) = _axes(1, 2, 3.2)
     x = np.arange(1, len(rewards) + 1)
-    for ax, values in ((left, rewards), (right, advantages)):
-        up = values >= (rewards.mean() if ax is left else 0)
-        ax.bar(x[up], values[up], color=BLUE, label="above the mean" if ax is left else "made more likely")
-        ax.bar(x[~up], values[~up], color=ORANGE, hatch="//", label="below the mean" if ax is left else "made less likely")
-        for i, value in zip(x, values):
-            ax.annotate(f"{value:.2f}", (i, value), (0, 3 if value >= 0 else -3), textcoords="offset points", ha="center",
-                        va="bottom" if value >= 0 else "top", fontsize=9)
+    above = rewards - rewards.mean()
+    panels = (
+        (left, rewards, above, "above the mean", "below the mean"),
+        (right, advantages, advantages, "made more likely", "made less likely"),
+    )
+    for ax, values, sign, more, less in panels:
+        up, down = sign > 1e-9, sign < -1e-9
+        looks = ((up, BLUE, "", more), (down, ORANGE, "//", less), (~up & ~down, "#999999", "", None))
+        for part, color, hatch, label in looks:
+            if part.any():
+                ax.bar(x[part], values[part], color=color, hatch=hatch, label=label)
+        for at, value in zip(x, values):
+            place = {"xytext": (0, 3), "va": "bottom"} if value >= 0 else {"xytext": (0, -3), "va": "top"}
+            ax.annotate(f"{value:.2f}", (at, value), textcoords="offset points", ha="center", fontsize=9, **place)
         ax.margins(y=0.2)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel("rollout of the group")
@@ -447,12 +473,15 @@ def advantages_of_group(rewards: Sequence[float], advantages: Sequence[float], *
     left.set_title("Reward")
     right.set_title("Advantage")
     for ax in (left, right):
-        ax.set_ylim(top=ax.get_ylim()[1] + 0.45 * np.ptp(ax.get_ylim()))
-        _legend(ax, loc="upper left", ncols=2)
+        if not np.any(rewards if ax is left else advantages):
+            ax.set_ylim(-1, 1)
+        ax.set_ylim(top=ax.get_ylim()[1] + 0.4 * np.ptp(ax.get_ylim()))
+        _legend(ax, loc="upper left", ncols=3, fontsize=8.5, columnspacing=1)
     pairs = ", ".join(f"{r:.2f} becomes {a:.2f}" for r, a in zip(rewards, advantages))
     return _titled(fig, title or "An advantage says how a rollout compares with its own group", f"Bars: {pairs}.")
 
 
+@_styled
 def retrieval_comparison(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
     """Search engines side by side: quality as bars, and quality against time where it was measured.
 
@@ -462,42 +491,41 @@ def retrieval_comparison(rows: Sequence[Mapping[str, Any]], *, title: str | None
     """
     qualities = [k for k in (rows[0] if rows else ()) if k.startswith("recall@") or k == "mrr"]
     if not qualities or any("engine" not in row for row in rows):
-        raise ValueError('each row needs "engine" and at least one "recall@K", as in {"engine": "BM25", "recall@3": 0.9}')
-    timed = [row for row in rows if _finite(row.get("ms_per_query"))]
+        raise ValueError('each row needs "engine" and a "recall@K", as in {"engine": "BM25", "recall@3": 0.9}')
+    timed = any(_finite(row.get("ms_per_query")) for row in rows)
     names = [str(row["engine"]) for row in rows]
-    fig, axes = _axes(1, 2 if timed else 1, 1.7 + 0.26 * len(rows) * len(qualities))
+    fig, axes = _axes(1, 1 + timed, 1.7 + 0.26 * len(rows) * len(qualities), sharey=True)
     looks = list(zip((SKY, BLUE, ORANGE, GREEN, PURPLE, YELLOW), ("", "//", "..", "\\\\", "xx", "--")))
     thick = 0.8 / len(qualities)
-    for i, (quality, (color, hatch)) in enumerate(zip(qualities, looks)):
+    for i, quality in enumerate(qualities):
+        color, hatch = looks[i % len(looks)]
         values = [_value(row.get(quality)) for row in rows]
-        bars = axes[0].barh(np.arange(len(rows)) + (i + 0.5) * thick - 0.4, values, thick * 0.92, color=color, hatch=hatch,
-                            label=quality)
+        at = np.arange(len(rows)) + (i + 0.5) * thick - 0.4
+        bars = axes[0].barh(at, values, thick * 0.92, color=color, hatch=hatch, label=quality)
         axes[0].bar_label(bars, [f"{v:.2f}" for v in values], padding=2, fontsize=9)
     axes[0].set_yticks(range(len(rows)), names)
     axes[0].invert_yaxis()
     axes[0].set_xlim(0, 1.12)
     axes[0].set_title("Quality")
     axes[0].grid(False, axis="y")
-    with rc_context(_STYLE):
-        axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=min(4, len(qualities)))
     if timed:
-        _quality_against_time(axes[1], timed, qualities[-1] if qualities[-1] != "mrr" else qualities[0])
-    told = "; ".join(f"{n}: " + ", ".join(f"{q} {_value(r.get(q)):.2f}" for q in qualities) for n, r in zip(names, rows))
+        times = [_value(row.get("ms_per_query")) for row in rows]
+        axes[1].plot(times, range(len(rows)), "D", color=BLACK, markersize=8)
+        axes[1].set_xscale("log")
+        axes[1].margins(x=0.25)
+        axes[1].set_title("Milliseconds per query (log scale)")
+        for y, value in enumerate(times):
+            axes[1].annotate(f"{value:.3g}", (value, y), (9, 0), textcoords="offset points", va="center", fontsize=9)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=6)
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{q} {_value(row.get(q)):.2f}" for q in qualities)
+        + (f", {_value(row.get('ms_per_query')):.3g} ms" if timed else "")
+        for name, row in zip(names, rows)
+    )
     return _titled(fig, title or "How well and how fast the engines find the gold passage", f"Bars: {told}.")
 
 
-def _quality_against_time(ax, rows, quality: str) -> None:
-    markers = "osD^vP*X"
-    for i, row in enumerate(rows):
-        look = {"color": _LOOKS[i % len(_LOOKS)][0], "marker": markers[i % len(markers)]}
-        ax.plot([row["ms_per_query"]], [_value(row.get(quality))], linestyle="", markersize=9, label=str(row["engine"]), **look)
-    ax.set_xscale("log")
-    ax.margins(0.2)
-    ax.set_title(f"{quality} against time")
-    ax.set_xlabel("milliseconds per query (log scale)")
-    _legend(ax, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=min(3, len(rows)))
-
-
+@_styled
 def nf4_quantisation(weights, dequantised, *, block: int = 64, title: str | None = None) -> Figure:
     """What NF4 does to a weight matrix: a corner before and after, one block's staircase, the errors.
 
@@ -516,16 +544,16 @@ def nf4_quantisation(weights, dequantised, *, block: int = 64, title: str | None
     side = min(32, *w.shape)
     limit = np.abs(w[:side, :side]).max()
     for ax, matrix, name in ((before, w, "before: 16 or 32 bits a weight"), (after, q, "after: 4 bits a weight")):
-        picture = ax.imshow(matrix[:side, :side], cmap="cividis", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        picture = ax.imshow(matrix[:side, :side], cmap="cividis", vmin=-limit, vmax=limit, aspect="auto")
         ax.set_title(f"{side} × {side} corner, {name}", fontsize=9.5)
         ax.grid(False)
-    with rc_context(_STYLE):
-        fig.colorbar(picture, ax=[before, after], label="weight")
+    fig.colorbar(picture, ax=[before, after], label="weight")
     one, its = w.ravel()[:block], q.ravel()[:block]
     order = np.argsort(one)
     levels = len(np.unique(its))
     stairs.plot(one[order], "o", color=ORANGE, markersize=4, label="weight")
-    stairs.step(np.arange(len(one)), its[order], where="mid", color=BLUE, linewidth=2, label=f"NF4, {levels} of 16 levels used")
+    label = f"NF4, {levels} of 16 levels used"
+    stairs.step(np.arange(len(one)), its[order], where="mid", color=BLUE, linewidth=2, label=label)
     stairs.set_title(f"One block of {len(one)} weights, sorted", fontsize=9.5)
     stairs.set_xlabel("rank in the block")
     _legend(stairs, loc="upper left")
@@ -536,11 +564,12 @@ def nf4_quantisation(weights, dequantised, *, block: int = 64, title: str | None
     errors.hist(error, edges, histtype="step", color=BLUE, linewidth=2, label="errors")
     errors.set_title(f"Error: {relative:.1%} of the weights' size (root mean square)", fontsize=9.5)
     errors.set_xlabel("value")
+    errors.xaxis.set_major_locator(MaxNLocator(nbins=5))
     errors.set_ylabel("count")
     _legend(errors, loc="upper left")
     return _titled(fig, title or f"NF4 keeps 16 levels a block and moves the weights by {relative:.1%}",
-                   f"A corner of the matrix before and after looks alike; a block of {len(one)} weights becomes a staircase of "
-                   f"{levels} levels; the errors are {relative:.1%} of the weights' root mean square.")
+                   f"A corner of the matrix before and after; a block of {len(one)} weights becomes a staircase "
+                   f"of {levels} levels; the errors are {relative:.1%} of the weights' root mean square.")
 
 
 def _array(values) -> np.ndarray:

@@ -198,16 +198,17 @@ def _answer_html(t: Trajectory) -> str:
 def _rollout_html(t: Trajectory, label: str, scale: _Scale, *, prompt: bool) -> str:
     head = f"<h5>{_e(label)} · reward {_number(t.reward)} · {_answer_html(t)}</h5>"
     searches, body, turn = iter(t.searches), [], None
-    for segment, pieces in zip(t.segments, _pieces(t, scale)):
+    *texts, rest = _pieces(t, scale)
+    for segment, pieces in zip(t.segments, texts):
         if segment.turn != turn:
             turn = segment.turn
             body.append(f"<div class=turn>turn {turn + 1}</div>")
         search = next(searches, None) if segment.kind == "information" else None
         body.append(_segment_html(segment, pieces, search, t.question.passages))
-    marks = "".join(map(str, t.mask))
+    body += [f'<div class="seg text"><b class=kind>end</b><div class=text>{rest}</div></div>'] if rest else []
     ids = (
         f"<details><summary>exact ids and mask</summary><p class=ids>completion_ids: {_ids(t.completion_ids)}</p>"
-        f"<p class=ids>mask, as runs: {', '.join(f'{k} × {len(list(g))}' for k, g in groupby(marks))}</p></details>"
+        f"<p class=ids>mask, as runs: {', '.join(f'{k} × {len(list(g))}' for k, g in groupby(t.mask))}</p></details>"
     )
     return f"<article>{head}{''.join(body)}{_prompt_html(t) if prompt else ''}{ids}</article>"
 
@@ -256,7 +257,7 @@ def _documents_html(search: SearchCall, gold: Sequence[str]) -> str:
 
 
 def _pieces(t: Trajectory, scale: _Scale) -> list[str]:
-    """The HTML of each segment's text; neighbouring tokens of one look share a span."""
+    """The HTML of each segment's text, and last that of the tokens after them (an end-of-message token)."""
     spans = token_spans(t)
     values = [None] * len(t.mask) if scale.color == "mask" else _values(t, scale.color)
     looks = [_look(m, v, scale) for m, v in zip(t.mask, values)]
@@ -268,9 +269,15 @@ def _pieces(t: Trajectory, scale: _Scale) -> list[str]:
         ]
         if "".join(text for _, text in runs) != segment.text:
             runs = [(("m" if segment.by_model else "env", ""), segment.text)]
-        out.append("".join(_span(*look, "".join(x for _, x in run)) for look, run in groupby(runs, lambda r: r[0])))
+        out.append(_merged(runs))
         start += len(segment.text)
-    return out
+    done = t.segments[-1].end if t.segments else 0
+    return out + [_merged(list(zip(looks[done:], t.tokens[done:])))]
+
+
+def _merged(runs: Sequence[tuple[tuple[str, str], str]]) -> str:
+    """Spans of ``((class, title), text)``, neighbours of one look in one."""
+    return "".join(_span(*look, "".join(x for _, x in run)) for look, run in groupby(runs, lambda r: r[0]))
 
 
 def _look(mask: int, value: float | None, scale: _Scale) -> tuple[str, str]:
@@ -289,7 +296,8 @@ def _span(css: str, title: str, text: str) -> str:
 def token_spans(t: Trajectory) -> list[tuple[int, int]]:
     """Where each token stands in ``t.text``, as ``(start, end)`` characters; ``[]`` where the two disagree.
 
-    Tokens that hold a part of a character ("\\ufffd") are given the character to the last of them.
+    A special token, of which the text knows nothing, stands nowhere (``start == end``). Tokens that hold a
+    part of a character ("\\ufffd") are given the character to the last of them.
     """
     text, at, spans, broken = t.text, 0, [], False
     for token in t.tokens:
@@ -302,12 +310,11 @@ def token_spans(t: Trajectory) -> list[tuple[int, int]]:
         elif "\ufffd" in token:
             whole = token.split("\ufffd")[0]
             at, broken = at + len(whole) * text.startswith(whole, at), True
-        elif at < len(text):
-            return []
-        spans.append((start, at))
+        spans.append((start, at))  # other tokens, such as an end-of-message token, are no part of the text
     if broken:
         spans[-1] = (spans[-1][0], len(text))
-    return spans if broken or at == len(text) else []
+        at = len(text)
+    return spans if at == len(text) else []
 
 
 def correct(t: Trajectory) -> bool:
@@ -552,7 +559,8 @@ def _comparison_html(outcomes: dict[str, list[tuple]], title: str = "") -> str:
     matrix = (
         "<table><tr><th></th><th>right after</th><th>wrong after</th></tr>"
         f"<tr><th>right before</th><td>{n['same, right']} same</td><td class=bad>{n['broken']} broken ✗</td></tr>"
-        f"<tr><th>wrong before</th><td class=good>{n['fixed']} fixed ✓</td><td>{n['same, wrong']} same</td></tr></table>"
+        f"<tr><th>wrong before</th><td class=good>{n['fixed']} fixed ✓</td><td>{n['same, wrong']} same</td></tr>"
+        "</table>"
     )
     lists = []
     for name, pairs in outcomes.items():
@@ -647,12 +655,15 @@ _KINDS = {
     "answer": "double #009e73", "invalid": "solid #d55e00", "text": "dotted #8c8c8c",
 }
 _HUES = {"u": ("230,159,0", "solid"), "p": ("0,114,178", "solid"), "n": ("213,94,0", "dashed")}
-_STYLE = """.sr1{color:var(--fg);background:var(--bg);font:14px/1.5 system-ui,sans-serif;padding:8px 12px;border-radius:6px}
+_STYLE = """
+.sr1{color:var(--fg);background:var(--bg);font:14px/1.5 system-ui,sans-serif;padding:8px 12px;border-radius:6px}
 .sr1 h3{font-size:18px;margin:4px 0}.sr1 h4{font-size:16px;margin:0 0 4px}.sr1 h5{font-size:14px;margin:0 0 6px}
 .sr1 p{margin:4px 0}.sr1 small,.sr1 .turn,.sr1 .legend,.sr1 .ids,.sr1 summary{color:var(--dim);font-size:12px}
 .sr1 .group{border-top:2px solid var(--line);padding:10px 0;margin:10px 0 0}
-.sr1 .side{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:10px;padding:8px 0;align-items:start}
-.sr1 article{min-width:0;max-width:760px;background:var(--box);border:1px solid var(--line);border-radius:6px;padding:8px}
+.sr1 .side{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:10px}
+.sr1 .side{padding:8px 0;align-items:start}
+.sr1 article{min-width:0;max-width:760px;background:var(--box);border:1px solid var(--line)}
+.sr1 article{border-radius:6px;padding:8px}
 .sr1 table{border-collapse:collapse;margin:6px 0;color:var(--fg);font-size:13px;display:block;overflow-x:auto}
 .sr1 tr,.sr1 tr:nth-child(even){background:none}
 .sr1 th,.sr1 td{border:1px solid var(--line);padding:2px 8px;text-align:left;white-space:nowrap}
@@ -674,12 +685,12 @@ def _css() -> str:
     rules = [
         f".sr1{{{_LIGHT}}}", f"@media (prefers-color-scheme:dark){{.sr1{{{_DARK}}}}}",
         f"{','.join(f'{s} .sr1' for s in light)}{{{_LIGHT}}}", f"{','.join(f'{s} .sr1' for s in dark)}{{{_DARK}}}",
-        _STYLE, *(f".sr1 .seg.{kind}{{border-left:4px {line}}}" for kind, line in _KINDS.items()),
+        _STYLE.strip(), *(f".sr1 .seg.{kind}{{border-left:4px {line}}}" for kind, line in _KINDS.items()),
     ]
     for name, (rgb, line) in _HUES.items():
         for i in range(1, 6):
-            look = f"background:rgba({rgb},calc(var(--a)*{i * 0.12:.2f}));border-bottom:{(i + 1) // 2}px {line} rgb({rgb})"
-            rules.append(f".sr1 .{name}{i}{{{look}}}")
+            tint, under = f"rgba({rgb},calc(var(--a)*{i * 0.12:.2f}))", f"{(i + 1) // 2}px {line} rgb({rgb})"
+            rules.append(f".sr1 .{name}{i}{{background:{tint};border-bottom:{under}}}")
     return "\n".join(rules)
 
 

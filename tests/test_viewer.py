@@ -20,7 +20,9 @@ from searchr1_lib.viewer import (
 
 GOLD = Passage("p1", "Mirel Vondash", "Mirel Vondash, a glassblower, was born in Taimbford, Norrein in 1871.")
 NEAR = Passage("p2", "Mirel Vondick", "Mirel Vondick was a judge born in Ouldmora, Halvia.")
-QUESTION = Question("q1", "Where was Mirel Vondash born?", ["Taimbford"], passages=["p1"], known=False, source="almanac")
+QUESTION = Question(
+    "q1", "Where was Mirel Vondash born?", ["Taimbford"], passages=["p1"], known=False, source="almanac"
+)
 
 
 def build(question, parts, *, seed=0, split=r"\s?\w+|\W", **fields):
@@ -64,8 +66,8 @@ def group_of(size=8, seed=0):
     made = []
     for i in range(size):
         if i % 2:
-            parts = ["<think> I recall nothing of Mirel Vondash. </think><search> Mirel Vondash born </search>", found(),
-                     "<think> Mirel Vondash was born in Taimbford. </think><answer> Taimbford </answer>"]
+            parts = ["<think> I recall nothing of Mirel Vondash. </think><search> Mirel Vondash born </search>",
+                     found(), "<think> Mirel Vondash was born in Taimbford. </think><answer> Taimbford </answer>"]
         else:
             parts = ["<think> I recall nothing of Mirel Vondash. </think><answer> Ouldmora </answer>"]
         t = build(QUESTION, parts, seed=seed + i, group="g", step=3)
@@ -111,7 +113,8 @@ def test_a_group_shows_all_that_the_reader_needs():
     page = _Page(render_html(group_of(), title="Step 3"))
     assert set(page.seen) <= ALLOWED
     for expected in ("Step 3", "Where was Mirel Vondash born?", "gold answer: Taimbford", "look-up", "exact_match",
-                     "search_cost", "✓ Taimbford", "✗ Ouldmora", "★ gold", "score 7.5", "by the environment", "0.85"):
+                     "search_cost", "✓ Taimbford", "✗ Ouldmora", "★ gold", "score 7.5",
+                     "by the environment", "0.85"):
         assert expected in page.text, expected
     assert page.text.count("★ gold") == 4  # one per search, and none on the near-duplicate
     assert "no variance" not in page.text
@@ -276,7 +279,8 @@ def test_browse_follows_its_controls():
     assert "Colour: entropy" in box.drawing.value and box.drawing.value.count("<article>") == 1
     c["searches"].value = None
     c["reward"].value = (0.9, 1.0)
-    assert [label for label, _ in c["rows"].options] == ["✓ 1 · 0 searches · step 4 · What was the trade of Ada Sorn?"]
+    rows = [label for label, _ in c["rows"].options]
+    assert rows == ["✓ 1 · 0 searches · step 4 · What was the trade of Ada Sorn?"]
     with pytest.raises(ValueError, match="nothing to browse"):
         browse([])
 
