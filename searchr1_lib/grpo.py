@@ -215,6 +215,7 @@ def policy_loss(
     beta: float = 0.0,
     ref_logprobs: torch.Tensor | None = None,
     kl_estimator: str = "k3",
+    use_bias_correction_kl: bool = False,
     entropy: torch.Tensor | None = None,
     entropy_coef: float = 0.0,
     max_completion_length: int | None = None,
@@ -249,6 +250,9 @@ def policy_loss(
         kl_estimator: with ``x = ref_logprobs - logprobs``: "k1" ``-x``, "k2" ``x^2 / 2``, "k3" ``e^x - x - 1``
             (Schulman, "Approximating KL divergence", 2020). k1 is a measure, not a good loss: on-policy its
             gradient is 0 on average.
+        use_bias_correction_kl: multiply each token's KL by w, so that k3's gradient is that of the true KL also
+            off-policy (DeepSeek-V3.2, arXiv 2512.02556). TRL 1.16 does so by default; GRPO as published
+            does not, and that is the default here.
         entropy: (B, T) in nats; its mean over sampled tokens, times ``entropy_coef``, is rewarded.
         max_completion_length: dr_grpo's constant, in tokens.
         num_sequences, num_tokens: rollouts and sampled tokens of the whole batch of one optimiser step, when this
@@ -295,7 +299,7 @@ def policy_loss(
     if not (num_sequences > 0 and num_tokens > 0):
         raise ValueError(f"num_sequences and num_tokens must be positive, not {num_sequences} and {num_tokens}")
 
-    log_ratio = logprobs - old_logprobs
+    log_ratio = token_log_ratio = logprobs - old_logprobs
     if loss_type == "gspo":
         per_rollout = log_ratio.detach().sum(1, keepdim=True) / lengths.clamp(min=1).unsqueeze(1)
         log_ratio = per_rollout + (logprobs - logprobs.detach())
@@ -313,7 +317,8 @@ def policy_loss(
     }
     if ref_logprobs is not None:
         measured["kl"] = kl = _kl(logprobs, _on_mask("ref_logprobs", ref_logprobs, kept).detach(), kl_estimator)
-        per_token = per_token + beta * kl if beta else per_token
+        correction = token_log_ratio.exp() if use_bias_correction_kl else 1.0
+        per_token = per_token + beta * kl * correction if beta else per_token
     per_token = per_token.masked_fill(~kept, 0.0)
     if loss_type in ("grpo", "gspo"):
         loss = (per_token.sum(1) / lengths.clamp(min=1)).sum() / num_sequences
@@ -427,11 +432,10 @@ class _ChunkedHead(torch.autograd.Function):
         for rows in _chunks(len(ids), chunk_tokens):
             z = _logits(hidden[rows], head, bias, temperature, exact)
             top = z.amax(1, keepdim=True)
-            chosen = z.gather(1, ids[rows].unsqueeze(1)).squeeze(1)
             e = z.sub_(top).exp()
             total = e.sum(1)
             log_norm[rows] = total.log() + top.squeeze(1)
-            logprobs[rows] = chosen - log_norm[rows]
+            logprobs[rows] = z.gather(1, ids[rows].unsqueeze(1)).squeeze(1) - total.log()
             entropy[rows] = total.log() - z.mul_(e).sum(1) / total
             if toward is not None:
                 slope = e.div_(-total.unsqueeze(1)).scatter_add_(1, ids[rows].unsqueeze(1), torch.ones_like(top))
@@ -442,6 +446,8 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_logprobs, grad_entropy):
         hidden, weight, bias, ids, log_norm, entropy, toward = ctx.saved_tensors
+        if grad_logprobs is None:
+            grad_logprobs = torch.zeros_like(log_norm)
         if toward is not None and grad_entropy is None:
             return (toward * grad_logprobs.unsqueeze(1)).to(hidden.dtype), None, None, None, None, None
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -451,17 +457,13 @@ class _ChunkedHead(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=exact) if wants_bias else None
         for rows in _chunks(len(ids), ctx.chunk_tokens):
             log_p = _logits(hidden[rows], head, bias, ctx.temperature, exact).sub_(log_norm[rows].unsqueeze(1))
-            grad = log_p.exp()
+            grad, chosen = log_p.exp(), grad_logprobs[rows].unsqueeze(1)
             if grad_entropy is not None:
                 factor = log_p.add_(entropy[rows].unsqueeze(1)).mul_(grad_entropy[rows].unsqueeze(1))
-                if grad_logprobs is not None:
-                    factor.add_(grad_logprobs[rows].unsqueeze(1))
-                grad.mul_(factor.neg_())
+                grad.mul_(factor.add_(chosen).neg_())
             else:
-                grad.mul_(-grad_logprobs[rows].unsqueeze(1))
-            if grad_logprobs is not None:
-                grad.scatter_add_(1, ids[rows].unsqueeze(1), grad_logprobs[rows].unsqueeze(1))
-            grad = grad.div_(ctx.temperature)
+                grad.mul_(-chosen)
+            grad.scatter_add_(1, ids[rows].unsqueeze(1), chosen).div_(ctx.temperature)
             if wants_bias:
                 grad_bias += grad.sum(0)
             grad = grad.to(ctx.dtype)
