@@ -120,6 +120,8 @@ class EmbeddingsEndpoint(_Endpoint):
         """
         import numpy as np
 
+        if not len(texts):
+            return np.zeros((0, 0), dtype=np.float32)
         rows: list = []
         for i in range(0, len(texts), batch_size):
             part = list(texts[i : i + batch_size])

@@ -131,5 +131,8 @@ class SemanticSimilarity:
                 if len(self._vectors) + len(new) > _CACHED:
                     self._vectors = {}
                     new = sorted(texts)
-                self._vectors.update(zip(new, self.encoder.encode(new, normalize=True)))
+                vectors = self.encoder.encode(new, normalize=True)
+                if not (vectors == vectors).all():
+                    raise ValueError("the encoder gave a vector that is not a number")
+                self._vectors.update(zip(new, vectors))
             return {text: self._vectors[text] for text in texts}
