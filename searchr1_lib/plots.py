@@ -10,7 +10,6 @@ first line says what to see, and ``fig.alt`` says it to those who cannot see. ``
 
 from __future__ import annotations
 
-import base64
 import functools
 import io
 import math
@@ -44,17 +43,28 @@ _STYLE = {
 # ---- showing ---------------------------------------------------------------------------------------------
 
 
-def show_figure(fig: Figure) -> None:
-    """Display a figure in the notebook as one PNG with its alt text, and in a terminal as that text.
+class Picture:
+    """A figure as notebooks keep it: one PNG with its alt text, which is also what a terminal prints.
 
     The output holds ``image/png`` (kept by GitHub and nbconvert) with the alt text in its metadata, which
-    nbconvert writes into the ``img`` tag, and as ``text/plain``. The figures are not pyplot's, so nothing
-    has to be closed and nothing is shown twice.
+    nbconvert writes into the ``img`` tag, and the alt text once more as ``text/plain``.
     """
+
+    def __init__(self, fig: Figure):
+        self.fig = fig
+
+    def _repr_png_(self) -> tuple[bytes, dict]:
+        return png(self.fig), {"alt": self.fig.alt}
+
+    def __repr__(self) -> str:
+        return self.fig.alt
+
+
+def show_figure(fig: Figure) -> None:
+    """Display a figure as a ``Picture``. Figures here are not pyplot's: none is shown twice or must be closed."""
     from IPython.display import display
 
-    data = {"image/png": base64.b64encode(png(fig)).decode(), "text/plain": fig.alt}
-    display(data, metadata={"image/png": {"alt": fig.alt}}, raw=True)
+    display(Picture(fig))
 
 
 def png(fig: Figure) -> bytes:
@@ -332,14 +342,16 @@ def before_after(report_before, report_after, *, title: str | None = None) -> Fi
     Args:
         report_before, report_after: objects whose ``table()`` maps a group ("known", "look-up") to its
             metrics ("em", "searches", "searches_per_need", "reward"). A dotted line in the middle panel
-            is the number of searches that a question needs.
+            is the number of searches that a question needs. Reports without rewards get two panels.
     """
     before, after = report_before.table(), report_after.table()
     names = [g for g in ("known", "look-up") if g in before and g in after]
     if not names:
         raise ValueError('the reports share neither the group "known" nor "look-up"')
-    fig, axes = _axes(1, 3, 3.5)
-    panels = (("em", "Exact match"), ("searches", "Searches per question"), ("reward", "Reward"))
+    panels = [("em", "Exact match"), ("searches", "Searches per question")]
+    if any(_finite(table[g].get("reward")) for table in (before, after) for g in names):
+        panels.append(("reward", "Reward"))
+    fig, axes = _axes(1, len(panels), 3.5)
     for ax, (metric, label) in zip(axes, panels):
         for shift, table, color, hatch, when in ((-0.2, before, SKY, "//", "before"), (0.2, after, BLUE, "", "after")):
             values = [_value(table[g].get(metric)) for g in names]

@@ -45,7 +45,7 @@ class _Scale:
 
     def title(self, value: float) -> str:
         if self.color == "logprob":
-            return f"p {math.exp(-value):.2g}, log p {-value:.2f}"
+            return f"p {math.exp(-value):.2g}"
         return f"{self.color} {value:+.3g}" if self.signed else f"{self.color} {value:.3g}"
 
     def legend(self) -> str:
@@ -205,7 +205,7 @@ def _rollout_html(t: Trajectory, label: str, scale: _Scale, *, prompt: bool) -> 
             body.append(f"<div class=turn>turn {turn + 1}</div>")
         search = next(searches, None) if segment.kind == "information" else None
         body.append(_segment_html(segment, pieces, search, t.question.passages))
-    body += [f'<div class="seg text"><b class=kind>end</b><div class=text>{rest}</div></div>'] if rest else []
+    body += [f'<div class="seg text"><b class=kind>end</b><div class=said>{rest}</div></div>'] if rest else []
     ids = (
         f"<details><summary>exact ids and mask</summary><p class=ids>completion_ids: {_ids(t.completion_ids)}</p>"
         f"<p class=ids>mask, as runs: {', '.join(f'{k} × {len(list(g))}' for k, g in groupby(t.mask))}</p></details>"
@@ -215,7 +215,7 @@ def _rollout_html(t: Trajectory, label: str, scale: _Scale, *, prompt: bool) -> 
 
 def _prompt_html(t: Trajectory) -> str:
     return (
-        f"<details><summary>prompt, {len(t.prompt_ids)} tokens</summary><p class=text>{_lines(t.prompt)}</p>"
+        f"<details><summary>prompt, {len(t.prompt_ids)} tokens</summary><p class=said>{_lines(t.prompt)}</p>"
         f"<p class=ids>prompt_ids: {_ids(t.prompt_ids)}</p></details>"
     )
 
@@ -234,7 +234,7 @@ _NOTES = {
 def _segment_html(segment: Segment, pieces: str, search: SearchCall | None, gold: Sequence[str]) -> str:
     note = f" <small>{_NOTES[segment.kind]}</small>" if segment.kind in _NOTES else ""
     head = f"<b class=kind>{_e(segment.kind)}</b>{note}"
-    text = f"<div class=text>{pieces}</div>"
+    text = f"<div class=said>{pieces}</div>"
     if segment.kind == "information":
         folded = "" if len(segment.text) <= _SHORT else f", {segment.end - segment.start} tokens"
         text = f"<details{'' if folded else ' open'}><summary>what the model read{folded}</summary>{text}</details>"
@@ -666,16 +666,17 @@ _STYLE = """
 .sr1 article{border-radius:6px;padding:8px}
 .sr1 table{border-collapse:collapse;margin:6px 0;color:var(--fg);font-size:13px;display:block;overflow-x:auto}
 .sr1 tr,.sr1 tr:nth-child(even){background:none}
-.sr1 th,.sr1 td{border:1px solid var(--line);padding:2px 8px;text-align:left;white-space:nowrap}
+.sr1 th,.sr1 td{border:1px solid var(--line);padding:2px 8px;text-align:left}
+.sr1 th{white-space:nowrap}
 .sr1 th{background:var(--box)}
 .sr1 .turn{margin:6px 0 2px;text-transform:uppercase;letter-spacing:.05em}
 .sr1 .seg{padding:1px 0 1px 8px;margin:4px 0}.sr1 .kind{font-size:12px}
-.sr1 .text{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;font:13px/1.6 ui-monospace,monospace}
+.sr1 .said{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;font:13px/1.6 ui-monospace,monospace}
 .sr1 .ids{overflow-wrap:anywhere;font-family:ui-monospace,monospace}
 .sr1 ol{margin:2px 0;padding-left:22px}.sr1 summary{cursor:pointer}
 .sr1 .good{color:var(--good)}.sr1 .bad{color:var(--bad)}.sr1 .env{color:var(--dim);font-style:italic}
-.sr1 mark{background:#f0e442;color:#1f2328;padding:0 4px;border-radius:3px}
-.sr1 .badge{border:2px solid #d55e00;border-radius:10px;padding:0 8px;font-size:12px}
+.sr1 mark{white-space:nowrap;background:#f0e442;color:#1f2328;padding:0 4px;border-radius:3px}
+.sr1 .badge{display:inline-block;border:2px solid #d55e00;border-radius:10px;padding:0 8px;font-size:12px}
 .sr1 .m{background:rgba(86,180,233,.25)}"""
 
 

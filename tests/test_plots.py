@@ -1,0 +1,185 @@
+"""Every figure: drawn from real shapes of data and from broken ones, legible, with alt text that tells the values."""
+
+import base64
+import io
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from searchr1_lib import plots
+from searchr1_lib.evaluate import Report, row_of
+from searchr1_lib.records import Question, SearchCall, Trajectory
+
+
+def run(seed=0, steps=60, at=30):
+    """Metrics of a run that parts known from look-up questions at step ``at``, with gaps."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for step in range(1, steps + 1):
+        learned = 1 / (1 + math.exp(-(step - at)))
+        known, lookup = rng.normal(0.5 - 0.48 * learned, 0.02), rng.normal(0.5 + 0.48 * learned, 0.02)
+        rows.append({
+            "step": step, "reward": 0.6 + 0.3 * learned, "reward_std": 0.3, "em_known": 0.9, "em_lookup": lookup,
+            "searches_known": known, "searches_per_need_lookup": lookup, "search_first_known": known,
+            "search_first_lookup": lookup, "entropy": 0.3, "kl": None if step < 3 else 0.01 * step,
+            "grad_norm": math.nan if step == 5 else 0.5, "clip_fraction": 0.0, "malformed": 0.01,
+            "completion_tokens": 40.0, "zero_variance_groups": 0.5, "finish_answer": 0.9, "finish_turns": 0.1,
+        })
+        if step == 7:
+            del rows[-1]["em_lookup"]
+    return rows
+
+
+def rollout(known, hops, searches, right=True, **fields):
+    question = Question("q", "Where?", ["here"], hops=hops, known=known)
+    return Trajectory(question, [], [], [], [], searches=[SearchCall("q", [], 0.0)] * searches,
+                      answer="here" if right else "there", **fields)
+
+
+def figures():
+    rng = np.random.default_rng(1)
+    before = Report([row_of(t) for t in [rollout(True, 1, 1), rollout(False, 2, 1, False)]], [])
+    after = Report([row_of(t) for t in [rollout(True, 1, 0), rollout(False, 2, 2)]], [])
+    log = [rollout(False, 1, 1, step=i % 50, reward=float(rng.choice([0.0, 0.85, 1.0]))) for i in range(400)]
+    engines = [{"engine": f"engine {i}", "recall@1": 0.5, "recall@3": 0.8, "mrr": 0.6, "ms_per_query": 3.0**i}
+               for i in range(6)]
+    w = rng.normal(0, 0.02, (64, 128))
+    return {
+        "learning_curves": plots.learning_curves(run()),
+        "learning_curves of seeds": plots.learning_curves([run(0), run(1, at=40), run(2, steps=50)]),
+        "training_health": plots.training_health(run()),
+        "before_after": plots.before_after(before, after),
+        "reward_distribution of metrics": plots.reward_distribution(run()),
+        "reward_distribution of trajectories": plots.reward_distribution(log),
+        "clip_objective": plots.clip_objective(0.2, 0.28),
+        "retrieval_comparison": plots.retrieval_comparison(engines),
+        "retrieval_comparison without times": plots.retrieval_comparison([{"engine": "BM25", "recall@3": 0.9}]),
+        "nf4_quantisation": plots.nf4_quantisation(w, np.round(w, 2)),
+        "advantages_of_group": plots.advantages_of_group([1, 0.85, 0, 0], [1.2, 0.8, -1, -1]),
+        "advantages_of_group without variance": plots.advantages_of_group([0.85] * 4, [0] * 4),
+        "searches_vs_need": plots.searches_vs_need([rollout(True, 1, 0), rollout(False, 2, 3)] * 3),
+    }
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return {name: (fig, plots.png(fig)) for name, fig in figures().items()}
+
+
+def test_every_figure_is_900_pixels_wide_small_and_told_in_words(drawn):
+    for name, (fig, png) in drawn.items():
+        picture = Image.open(io.BytesIO(png))
+        assert picture.width == 900 and len(png) < 100_000, name
+        assert len(fig.alt) > 60 and "nan" not in fig.alt and fig.alt.startswith(fig.get_suptitle()[:20]), name
+        assert np.asarray(picture.convert("L")).std() > 5, name  # something is drawn
+
+
+def test_no_label_is_cut_off_and_no_title_overlaps_its_neighbour(drawn):
+    for name, (fig, _) in drawn.items():
+        renderer = FigureCanvasAgg(fig).get_renderer()
+        page = fig.bbox
+        titles = []
+        for ax in fig.axes:
+            box = ax.get_tightbbox(renderer)
+            assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1, (name, "cut at the side")
+            assert box.y0 >= page.y0 - 1 and box.y1 <= page.y1 + 1, (name, "cut above or below")
+            if title := ax.get_title(loc="left"):
+                titles.append((title, ax._left_title.get_window_extent(renderer)))
+        suptitle = fig._suptitle.get_window_extent(renderer)
+        assert suptitle.x1 <= page.x1, (name, "takeaway line too long")
+        boxes = [*titles, ("takeaway", suptitle)]
+        for i, (a, first) in enumerate(boxes):
+            assert not any(first.overlaps(second) for _, second in boxes[i + 1 :]), (name, a)
+
+
+def test_a_long_takeaway_is_wrapped_and_kept():
+    title = "A takeaway line that is much too long for the width of a single line in a picture of nine hundred pixels"
+    fig = plots.clip_objective(title=title)
+    assert "\n" in fig.get_suptitle() and fig.alt.startswith(title)
+
+
+def test_values_reach_the_alt_text(drawn):
+    told = drawn["learning_curves"][0].alt
+    assert "exact match known 0.90" in told and "transition at step 3" in told
+    assert "known questions 1.00 before, 0.00 after" in drawn["before_after"][0].alt
+    fig = plots.searches_vs_need([rollout(True, 1, 0), rollout(True, 1, 2), rollout(False, 2, 1), rollout(False, 2, 2)])
+    assert "just right 50%, too many 25%, too few 25%" in fig.alt
+
+
+def test_the_transition_is_where_the_gap_crosses_its_middle():
+    for at in (20, 30, 45):
+        assert abs(plots.transition_step(run(at=at)) - at) <= 2
+    flat = [{**row, "search_first_known": 0.5, "search_first_lookup": 0.5} for row in run()]
+    assert plots.transition_step(flat) is None
+    assert plots.transition_step([]) is None and plots.transition_step(run()[:4]) is None
+
+
+MESSY = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True), st.floats(-5, 5), st.just("text"))
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(sorted(run()[0])[:-1]), MESSY, max_size=6), max_size=8))
+def test_gaps_and_nonsense_in_metrics_leave_gaps_in_the_figure(rows):
+    rows = [{**{k: v for k, v in row.items() if not (isinstance(v, float) and abs(v) > 1e9)}, "step": i}
+            for i, row in enumerate(rows)]
+    for draw in (plots.learning_curves, plots.training_health, plots.reward_distribution):
+        assert draw(rows).alt
+
+
+def test_missing_metrics_are_said_to_be_missing():
+    assert "Entropy (nats) not recorded" in plots.training_health([{"step": 1}]).alt
+    steps, values = plots.series(run(), "kl")
+    assert steps[0] == 3 and len(values) == 58
+    assert 5 not in plots.series(run(), "grad_norm")[0]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=40), st.integers(1, 9))
+def test_smoothing_is_the_mean_of_the_neighbourhood(values, window):
+    half = window // 2
+    expected = [np.mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    np.testing.assert_allclose(plots.smooth(values, window), expected, atol=1e-6)
+
+
+def test_bad_input_is_refused_by_name():
+    with pytest.raises(ValueError, match="equal length"):
+        plots.advantages_of_group([1, 2], [1])
+    with pytest.raises(ValueError, match="recall@K"):
+        plots.retrieval_comparison([])
+    with pytest.raises(ValueError, match="one shape"):
+        plots.nf4_quantisation(np.zeros((2, 2)), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="neither"):
+        plots.before_after(Report([], []), Report([], []))
+    with pytest.raises(ValueError, match="no trajectory has both"):
+        plots.reward_distribution([rollout(True, 1, 0)])
+    with pytest.raises(ValueError, match="no trajectories"):
+        plots.searches_vs_need([])
+
+
+def test_the_notebook_keeps_one_png_with_its_alt_text(drawn, capsys):
+    nbformat, nbconvert = pytest.importorskip("nbformat"), pytest.importorskip("nbconvert")
+    from IPython.core.formatters import DisplayFormatter
+
+    fig, _ = drawn["clip_objective"]
+    plots.show_figure(fig)  # no notebook here: the words
+    assert capsys.readouterr().out.strip() == fig.alt
+    data, metadata = DisplayFormatter().format(plots.Picture(fig))
+    assert set(data) == {"image/png", "text/plain"} and data["text/plain"] == fig.alt
+    assert Image.open(io.BytesIO(data["image/png"])).width == 900
+    data["image/png"] = base64.b64encode(data["image/png"]).decode()  # as a kernel sends it
+    cell = nbformat.v4.new_code_cell("show_figure(fig)", execution_count=1)
+    cell.outputs = [nbformat.v4.new_output("display_data", data, metadata=metadata)]
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    nbformat.validate(notebook)
+    page, _ = nbconvert.HTMLExporter(template_name="lab").from_notebook_node(notebook)
+    assert f'alt="{fig.alt}"' in page.replace("&#39;", "'") and "data:image/png;base64" in page
+
+
+def test_pyplot_stays_closed(drawn):
+    import sys
+
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
