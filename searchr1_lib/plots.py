@@ -11,6 +11,7 @@ first line says what to see, and ``fig.alt`` says it to those who cannot see. ``
 from __future__ import annotations
 
 import functools
+import html
 import io
 import math
 import textwrap
@@ -44,11 +45,7 @@ _STYLE = {
 
 
 class Picture:
-    """A figure as notebooks keep it: one PNG with its alt text, which is also what a terminal prints.
-
-    The output holds ``image/png`` (kept by GitHub and nbconvert) with the alt text in its metadata, which
-    nbconvert writes into the ``img`` tag, and the alt text once more as ``text/plain``.
-    """
+    """A figure as one PNG: ``image/png`` is what GitHub and nbconvert keep. Its metadata hold the alt text."""
 
     def __init__(self, fig: Figure):
         self.fig = fig
@@ -57,14 +54,27 @@ class Picture:
         return png(self.fig), {"alt": self.fig.alt}
 
     def __repr__(self) -> str:
-        return self.fig.alt
+        return f"[picture: {self.fig.get_suptitle()}]"
+
+
+class Words:
+    """The alt text of a figure, folded. JupyterLab and nbconvert's default page give a PNG no ``alt`` of its own."""
+
+    def __init__(self, fig: Figure):
+        self.alt = fig.alt
+
+    def _repr_html_(self) -> str:
+        return f"<details><summary>The picture in words</summary>{html.escape(self.alt)}</details>"
+
+    def __repr__(self) -> str:
+        return self.alt
 
 
 def show_figure(fig: Figure) -> None:
-    """Display a figure as a ``Picture``. Figures here are not pyplot's: none is shown twice or must be closed."""
+    """Display a figure, and under it its alt text. Figures here are not pyplot's: none must be closed."""
     from IPython.display import display
 
-    display(Picture(fig))
+    display(Picture(fig), Words(fig))
 
 
 def png(fig: Figure) -> bytes:
