@@ -93,7 +93,7 @@ def load_encoder(name: str = MINILM, device: str | None = None) -> Encoder:
 
 
 def _find(name: str) -> Path:
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
         raise EncoderError(f"encoder {name!r}: no such folder, and no name that the hub could know")

@@ -291,13 +291,15 @@ def taught_qwen():
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small steps: threads would only wait for one another
     model = Qwen2ForCausalLM(Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id))
     reply = torch.tensor(tokenizer('assistant: {"score": 1.0}<|im_end|>')["input_ids"])
     rng, optimiser = random.Random(0), torch.optim.AdamW(model.parameters(), lr=5e-3)
     words = 'user: system: x {"question": "Where was Ada born?", "reference_answers": ["Velmora"], "answer": }'.split()
-    for _ in range(50):
+    for _ in range(60):
         rows = [tokenizer(" ".join(rng.choices(words, k=60)))["input_ids"][:200] for _ in range(4)]
         ids = torch.cat([torch.tensor(rows), reply.expand(4, -1)], dim=1)
         labels = ids.clone()
@@ -305,6 +307,7 @@ def taught_qwen():
         model(input_ids=ids, labels=labels).loss.backward()
         optimiser.step()
         optimiser.zero_grad()
+    torch.set_num_threads(threads)
     return model.eval(), tokenizer
 
 

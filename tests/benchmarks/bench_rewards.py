@@ -1,0 +1,91 @@
+"""Rewards: how long 10,000 trajectories take, and what semantic similarity costs above bare sentence-transformers.
+
+    python tests/benchmarks/bench_rewards.py
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+
+from searchr1_lib.encoders import EncoderError, load_encoder
+from searchr1_lib.records import Passage, Question
+from searchr1_lib.rewards import F1, Composite, ExactMatch, SearchR1Reward, SemanticSimilarity, handwritten, score
+
+WORDS = "river town born wrote Velmora Tarn Ashun lanterns 1821 founder novel the of mason letters market".split()
+
+
+def trajectories(number: int, seed: int = 0) -> list:
+    """Rollouts of one search and an answer, about 150 words each, as the recipes of the almanac make them."""
+    rng = random.Random(seed)
+    passages = [Passage(f"p{i}", " ".join(rng.choices(WORDS, k=3)), " ".join(rng.choices(WORDS, k=35))) for i in range(99)]
+    out = []
+    for i in range(number):
+        gold = [" ".join(rng.choices(WORDS, k=rng.randint(1, 3))) for _ in range(2)]
+        answer = gold[0] if i % 2 else " ".join(rng.choices(WORDS, k=3))
+        think = f"<think> I recall {' '.join(rng.choices(WORDS, k=12))}. </think>\n"
+        turns = [(f"{think}<search> {gold[1]} </search>", rng.sample(passages, 3)), f"{think}<answer> {answer} </answer>"]
+        out.append(handwritten(Question(f"q{i}", "Which one?", gold), turns))
+    return out
+
+
+def seconds(f, runs: int = 5) -> float:
+    """The median of some runs."""
+    taken = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        f()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def bench_answers() -> dict:
+    ts = trajectories(10_000)
+    return {
+        "em_and_f1_of_10000_s": seconds(lambda: score(Composite([(1.0, ExactMatch()), (1.0, F1())]), ts)),
+        "default_reward_of_10000_s": seconds(lambda: score(SearchR1Reward(), ts)),
+    }
+
+
+def bench_semantic() -> dict:
+    """1,000 pairs of texts, all different; ours and the bare library in turn, on one loaded model."""
+    rng = random.Random(1)
+    pairs = [(f"{i} {' '.join(rng.choices(WORDS, k=6))}", f"gold {i} {' '.join(rng.choices(WORDS, k=6))}")
+             for i in range(1000)]
+    encoder = load_encoder("all-MiniLM-L6-v2")
+
+    def bare():
+        a = encoder.model.encode([a for a, _ in pairs], batch_size=64, normalize_embeddings=True)
+        b = encoder.model.encode([b for _, b in pairs], batch_size=64, normalize_embeddings=True)
+        return (a * b).sum(1)
+
+    bare()  # the first run of a model is slower
+    ratios, ours, theirs = [], [], []
+    for _ in range(5):
+        theirs.append(seconds(bare, 1))
+        ours.append(seconds(lambda: SemanticSimilarity(encoder).similarities(pairs), 1))
+        ratios.append(ours[-1] / theirs[-1])
+    reward = SemanticSimilarity(encoder)
+    reward.similarities(pairs)
+    return {
+        "semantic_1000_pairs_s": statistics.median(ours),
+        "bare_sentence_transformers_s": statistics.median(theirs),
+        "semantic_over_bare": statistics.median(ratios),
+        "semantic_again_s": seconds(lambda: reward.similarities(pairs)),
+    }
+
+
+def main() -> dict:
+    figures = bench_answers()
+    try:
+        figures |= bench_semantic()
+    except EncoderError as e:
+        print(f"semantic similarity not measured: {e}")
+    print(json.dumps({k: round(v, 4) for k, v in figures.items()}, indent=1))
+    return figures
+
+
+if __name__ == "__main__":
+    main()
