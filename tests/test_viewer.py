@@ -141,8 +141,8 @@ def test_values_stand_on_hover_and_grow_with_surprise():
     t = build(QUESTION, ["<answer> x y </answer>"])
     t.logprobs = [math.log(0.003)] + [math.log(0.95)] * (len(t.tokens) - 1)
     page = render_html([t], color="logprob")
-    assert '<span class=u5 title="p 0.003, log p -5.81">' in page
-    assert 'title="p 0.95, log p -0.05"' in page
+    assert '<span class=u5 title="p 0.003">' in page
+    assert 'title="p 0.95"' in page
     t.advantage = -0.5
     page = render_html([t], color="advantage")
     assert 'class=n5 title="advantage -0.498"' in page  # A (1 - p) = -0.5 * 0.997 = -0.4985

@@ -1,0 +1,235 @@
+"""The analysis: tests and intervals against SciPy and by hand, the taxonomy on rollouts written by hand."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from searchr1_lib import analysis
+from searchr1_lib.evaluate import Report, row_of
+from searchr1_lib.records import Passage, Question, TrajectoryLog
+from searchr1_lib.rewards import SearchR1Reward, handwritten, score
+
+FIRM = Passage("p1", "Gestath Works", "Gestath Works was founded by Ada Miller.")
+ADA = Passage("p2", "Ada Miller", "Ada Miller was a potter.")
+TWIN = Passage("p3", "Ida Miller", "Ida Miller was a baker.")
+CORPUS = {p.id: p for p in (FIRM, ADA, TWIN)}
+BRIDGE = Question("q1", "What was the trade of the founder of Gestath Works?", ["potter"], passages=["p1", "p2"],
+                  hops=2, known=False)
+KNOWN = Question("q2", "What did Ida Miller do?", ["baker"], passages=["p3"], known=True)
+ASK_FIRM, ASK_ADA = "<search> Gestath Works founded by </search>", "<search> Ada Miller trade </search>"
+
+
+def rollout(question=BRIDGE, *turns, step=None):
+    t = handwritten(question, turns)
+    t.step = step
+    score(SearchR1Reward(0.15), [t])
+    return t
+
+
+def answer(text, question=BRIDGE, searches=0):
+    found = [(ASK_FIRM, [FIRM]), (ASK_ADA, [ADA])]
+    return rollout(question, *found[:searches], f"<answer> {text} </answer>")
+
+
+# ---- tests and intervals ---------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_exact_binomial_test(fixed, broken):
+    stats = pytest.importorskip("scipy.stats")
+    wanted = stats.binomtest(fixed, fixed + broken, 0.5).pvalue if fixed + broken else 1.0
+    assert analysis.mcnemar(fixed, broken) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_mcnemar_refuses_negative_counts():
+    with pytest.raises(ValueError, match="got -1 and 3"):
+        analysis.mcnemar(-1, 3)
+
+
+def test_bootstrap_agrees_with_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    d = np.random.default_rng(1).normal(0.3, 1, 80)
+    low, high = analysis.bootstrap(d, samples=9999)
+    wanted = stats.bootstrap((d,), np.mean, method="percentile", rng=2).confidence_interval
+    assert (low, high) == pytest.approx((wanted.low, wanted.high), abs=0.02)
+
+
+def test_bootstrap_of_a_ratio_and_of_equal_differences():
+    assert analysis.bootstrap([0.25] * 7) == pytest.approx((0.25, 0.25))
+    assert analysis.bootstrap([1.0, 2.0], [1.0, 2.0]) == pytest.approx((1.0, 1.0))  # each is 1 per unit of weight
+    low, high = analysis.bootstrap([1, 0, 0, 1, 0, 1, 0, 0], samples=500)
+    assert 0 <= low < 3 / 8 < high <= 1
+
+
+@pytest.mark.parametrize("differences, weights", [([], None), ([1.0], [1.0, 2.0])])
+def test_bootstrap_refuses(differences, weights):
+    with pytest.raises(ValueError, match="at least one"):
+        analysis.bootstrap(differences, weights)
+
+
+def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
+    rng, covered = np.random.default_rng(0), 0
+    for i in range(200):
+        low, high = analysis.bootstrap(rng.choice([-1, 0, 1], 60, p=[0.1, 0.5, 0.4]), samples=400, seed=i)
+        covered += low <= 0.3 <= high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+# ---- pairs -----------------------------------------------------------------------------------------------
+
+
+def test_pairs_flips_and_changes():
+    before = [answer("baker"), rollout(KNOWN, ("<search> Ida Miller </search>", [TWIN]), "<answer> baker </answer>")]
+    after = [answer("potter", searches=2), answer("baker", KNOWN)]
+    assert analysis.flips(before, after) == (1, 0) and analysis.flips(after, before) == (0, 1)
+    assert analysis.paired(before, after[:1], analysis.right) == [(0.0, 1.0)]
+    found = {c.name: c for c in analysis.changes(before, after, samples=200)}
+    assert (found["exact match, all"].before, found["exact match, all"].after) == (0.5, 1.0)
+    assert (found["reward"].before, found["reward"].after) == pytest.approx((0.425, 0.85))
+    assert (found["searches per known question"].before, found["searches per known question"].after) == (1.0, 0.0)
+    hops = found["searches per hop needed, look-up"]
+    assert (hops.n, hops.before, hops.after, hops.low, hops.high) == (1, 0.0, 1.0, 1.0, 1.0)
+    assert found["over-search: known, searched"].after == 0.0
+    assert found["under-search: look-up, too few"].before == 1.0
+
+
+def test_changes_agree_with_the_report():
+    side = [answer("potter", searches=1), answer("baker", KNOWN), answer("x", KNOWN, searches=1)]
+    side[2].question = Question("q3", "?", ["y"], known=True)
+    table = Report([row_of(t) for t in side], side).table()
+    found = {c.name: c.after for c in analysis.changes(side, side, samples=50)}
+    assert found["exact match, known"] == table["known"]["em"]
+    assert found["searches per hop needed, look-up"] == table["look-up"]["searches_per_need"]
+    assert found["reward"] == pytest.approx(table["all"]["reward"])
+
+
+def test_several_rollouts_of_a_question_count_as_their_mean():
+    before, after = [answer("x"), answer("x")], [answer("x"), answer("potter")]
+    assert analysis.paired(before, after, analysis.right) == [(0.0, 0.5)]
+    assert analysis.flips(before, after) == (1, 0)
+
+
+def test_nothing_in_common():
+    with pytest.raises(ValueError, match="share no question"):
+        analysis.flips([answer("x")], [answer("baker", KNOWN)])
+
+
+# ---- the taxonomy ----------------------------------------------------------------------------------------
+
+CASES = [
+    (None, [(ASK_FIRM, [FIRM]), (ASK_ADA, [ADA]), "<answer> potter </answer>"]),
+    (None, ["<answer> a potter </answer>"]),  # right without a search: no error, whatever it cost
+    ("did not search", ["<answer> baker </answer>"]),
+    ("bad query", [("<search> Gostath works </search>", [TWIN]), "<answer> baker </answer>"]),
+    ("passage not found", [(ASK_FIRM, [TWIN]), "<answer> baker </answer>"]),
+    ("passage not found", [(ASK_FIRM, []), "<answer> baker </answer>"]),
+    ("passage not found", [(ASK_FIRM, [FIRM]), (ASK_ADA, [TWIN]), "<answer> baker </answer>"]),
+    ("wrong hop", [(ASK_FIRM, [FIRM]), "<answer> Ada Miller </answer>"]),
+    ("wrong hop", [(ASK_FIRM, [FIRM]), ("<search> Ida Miller trade </search>", [TWIN]), "<answer> baker </answer>"]),
+    ("found but not used", [(ASK_FIRM, [FIRM]), (ASK_ADA, [TWIN, ADA]), "<answer> baker </answer>"]),
+    ("malformed", [(ASK_FIRM, [FIRM]), "no tags at all"]),
+    ("malformed", ["<answer>  </answer>"]),
+    ("cut off", [(ASK_FIRM, [FIRM]), ASK_FIRM]),  # the turns were used up with searches
+]
+
+
+@pytest.mark.parametrize("cause, turns", CASES)
+def test_cause(cause, turns):
+    t = rollout(BRIDGE, *turns)
+    if cause == "malformed" and t.answer is None:
+        t.finish_reason = "stop"
+    assert analysis.error_of(t, CORPUS) == cause
+
+
+def test_cause_by_how_the_rollout_ended():
+    t = rollout(BRIDGE, "hm", "hm")
+    assert t.invalid_turns and t.finish_reason == "turns"
+    assert analysis.error_of(t) == "malformed"
+    t.finish_reason = "length"
+    assert analysis.error_of(t) == "cut off"
+
+
+def test_cause_without_titles_or_gold_passages():
+    t = rollout(BRIDGE, ("<search> Gostath works </search>", [TWIN]), "<answer> baker </answer>")
+    assert analysis.error_of(t) == "passage not found"  # without the title nobody can blame the query
+    real = Question("n1", "who founded gestath works", ["Ada Miller"])
+    for passages, cause in (([FIRM], "found but not used"), ([TWIN], "passage not found")):
+        assert analysis.error_of(rollout(real, (ASK_FIRM, passages), "<answer> x </answer>")) == cause
+
+
+def test_errors_partition_the_wrong_ones():
+    ts = [rollout(BRIDGE, *turns) for _, turns in CASES]
+    found = analysis.errors(ts, CORPUS)
+    assert list(found) == list(analysis.ERRORS)
+    assert sorted(id(t) for wrong in found.values() for t in wrong) == sorted(id(t) for t in ts if not analysis.right(t))
+
+
+def test_query_quality_and_steps():
+    good, bad = rollout(BRIDGE, *CASES[0][1], step=0), rollout(BRIDGE, *CASES[3][1], step=0)
+    silent = rollout(KNOWN, "<answer> baker </answer>", step=1)
+    assert [analysis.first_query_finds(t) for t in (good, bad, silent)] == [True, False, None]
+    assert analysis.query_quality([silent]) is None
+    first, second = analysis.by_step([silent, good, bad], CORPUS)
+    assert (first["step"], first["first_query_found"], first["error/bad query"]) == (1, 0.5, 0.5)
+    assert (second["step"], second["first_query_found"], second["error/bad query"]) == (2, None, 0.0)
+
+
+def test_light_log_says_the_same(tmp_path):
+    ts = [rollout(BRIDGE, *turns, step=i) for i, (_, turns) in enumerate(CASES)]
+    log = TrajectoryLog(tmp_path / "log.jsonl")
+    log.append(ts)
+    light = analysis.read_light(log.path)
+    assert analysis.by_step(light, CORPUS) == analysis.by_step(ts, CORPUS)
+    assert [t.reward for t in light] == [t.reward for t in ts] and not any(t.tokens or t.segments for t in light)
+    seen = [h.passage for t in light for c in t.searches for h in c.hits if h.passage.id == "p1"]
+    assert len({id(p) for p in seen}) == 1  # one object, however often it was returned
+
+
+# ---- figures to reach ------------------------------------------------------------------------------------
+
+
+def table(em, searches, per_need, reward):
+    return {"known": {"em": em, "searches": searches}, "look-up": {"em": em, "searches_per_need": per_need},
+            "all": {"reward": reward}}
+
+
+def test_targets_are_judged_on_both_sides_of_the_line():
+    low, high = table(0.5, 0.5, 0.5, 0.4), table(0.98, 0.1, 1.0, 0.9)
+    reached = {row[0]: row[-1] for row in analysis.judge(analysis.headline(low, high, [low, table(1, 1, 1, 0.8)], [low]))}
+    assert list(reached) == [*analysis.TARGETS, "reward"] and all(reached.values())
+    missed = analysis.judge(analysis.headline(high, low, [low, high], [low]))
+    assert not any(row[-1] for row in missed)
+    assert missed[-1][1] == "> 0.900 (always searching) and > 0.400 (never)"
+    too_many = analysis.judge(analysis.headline(low, table(0.98, 0.1, 1.3, 0.9), [low], [low]))
+    assert [row[0] for row in too_many if not row[-1]] == ["searches per hop needed, look-up"]
+
+
+def test_headline_of_questions_of_one_kind():
+    only = {"look-up": {"em": 1.0, "searches_per_need": 1.0}, "all": {"reward": 0.9}}
+    rows = analysis.judge(analysis.headline(only, only, [only], [only]))
+    assert [row[-1] for row in rows] == [False, True, False, True, False]
+
+
+# ---- Markdown --------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=60))
+def test_no_text_breaks_out_of_a_cell(text):
+    head, rule, line = analysis.markdown_table(["a", "b"], [[text, 1]]).split("\n")
+    assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 3 and "<" not in line
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`$]", line)
+
+
+def test_summary_holds_what_was_measured():
+    before, after = [answer("baker"), answer("x", KNOWN)], [answer("potter", searches=2), answer("baker", KNOWN)]
+    page = analysis.summarise(before, after, CORPUS, transition=110, steps=200)
+    assert "200 training steps; known and look-up questions part at step 110" in page
+    assert "2 questions fixed, 0 broken: exact McNemar test p = 0.5." in page
+    assert "| did not search | a wrong answer from memory | 2 | 0 |" in page
+    assert "| exact match, all | 2 | 0.000 | 1.000 | +1.000 (+1.000 to +1.000) |" in page
+    assert "before –, after 100.0%" in page and math.isclose(analysis.mcnemar(2, 0), 0.5)
+    assert "part never" in analysis.summarise(before, after)

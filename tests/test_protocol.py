@@ -1,0 +1,88 @@
+"""The text protocol: reading, writing and escaping, also of text that wants to do harm."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from searchr1_lib.protocol import (PROMPT, PROMPTS, TAGS, build_prompt, escape, find_stop, format_document,
+                                   format_observation, observation, read_action, split_turn)
+from searchr1_lib.records import Passage
+
+TAGGED = st.lists(st.sampled_from(
+    [f"<{s}{t}>" for t in TAGS for s in ("", "/")] + ["a", " b ", "\n", "é", "<", ">", "<|im_end|>", "</ search>"]),
+    max_size=14).map("".join)
+
+
+@pytest.mark.parametrize("turn, kind, text", [
+    ("<think> t </think>\n<search> q one </search>", "search", "q one"),
+    ("<answer> 42 </answer>", "answer", "42"),
+    ("<answer></answer>", "answer", ""),
+    ("<search>  </search>", None, ""),
+    ("no action", None, ""),
+    ("</search> then", None, ""),
+    ("<search> never closed", None, ""),
+    ("<search> a <search> b </search>", "search", "b"),
+    ("<search> a </search><answer> b </answer>", "search", "a"),
+    ("<answer> a </search>", None, ""),
+    ("<SEARCH> a </SEARCH>", None, ""),
+    ("＜search＞ a ＜/search＞", None, ""),
+])
+def test_reading_an_action(turn, kind, text):
+    action = read_action(turn)
+    assert (action.kind, action.text) == (kind, text)
+
+
+@given(TAGGED)
+def test_an_action_is_what_the_first_stop_closes(turn):
+    action, (end, stop) = read_action(turn), find_stop(turn)
+    if action.kind:
+        assert turn[action.start : action.end].startswith(f"<{action.kind}>") and action.end == end
+        assert stop == f"</{action.kind}>" and "</search>" not in action.text and "</answer>" not in action.text
+
+
+@given(TAGGED)
+def test_a_split_covers_the_turn_without_a_gap(turn):
+    spans = split_turn(turn)
+    assert "".join(turn[a:b] for _, a, b in spans) == turn
+    assert all(a < b for _, a, b in spans)
+    for kind, a, b in spans:
+        assert kind in (*TAGS, "text")
+        if kind in ("search", "answer"):
+            assert turn[a:b].startswith(f"<{kind}>") and turn[a:b].endswith(f"</{kind}>")
+
+
+@given(TAGGED)
+def test_escaped_text_holds_no_tag_and_no_chat_token(text):
+    safe = escape(text)
+    assert not re.search(r"<\s*/?\s*(think|search|information|answer)", safe) and "<|" not in safe
+    assert escape(safe) == safe
+    assert safe.replace("\u2039", "<") == text
+
+
+@given(TAGGED, TAGGED)
+def test_a_passage_cannot_forge_a_tag(title, text):
+    seen = observation([Passage("1", title, text)])
+    inside = seen[len("\n\n<information>") : -len("</information>\n\n")]
+    assert seen.startswith("\n\n<information>Doc 1(Title: ") and seen.endswith("</information>\n\n")
+    assert read_action(inside).kind is None and "<|" not in inside
+    assert not re.search(r"</?(think|search|information|answer)>", inside)
+
+
+@given(TAGGED)
+def test_a_question_cannot_forge_a_tag_or_end_the_message(question):
+    prompt = build_prompt(question, "Q: {question}")
+    assert not re.search(r"</?(think|search|information|answer)>", prompt) and "<|" not in prompt
+
+
+def test_the_question_stands_whole_in_the_prompt():
+    for template in PROMPTS.values():
+        assert template.count("{question}") == 1
+    assert build_prompt("Who {wrote} it").endswith("Question: Who {wrote} it?\n")
+    assert "Is it so?" in build_prompt("Is it so?", PROMPT) and "so??" not in build_prompt("Is it so?")
+
+
+def test_an_observation_in_full():
+    assert format_observation([format_document(1, "A", "x"), format_document(2, "B", "y\nz")]) == (
+        "\n\n<information>Doc 1(Title: A) x\nDoc 2(Title: B) y z</information>\n\n")

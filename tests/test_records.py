@@ -1,0 +1,80 @@
+"""Records and the trajectory log: one JSON form, and nothing lost in a crash."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from searchr1_lib.records import (Hit, Passage, Question, SearchCall, Segment, Trajectory, TrajectoryLog,
+                                  write_json_lines, write_whole)
+
+
+def trajectory(text="<answer> é\u2028 </answer>", logprob=-0.1):
+    return Trajectory(
+        question=Question("q", "Who?", ["é"], passages=["p"], hops=2, known=False, source="s"), prompt_ids=[1, 2],
+        completion_ids=[3, 4], mask=[1, 0], logprobs=[logprob, 0.0], segments=[Segment("answer", text, 0, 0, 2)],
+        searches=[SearchCall("q", [Hit(Passage("p", "T", "x\ny"), 1.5)], 0.1, None)], answer="é",
+        finish_reason="answer", reward=1.0, rewards={"exact_match": 1.0}, advantage=0.5, group="g")
+
+
+@given(st.text(), st.floats(-50, 0))
+def test_a_trajectory_comes_back_equal(text, logprob):
+    t = trajectory(text, logprob)
+    assert Trajectory.from_dict(json.loads(json.dumps(t.to_dict()))) == t
+
+
+def test_a_cut_last_line_is_left_out_and_removed_by_the_next_append(tmp_path):
+    log = TrajectoryLog(tmp_path / "deep" / "log.jsonl")
+    log.append([trajectory(), trajectory()])
+    whole = log.path.read_bytes()
+    for cut in (1, 10, len(whole) // 2 - 1):
+        log.path.write_bytes(whole + whole[:cut])
+        assert len(log.read()) == 2
+        log.append([trajectory("third")])
+        assert [t.text for t in log][2] == "third" and len(log.read()) == 3
+
+
+def test_a_log_that_is_only_a_cut_line_starts_again(tmp_path):
+    log = TrajectoryLog(tmp_path / "log.jsonl")
+    log.path.write_bytes(b"x" * 200_000)
+    log.append([trajectory()])
+    assert len(log.read()) == 1
+
+
+@pytest.mark.parametrize("line, why", [("{}", "not a trajectory"), ("[]", ""), ("{", ""),
+                                       ('{"surprise": 1}', "surprise")])
+def test_a_broken_line_in_the_middle_is_named(tmp_path, line, why):
+    log = TrajectoryLog(tmp_path / "log.jsonl")
+    log.append([trajectory()])
+    with open(log.path, "a") as f:
+        f.write(line + "\n")
+    log.append([trajectory()])
+    with pytest.raises(ValueError, match=rf"log\.jsonl, line 2: .*{why}"):
+        log.read()
+
+
+def test_lengths_must_agree():
+    row = trajectory().to_dict()
+    row["mask"] = [1]
+    with pytest.raises(ValueError, match="differ in length"):
+        Trajectory.from_dict(row)
+
+
+def test_a_missing_log_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no trajectory log"):
+        TrajectoryLog(tmp_path / "none.jsonl").read()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    write_whole(tmp_path / "a.txt", "old")
+    with pytest.raises(TypeError):
+        write_json_lines(tmp_path / "a.txt", [{"fine": 1}, {"bad": object()}])
+    assert (tmp_path / "a.txt").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_environment_text_is_not_the_models():
+    assert not Segment("information", "<answer>x</answer>", 0, 0, 1).by_model
+    t = trajectory()
+    t.segments.append(Segment("information", "env", 0, 1, 2))
+    assert "env" not in t.model_text and "env" in t.text

@@ -1,0 +1,265 @@
+"""Rollouts: exact against a plain reference, whatever the turns look like; budgets, faults, segments."""
+
+import time
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from searchr1_lib import protocol
+from searchr1_lib.policy import load_policy
+from searchr1_lib.records import Hit, Passage, Question, Trajectory
+from searchr1_lib.rollout import _Sampler, fit_observation, rollout
+from searchr1_lib.trainer import Batch
+from searchr1_lib.grpo import token_logprobs_and_entropy
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy("data/tiny_qwen", quantize=False, lora=False)
+
+
+@pytest.fixture(scope="module")
+def nf4():
+    return load_policy("data/tiny_qwen")
+
+
+class Shelf:
+    """An engine whose passages have very different lengths."""
+
+    def __init__(self, words=(3, 40, 9)):
+        self.words, self.batches = words, []
+
+    def search_batch(self, queries, k=3):
+        self.batches.append(list(queries))
+        return [[Hit(Passage(f"p{i}", "Town", "word " * (n * (1 + len(q) % 3))), 1.0 - i)
+                 for i, n in enumerate(self.words)][:k] for q in queries]
+
+
+QUESTIONS = [Question("a", "Where was Sito Junick born?", ["Sustford"], known=True),
+             Question("b", "Who is older, Prora Lordath or Jelus Wackusk, and who wrote The Narrow Tower of Ness",
+                      ["Prora Lordath"], hops=2, known=False),
+             Question("c", "Who?", ["x"])]
+
+
+def fresh_logprobs(policy, trajectories, temperature=1.0):
+    """Log-probabilities of the whole sequences, from one forward pass without a cache."""
+    batch = Batch.of(trajectories, policy.pad_id, policy.device)
+    with torch.no_grad():
+        hidden = policy.decoder(input_ids=batch.ids, attention_mask=batch.attention).last_hidden_state
+        logprobs, _ = token_logprobs_and_entropy(hidden[:, :-1], policy.lm_head.weight, batch.ids[:, 1:],
+                                                 mask=batch.mask, temperature=temperature)
+    return [row[s : s + len(t.completion_ids)] for row, s, t in zip(logprobs.tolist(), batch.starts, trajectories)]
+
+
+def check_consistent(policy, t: Trajectory):
+    assert len(t.completion_ids) == len(t.mask) == len(t.logprobs) == len(t.tokens) == len(t.token_values["entropy"])
+    text = policy.bytes_of(t.completion_ids)
+    assert t.text.encode() == text or "\ufffd" in t.text
+    turns = [s.turn for s in t.segments]
+    assert turns == sorted(turns)
+    for s in t.segments:
+        if not s.by_model:  # the environment's words: masked, and exactly these tokens
+            assert not any(t.mask[s.start : s.end])
+            assert policy.decode(t.completion_ids[s.start : s.end]) == s.text
+        else:
+            assert s.text in policy.decode(t.completion_ids[s.start : s.end]) or "\ufffd" in s.text
+    assert t.prompt_ids == policy.encode(t.prompt)
+
+
+def plain_reference(policy, question, engine, max_turns, max_turn_tokens):
+    """One greedy rollout that encodes the whole text again for every token."""
+    ids = policy.encode(policy.prompt_text(question.text))
+    prompt, mask, turn = len(ids), [], 0
+    while True:
+        written = []
+        while len(written) < max_turn_tokens:
+            with torch.no_grad():
+                logits = policy.model(input_ids=torch.tensor([ids + written])).logits[0, -1]
+            written.append(int(logits.argmax()))
+            if written[-1] in policy.stop_ids or protocol.find_stop(policy.decode(written))[1]:
+                break
+        ids, mask = ids + written, mask + [1] * len(written)
+        action = protocol.read_action(policy.decode(written))
+        if action.kind == "answer" or turn >= max_turns or (action.kind is None and written[-1] in policy.stop_ids):
+            return ids[prompt:], mask
+        hits = engine.search_batch([action.text], k=3)[0] if action.kind else []
+        reply = fit_observation(policy, hits, 500) if action.kind else protocol.INVALID_ACTION
+        ids, mask = ids + policy.encode(reply), mask + [0] * len(policy.encode(reply))
+        turn += 1
+
+
+@pytest.mark.parametrize("first", [None, "search"])
+def test_greedy_rollouts_equal_the_plain_reference(policy, first):
+    got = rollout(policy, QUESTIONS, Shelf(), num_generations=2, temperature=0, max_turns=2, max_turn_tokens=40,
+                  first_action=first)
+    for t in got:
+        check_consistent(policy, t)
+        if first is None:
+            assert (t.completion_ids, t.mask) == plain_reference(policy, t.question, Shelf(), 2, 40)
+        else:
+            assert t.searches or t.finish_reason in ("stop", "turns")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_recorded_logprobs_equal_a_fresh_forward(policy, temperature):
+    got = rollout(policy, QUESTIONS, Shelf(), num_generations=4, temperature=temperature, max_turns=3,
+                  max_turn_tokens=30, generator=torch.Generator().manual_seed(1))
+    assert any(t.turns > 1 for t in got)
+    for t, fresh in zip(got, fresh_logprobs(policy, got, temperature)):
+        check_consistent(policy, t)
+        assert max(abs(a - b) for a, b in zip(t.logprobs, fresh)) < 1e-4
+
+
+def test_recorded_logprobs_of_nf4_with_lora_equal_a_fresh_forward(nf4):
+    torch.manual_seed(0)
+    for p in nf4.parameters():
+        p.data.add_(torch.randn_like(p) * 0.02)
+    got = rollout(nf4, QUESTIONS, Shelf(), num_generations=4, max_turns=2, max_turn_tokens=30)
+    for t, fresh in zip(got, fresh_logprobs(nf4, got)):
+        assert max(abs(a - b) for a, b in zip(t.logprobs, fresh)) < 1e-4
+
+
+PIECES = ["<think> hm", " </think>\n", "<search>", " Velmora river", " </search>", "</sea", "rch>\n", "<answer> 42",
+          " </answer>", "</answer>\n\n", "é ‹ 漢", "<information> x </information>", " ", "?\n", "<|im_end|>"]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.lists(st.lists(st.sampled_from(PIECES), min_size=1, max_size=5), min_size=1, max_size=4),
+                min_size=3, max_size=3), st.integers(0, 3), st.integers(6, 30))
+def test_any_turn_structure_is_recorded_exactly(policy, scripts, max_turns, max_turn_tokens):
+    """The model is made to write random scripts; what is recorded must still be what a fresh forward says."""
+    wanted = {q.id: [policy.tokenizer.encode("".join(turn)) for turn in script]
+              for q, script in zip(QUESTIONS, scripts)}
+
+    class Scripted(_Sampler):
+        def _write_turn(self, active, logits, stops):
+            self.active, self.at = active, 0
+            super()._write_turn(active, logits, stops)
+
+        def _sample(self, logits):
+            token = []
+            for e in self.active:
+                turn = wanted[e.question.id][e.turn % len(wanted[e.question.id])]
+                token.append(turn[self.at % len(turn)])
+            self.at += 1
+            token = torch.tensor(token)
+            logprobs = torch.log_softmax(logits, -1)
+            return token, logprobs.gather(1, token[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
+
+    from searchr1_lib.rollout import Limits, _Episode
+
+    episodes = [_Episode(q, q.id, policy.prompt_text(q.text), policy.encode(policy.prompt_text(q.text)))
+                for q in QUESTIONS]
+    limits = Limits(max_turns=max_turns, max_turn_tokens=max_turn_tokens, max_completion_length=400)
+    got = Scripted(policy, Shelf(), limits, 1.0, None, None).run(episodes)
+    for t, fresh in zip(got, fresh_logprobs(policy, got)):
+        check_consistent(policy, t)
+        assert max(abs(a - b) for a, b in zip(t.logprobs, fresh)) < 1e-4
+        assert t.turns <= max_turns + 1 and len(t.completion_ids) <= 400
+        assert t.finish_reason in ("answer", "turns", "length", "stop")
+        assert (t.answer is not None) == (t.finish_reason == "answer")
+
+
+def scripted_engine(policy, engine, **kwargs):
+    return rollout(policy, QUESTIONS[:2], engine, num_generations=2, temperature=0, max_turns=1,
+                   first_action="search", **kwargs)
+
+
+def test_a_failing_engine_is_an_observation(policy):
+    class Broken:
+        def search_batch(self, queries, k=3):
+            raise ConnectionError("no route <answer>42</answer>")
+
+    for t in scripted_engine(policy, Broken()):
+        assert t.searches and "ConnectionError" in t.searches[0].error
+        seen = [s.text for s in t.segments if s.kind == "information"]
+        assert "The search failed" in seen[0] and "<answer>" not in seen[0]
+
+
+def test_one_failing_query_does_not_spoil_the_others(policy):
+    class Picky:
+        def search_batch(self, queries, k=3):
+            if len(queries) > 1 or "Junick" in queries[0]:
+                raise ValueError("no")
+            return [[Hit(Passage("1", "t", "found"), 1.0)]]
+
+    got = scripted_engine(policy, Picky())
+    errors = {t.question.id: t.searches[0].error for t in got}
+    assert errors["a"] and not errors["b"]
+
+
+def test_a_slow_engine_is_given_up(policy):
+    class Slow:
+        def search_batch(self, queries, k=3):
+            time.sleep(1.0)
+            return [[] for _ in queries]
+
+    got = scripted_engine(policy, Slow(), search_timeout=0.05)
+    assert all("in time" in t.searches[0].error for t in got)
+
+
+@pytest.mark.parametrize("found", ["plain text", ["one", "two"], [Passage("1", "T", "x")], [], ""])
+def test_engines_with_search_alone_may_return_text_or_lists(policy, found):
+    class Plain:
+        def search(self, query):
+            return found
+
+    for t in scripted_engine(policy, Plain()):
+        assert t.searches[0].error is None
+        assert len(t.searches[0].hits) == (len(found) if isinstance(found, list) else bool(found))
+
+
+def test_documents_are_cut_and_tags_are_not(policy):
+    hits = [Hit(Passage("1", "A", "long " * 400), 2.0), Hit(Passage("2", "B", "short"), 1.0)]
+    text = fit_observation(policy, hits, 60)
+    assert len(policy.encode(text)) <= 60
+    assert text.startswith("\n\n<information>Doc 1(Title: A)") and text.endswith("</information>\n\n")
+    assert "Doc 2(Title: B) short" in text and "…" in text
+
+
+def test_no_turn_left_for_a_search(policy):
+    got = rollout(policy, QUESTIONS, Shelf(), num_generations=1, temperature=0, max_turns=0, first_action="search")
+    assert {t.finish_reason for t in got} <= {"turns", "stop"} and not any(t.searches for t in got)
+
+
+def test_all_searches_of_a_turn_go_in_one_batch(policy):
+    shelf = Shelf()
+    rollout(policy, QUESTIONS[:2], shelf, num_generations=3, temperature=0, max_turns=1, first_action="search")
+    assert len(shelf.batches) == 1 and len(shelf.batches[0]) == 6
+
+
+def test_a_batch_is_split_on_request_and_the_group_kept(policy):
+    got = rollout(policy, QUESTIONS, Shelf(), num_generations=3, temperature=0, max_turns=1, batch_size=2)
+    assert [t.question.id for t in got] == list("aaabbbccc") and len({t.group for t in got}) == 3
+
+
+def test_memory_running_out_halves_the_batch(policy, monkeypatch):
+    real, sizes = _Sampler._prefill, []
+
+    def small(self, episodes):
+        sizes.append(len(episodes))
+        if len(episodes) > 3:
+            raise torch.OutOfMemoryError("too many")
+        return real(self, episodes)
+
+    monkeypatch.setattr(_Sampler, "_prefill", small)
+    got = rollout(policy, QUESTIONS, Shelf(), num_generations=2, temperature=0, max_turns=1)
+    assert len(got) == 6 and sizes[0] == 6 and max(sizes[1:]) == 3
+
+
+@pytest.mark.parametrize("wrong", [dict(num_generations=0), dict(temperature=-1), dict(first_action="think"),
+                                   dict(max_turns=-1), dict(topk=0), dict(batch_size=0)])
+def test_impossible_parameters_are_named(policy, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        rollout(policy, QUESTIONS, Shelf(), **wrong)
+
+
+def test_lora_gradients_reach_the_lowest_layer_after_a_rollout(nf4):
+    rollout(nf4, QUESTIONS[:1], Shelf(), num_generations=2, max_turns=1, max_turn_tokens=10)
+    ids = torch.tensor([nf4.encode("Where was Sito Junick born?")])
+    nf4.decoder(input_ids=ids).last_hidden_state.square().sum().backward()
+    grads = {n: p.grad for n, p in nf4.model.named_parameters() if p.grad is not None}
+    assert any("layers.0." in n and g.abs().max() > 0 for n, g in grads.items())
+    nf4.model.zero_grad()

@@ -1,0 +1,264 @@
+"""Training: exact splitting, resuming after any interruption, faults, and the mission's own example."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from searchr1_lib.data import load_passages, load_questions
+from searchr1_lib.policy import load_policy
+from searchr1_lib.records import Question, TrajectoryLog
+from searchr1_lib.rewards import RewardError, SearchR1Reward, score
+from searchr1_lib.rollout import rollout
+from searchr1_lib.search import BM25Search, LocalSearch
+from searchr1_lib.trainer import Settings, Trainer, TrainingError, train_grpo
+from searchr1_lib.grpo import group_advantages
+
+TINY = "data/tiny_qwen"
+SHORT = Settings(steps=4, questions_per_step=2, num_generations=4, learning_rate=1.5e-3, checkpoint_every=2,
+                 max_turns=1, max_turn_tokens=40, entropy_coef=0.01)
+TIMES = {"seconds", "seconds_rollout", "seconds_update", "tokens_per_second", "peak_memory_mb"}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return BM25Search(load_passages("data/almanac/passages.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return load_questions("data/almanac/train.jsonl")[:20]
+
+
+def trainer(run_dir, engine, questions, settings=SHORT, **kwargs):
+    return Trainer(load_policy(TINY), questions, engine, settings=settings, run_dir=run_dir, report=None, **kwargs)
+
+
+def outcome(run_dir):
+    """What must be the same: the metrics without times, and the adapter's bytes."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    newest = max((run_dir / "checkpoints").iterdir(), key=lambda p: int(p.name.split("_")[1]))
+    return ([{k: v for k, v in r.items() if k not in TIMES} for r in rows],
+            (newest / "adapter_model.safetensors").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, engine, questions):
+    run = tmp_path_factory.mktemp("finished") / "run"
+    trainer(run, engine, questions).train()
+    return run
+
+
+def test_a_run_leaves_its_folder(finished):
+    assert {p.name for p in finished.iterdir()} == {"settings.json", "metrics.jsonl", "trajectories.jsonl",
+                                                    "checkpoints"}
+    log = TrajectoryLog(finished / "trajectories.jsonl").read()
+    assert len(log) == 4 * 8
+    assert all(t.reward is not None and t.advantage is not None and t.rewards for t in log)
+    assert {t.step for t in log} == {0, 1, 2, 3}
+    rows, _ = outcome(finished)
+    assert [r["step"] for r in rows] == [1, 2, 3, 4]
+    assert all(r["ratio"] == pytest.approx(1, abs=1e-4) for r in rows)  # from the recorded log-probabilities
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step_2", "step_4"]
+
+
+def test_the_adapter_opens_with_peft(finished):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(TINY)
+    model = PeftModel.from_pretrained(base, str(finished / "checkpoints" / "step_4"))
+    assert any("lora_B" in n and p.abs().max() > 0 for n, p in model.named_parameters())
+
+
+def test_resuming_gives_the_uninterrupted_run(tmp_path, engine, questions, finished):
+    stop = lambda t, row: row["step"] == 3  # noqa: E731
+    trainer(tmp_path / "run", engine, questions, callbacks=[stop]).train()
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as f:
+        f.write('{"step": 99')  # cut off in the middle of a line
+    trainer(tmp_path / "run", engine, questions).train()
+    assert outcome(tmp_path / "run") == outcome(finished)
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path, finished):
+    """SIGKILL while the second checkpoint is being written, then again from nothing but the folder."""
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(f"""
+        import os, signal, sys
+        sys.path.insert(0, "tests")
+        import torch
+        torch.set_num_threads({torch.get_num_threads()})
+        from test_trainer import SHORT, BM25Search, Trainer, load_passages, load_policy, load_questions
+        from pathlib import Path
+        engine = BM25Search(load_passages("data/almanac/passages.jsonl"))
+        questions = load_questions("data/almanac/train.jsonl")[:20]
+        t = Trainer(load_policy("{TINY}"), questions, engine, settings=SHORT, run_dir=sys.argv[1], report=None)
+        if sys.argv[2] == "kill":
+            real = t.policy.save_adapter
+            def save(folder):
+                real(folder)
+                if t.step == 4:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            t.policy.save_adapter = save
+        t.train()
+    """))
+    run = lambda what: subprocess.run([sys.executable, str(script), str(tmp_path / "run"), what],  # noqa: E731
+                                      capture_output=True, text=True)
+    assert run("kill").returncode == -signal.SIGKILL
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.startswith("step")] == ["step_2"]
+    again = run("on")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert outcome(tmp_path / "run") == outcome(finished)
+
+
+def test_more_steps_go_on_from_a_finished_run(tmp_path, engine, questions):
+    two, three = (dataclasses.replace(SHORT, steps=n) for n in (2, 3))
+    trainer(tmp_path / "run", engine, questions, two).train()
+    longer = trainer(tmp_path / "run", engine, questions, three)
+    assert longer.step == 2
+    longer.train()
+    assert [m["step"] for m in longer.metrics] == [1, 2, 3]
+
+
+def test_other_settings_or_another_version_are_refused(tmp_path, engine, questions, finished):
+    with pytest.raises(ValueError, match="learning_rate"):
+        trainer(finished, engine, questions, dataclasses.replace(SHORT, learning_rate=1e-3))
+    (tmp_path / "settings.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="another version"):
+        trainer(tmp_path, engine, questions)
+    (tmp_path / "settings.json").write_text('{"form')
+    with pytest.raises(ValueError, match="broken"):
+        trainer(tmp_path, engine, questions)
+
+
+def gradients(tmp_path, engine, trajectories, budget, **kwargs):
+    settings = dataclasses.replace(SHORT, tokens_per_micro_batch=budget, **kwargs)
+    t = Trainer(load_policy(TINY), [trajectories[0].question], engine, settings=settings,
+                run_dir=tmp_path / f"run{budget}{kwargs}", report=None)
+    with t._checkpointing():
+        metrics = t._backward(trajectories, None)
+    return metrics, [p.grad.clone() for p in t.policy.parameters()]
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_micro_batches_and_checkpointing_change_nothing(tmp_path, engine, questions, loss_type):
+    got = rollout(load_policy(TINY), questions[:3], engine, num_generations=4, max_turns=1, max_turn_tokens=40,
+                  generator=torch.Generator().manual_seed(0))
+    score(SearchR1Reward(), got)
+    for t, a in zip(got, group_advantages([t.reward for t in got], 4).tolist()):
+        t.advantage = a
+    whole = gradients(tmp_path, engine, got, 10**6, loss_type=loss_type)
+    for other in (gradients(tmp_path, engine, got, 300, loss_type=loss_type),
+                  gradients(tmp_path, engine, got, 10**6, loss_type=loss_type, gradient_checkpointing=True)):
+        assert other[0] == pytest.approx(whole[0], abs=1e-5)
+        for a, b in zip(whole[1], other[1]):
+            assert torch.allclose(a, b, atol=1e-6, rtol=1e-3)
+
+
+def test_memory_running_out_makes_smaller_micro_batches(tmp_path, engine, questions, monkeypatch):
+    t = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, steps=1))
+    real, seen = t.token_logprobs, []
+
+    def tight(part):
+        seen.append(len(part))
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("no")
+        return real(part)
+
+    monkeypatch.setattr(t, "token_logprobs", tight)
+    t.train()
+    assert t.step == 1 and t.token_budget < SHORT.tokens_per_micro_batch
+
+
+def test_nan_stops_with_advice_and_the_checkpoint_stands(tmp_path, engine, questions):
+    def spoil(t, row):
+        if row["step"] == 2:
+            next(iter(t.policy.parameters())).data[0, 0] = float("nan")
+
+    t = trainer(tmp_path, engine, questions, callbacks=[spoil])
+    t.save_checkpoint()
+    with pytest.raises((TrainingError, FloatingPointError), match="learning_rate|NaN|nan"):
+        t.train()
+
+
+def test_a_failing_reward_trains_nothing(tmp_path, engine, questions):
+    def reward(trajectories):
+        return [float("nan")] * len(trajectories)
+
+    t = trainer(tmp_path, engine, questions, reward=reward)
+    before = [p.clone() for p in t.policy.parameters()]
+    with pytest.raises(RewardError, match="reward"):
+        t.train()
+    assert all(torch.equal(a, b) for a, b in zip(before, t.policy.parameters()))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, engine, questions, monkeypatch):
+    t = trainer(tmp_path, engine, questions)
+    first = t.save_checkpoint()
+    t.step = 2
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(TrainingError, match="No space left"):
+        t.save_checkpoint()
+    assert [p for p in (tmp_path / "checkpoints").iterdir()] == [first]
+
+
+def test_ctrl_c_finishes_the_step_and_saves(tmp_path, engine, questions):
+    def interrupt(t, row):
+        if row["step"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    t = trainer(tmp_path, engine, questions, callbacks=[interrupt])
+    t.train()
+    assert t.step == 1 and (tmp_path / "checkpoints" / "step_1").is_dir()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_kl_against_the_frozen_base_starts_at_zero(tmp_path, engine, questions):
+    t = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, steps=2, beta=0.05))
+    t.train()
+    assert t.metrics[0]["kl"] == pytest.approx(0, abs=1e-6) and t.metrics[1]["kl"] > 0
+
+
+def test_the_missions_own_example_runs(tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
+    trained = train_grpo(model, tokenizer, [("Who discovered penicillin?", "Alexander Fleming")],
+                         LocalSearch(index_dir="./data"), epochs=3, lr=1e-5, run_dir=tmp_path / "run",
+                         max_turn_tokens=40)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert hasattr(trained, "disable_adapter")
+
+
+@pytest.mark.parametrize("dataset, message", [([], "empty"), ([("only",)], "item 0"), ([3], "item 0")])
+def test_a_wrong_dataset_is_named(dataset, message):
+    with pytest.raises(ValueError, match=message):
+        train_grpo(None, None, dataset, None)
+
+
+def test_an_unknown_setting_is_named():
+    with pytest.raises(ValueError, match="temprature"):
+        train_grpo(None, None, [Question("1", "x?", ["y"])], None, temprature=1)
+
+
+@pytest.mark.parametrize("wrong", [dict(steps=0), dict(num_generations=1), dict(learning_rate=2), dict(temperature=0),
+                                   dict(max_turns=-1)])
+def test_impossible_settings_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Settings(**wrong)
+
+
+def test_a_pass_over_the_questions_asks_each_once(tmp_path, engine, questions):
+    t = trainer(tmp_path, engine, questions)
+    asked = [q.id for step in range(10) for q in t.questions_of(step)]
+    assert sorted(asked) == sorted(q.id for q in questions)

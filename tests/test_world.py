@@ -1,0 +1,92 @@
+"""The almanac: reproducible, disjoint splits, answerable from its gold passages, and misleading on purpose."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from searchr1_lib.data import load_passages, load_questions
+from searchr1_lib.world import ASKED, SPLITS, Part, build_world, write_almanac
+
+ALMANAC = Path("data/almanac")
+
+
+@pytest.fixture(scope="module")
+def world():
+    return build_world(0)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return {s: load_questions(ALMANAC / f"{s}.jsonl") for s in SPLITS}
+
+
+def test_the_shipped_almanac_is_what_the_generator_makes(tmp_path):
+    write_almanac(tmp_path)
+    for file in ALMANAC.iterdir():
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
+    assert len(load_passages(ALMANAC / "passages.jsonl")) >= 3000
+
+
+def test_passages_are_distinct_and_questions_too(world, shipped):
+    assert len({p.text for p in world.passages}) == len(world.passages)
+    ids = [q.id for qs in shipped.values() for q in qs]
+    assert len(set(ids)) == len(ids) == 2 * sum(ASKED.values())
+
+
+def test_kinds_are_mixed_as_planned(shipped):
+    for split, questions in shipped.items():
+        assert len(questions) == 2 * ASKED[split]
+        for known in (True, False):
+            kinds = Counter(q.source.split("/")[1] for q in questions if q.known == known)
+            assert kinds["bridge"] >= 0.2 * ASKED[split] and kinds["comparison"] >= 0.1 * ASKED[split]
+
+
+def test_splits_share_no_entity_and_no_gold_passage(world, shipped):
+    subjects, gold = ({s: set() for s in SPLITS} for _ in range(2))
+    for split, questions in shipped.items():
+        for q in questions:
+            subjects[split] |= {h.subject for h in world.chains[q.id]}
+            gold[split] |= set(q.passages)
+    for a, b in (("train", "test"), ("train", "validation"), ("validation", "test")):
+        assert not subjects[a] & subjects[b] and not gold[a] & gold[b]
+    asked_in_training = " ".join(q.text for q in shipped["train"])
+    assert not [s for s in subjects["test"] if re.search(rf"\b{s}\b", asked_in_training)]
+
+
+def test_gold_passages_hold_what_the_chain_says(world):
+    by_id = {p.id: p for p in world.passages}
+    for split in SPLITS:
+        for q in world.questions[split]:
+            chain = world.chains[q.id]
+            assert q.hops == len(chain) and q.passages == [h.passage for h in chain] and q.answers
+            for hop in chain:
+                passage = by_id[hop.passage]
+                for word in hop.value.replace(" in ", " ").removeprefix("a ").removeprefix("an ").split():
+                    assert word in passage.text + passage.title, (hop, passage)
+            if q.source == "almanac/bridge":
+                assert chain[1].subject == chain[0].value
+            if q.source == "almanac/comparison":
+                assert q.answers == [min(chain, key=lambda h: int(h.value)).subject]
+
+
+def test_namesakes_mislead(world):
+    towns = Counter(p.title.split(" (")[0] for p in world.passages if p.title.endswith(")"))
+    surnames = Counter(p.title.split()[1] for p in world.passages
+                       if len(p.title.split()) == 2 and "born" in p.text)
+    assert sum(n > 1 for n in towns.values()) > 30 and sum(n > 1 for n in surnames.values()) > 100
+
+
+def test_another_seed_keeps_the_known_part_and_shares_no_lookup_name(world):
+    other = build_world(7, avoid=world.lookup_names, lookup={"train": Part(40, 20, 20, 30)})
+    known = lambda w: [(q.text, q.answers) for s in SPLITS for q in w.questions[s] if q.known]  # noqa: E731
+    facts = lambda w: {(h.fact) for s in SPLITS for q in w.questions[s] if q.known for h in w.chains[q.id]}  # noqa: E731
+    assert facts(other) == facts(world) and len(known(other)) == len(known(world))
+    assert not other.lookup_names & world.lookup_names
+
+
+def test_the_description_is_true():
+    made = json.loads((ALMANAC / "almanac.json").read_text())
+    assert made["passages"] == len(load_passages(ALMANAC / "passages.jsonl"))
