@@ -1,0 +1,403 @@
+"""What a run's trajectories say: what changed and whether by chance, why answers are wrong, how good queries are.
+
+Pure functions on records; no model and no notebook. Before and after are compared *on the same questions*, so
+all tests are paired: that needs far fewer questions than two independent samples do.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+import re
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from .evaluate import row_of
+from .records import Passage, Trajectory, TrajectoryLog
+from .rewards.process import answer_retrieved
+
+#: Why an answer is wrong: name -> what it means, in the order in which ``error_of`` asks.
+ERRORS = {
+    "cut off": "no answer: the tokens or the turns were used up",
+    "malformed": "no answer: the message ended, or the turns went by, without a valid action; or an empty answer",
+    "did not search": "a wrong answer from memory",
+    "found but not used": "all gold passages were read, the answer is wrong all the same",
+    "passage not found": "a query named what was missing, the engine did not return it",
+    "wrong hop": "a part of the chain was found, then the model stopped or followed it to a wrong place",
+    "bad query": "no gold passage was found and no query named one",
+}
+
+
+def read_light(path: str | os.PathLike) -> list[Trajectory]:
+    """A trajectory log without tokens and segments: what a long log's statistics need, in a tenth of the memory.
+
+    Errors as in ``TrajectoryLog``.
+    """
+    bulky = dict.fromkeys(("prompt_ids", "completion_ids", "mask", "logprobs", "segments", "tokens"), ())
+    known: dict[Passage, Passage] = {}
+
+    def shared(call):  # the same passage stands in many trajectories
+        return replace(call, hits=[replace(h, passage=known.setdefault(h.passage, h.passage)) for h in call.hits])
+
+    return [
+        replace(t, **{name: [] for name in bulky}, prompt="", token_values={}, searches=[shared(c) for c in t.searches])
+        for t in TrajectoryLog(path)
+    ]
+
+
+# ---- before and after ------------------------------------------------------------------------------------
+
+
+def mcnemar(fixed: int, broken: int) -> float:
+    """p value of the exact two-sided test that a change fixes and breaks equally often, in (0, 1].
+
+    McNemar 1947: only the questions whose outcome changed count, and under the null hypothesis each of them
+    is a fair coin. So it is the two-sided binomial test of ``fixed`` out of ``fixed + broken`` at 1/2.
+
+    >>> mcnemar(5, 0)
+    0.0625
+
+    Raises:
+        ValueError: a negative count.
+    """
+    if fixed < 0 or broken < 0:
+        raise ValueError(f"mcnemar: counts must not be negative, got {fixed} and {broken}")
+    n = fixed + broken
+    tail = sum(math.comb(n, k) for k in range(min(fixed, broken) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def bootstrap(
+    differences: Sequence[float],
+    weights: Sequence[float] | None = None,
+    *,
+    level: float = 0.95,
+    samples: int = 5_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (Efron 1979) of ``sum(differences) / sum(weights)``.
+
+    Args:
+        differences: one number a question, such as exact match after minus before.
+        weights: one positive number a question, such as the hops it needs (None: all 1, so the mean).
+        level: of the interval.
+        samples: how often the questions are drawn anew, with replacement.
+        seed: of the drawing.
+
+    Returns:
+        the lower and the upper end.
+
+    Raises:
+        ValueError: no differences, or another number of weights.
+    """
+    d = np.asarray(differences, float)
+    w = np.ones_like(d) if weights is None else np.asarray(weights, float)
+    if not len(d) or d.shape != w.shape:
+        raise ValueError(f"bootstrap needs as many weights as differences, and at least one: got {len(w)} and {len(d)}")
+    # how often each question is drawn: one multinomial row a sample
+    drawn = np.random.default_rng(seed).multinomial(len(d), np.full(len(d), 1 / len(d)), size=samples)
+    low, high = np.quantile(drawn @ d / (drawn @ w), ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def paired(
+    before: Iterable[Trajectory], after: Iterable[Trajectory], value: Callable[[Trajectory], float]
+) -> list[tuple[float, float]]:
+    """``value`` before and after for every question that both sides have; the mean where one has several rollouts.
+
+    Raises:
+        ValueError: they share no question.
+    """
+    first, second = _by_question(before, value), _by_question(after, value)
+    pairs = [(first[question], second[question]) for question in first if question in second]
+    if not pairs:
+        raise ValueError("before and after share no question id: evaluate both on the same questions")
+    return pairs
+
+
+def _by_question(trajectories: Iterable[Trajectory], value: Callable[[Trajectory], float]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for t in trajectories:
+        found.setdefault(t.question.id, []).append(value(t))
+    return {question: fmean(values) for question, values in found.items()}
+
+
+def right(t: Trajectory) -> float:
+    """1.0 if the answer equals a gold answer (Search-R1's exact match), else 0.0."""
+    return row_of(t)["em"]
+
+
+def flips(before: Iterable[Trajectory], after: Iterable[Trajectory]) -> tuple[int, int]:
+    """How many questions were fixed (wrong before, right after) and how many broken; half right counts as right."""
+    pairs = [(b >= 0.5, a >= 0.5) for b, a in paired(before, after, right)]
+    return sum(a and not b for b, a in pairs), sum(b and not a for b, a in pairs)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure before and after on the same ``n`` questions; ``low`` to ``high``: interval of after - before."""
+
+    name: str
+    n: int
+    before: float
+    after: float
+    low: float
+    high: float
+
+
+def changes(before: Sequence[Trajectory], after: Sequence[Trajectory], **how: Any) -> list[Change]:
+    """The figures that matter, before and after, with 95 % bootstrap intervals of the difference.
+
+    Figures without a question of their kind, or without rewards, are left out.
+
+    Args:
+        **how: level, samples and seed, see ``bootstrap``.
+    """
+    found = []
+    for name, belongs, value, weight in _FIGURES:
+        first, second = ([t for t in side if belongs(t)] for side in (before, after))
+        if first and second:
+            pairs, weights = paired(first, second, value), [w for w, _ in paired(first, second, weight)]
+            sums = [sum(side) / sum(weights) for side in zip(*pairs)]
+            found.append(Change(name, len(pairs), *sums, *bootstrap([a - b for b, a in pairs], weights, **how)))
+    return found
+
+
+def _known(t: Trajectory) -> bool:
+    return t.question.known is True
+
+
+def _lookup(t: Trajectory) -> bool:
+    return t.question.known is False
+
+
+def _one(t: Trajectory) -> float:
+    return 1.0
+
+
+#: name, which trajectories, value, weight: the figure is the sum of the values over that of the weights.
+_FIGURES = (
+    ("exact match, all", lambda t: True, right, _one),
+    ("exact match, known", _known, right, _one),
+    ("exact match, look-up", _lookup, right, _one),
+    ("reward", lambda t: t.reward is not None, lambda t: t.reward, _one),
+    ("searches per known question", _known, lambda t: len(t.searches), _one),
+    ("searches per hop needed, look-up", _lookup, lambda t: len(t.searches), lambda t: t.question.hops),
+    ("over-search: known, searched", _known, lambda t: row_of(t)["over_search"], _one),
+    ("under-search: look-up, too few", _lookup, lambda t: row_of(t)["under_search"], _one),
+    ("tokens the model wrote", lambda t: bool(t.mask), lambda t: sum(t.mask), _one),
+)
+
+
+# ---- why answers are wrong -------------------------------------------------------------------------------
+
+
+def error_of(t: Trajectory, passages: Mapping[str, Passage] = {}) -> str | None:
+    """The cause of a wrong answer, a key of ``ERRORS``; None for a right one.
+
+    Judged from the record alone: the answer, how the rollout ended, and which gold passages its searches
+    returned. A query *names* a passage if it holds more than half of the words of the passage's title; that
+    tells a bad query from a weak engine.
+
+    Args:
+        passages: the corpus by id, for the titles of gold passages. A passage that is not in it counts as
+            named: nobody can blame the query then.
+    """
+    if right(t):
+        return None
+    if not (t.answer or "").strip():
+        used_up = t.finish_reason == "length" or t.finish_reason == "turns" and not t.invalid_turns
+        return "cut off" if used_up else "malformed"
+    if not t.searches:
+        return "did not search"
+    gold = t.question.passages
+    if not gold:
+        return "found but not used" if answer_retrieved(t) else "passage not found"
+    missing = set(gold) - {hit.passage.id for call in t.searches for hit in call.hits}
+    if not missing:
+        return "found but not used"
+    titles = [passages[i].title if i in passages else "" for i in missing]
+    if any(_names(call.query, title) for call in t.searches for title in titles):
+        return "passage not found"
+    return "wrong hop" if len(missing) < len(set(gold)) else "bad query"
+
+
+def _names(query: str, title: str) -> bool:
+    words, asked = (re.findall(r"\w+", text.casefold()) for text in (title, query))
+    return not words or 2 * sum(word in asked for word in words) > len(words)
+
+
+def errors(
+    trajectories: Iterable[Trajectory], passages: Mapping[str, Passage] = {}
+) -> dict[str, list[Trajectory]]:
+    """The wrong trajectories by cause: every key of ``ERRORS``, with an empty list where nothing went wrong so."""
+    found: dict[str, list[Trajectory]] = {name: [] for name in ERRORS}
+    for t in trajectories:
+        if (cause := error_of(t, passages)) is not None:
+            found[cause].append(t)
+    return found
+
+
+# ---- queries ---------------------------------------------------------------------------------------------
+
+
+def first_query_finds(t: Trajectory) -> bool | None:
+    """Whether the first search returned a gold passage; None without a search or without gold passages."""
+    if not t.searches or not t.question.passages:
+        return None
+    return any(hit.passage.id in t.question.passages for hit in t.searches[0].hits)
+
+
+def query_quality(trajectories: Iterable[Trajectory]) -> float | None:
+    """Share of the searching trajectories whose first query found a gold passage; None if none can be judged."""
+    found = [f for t in trajectories if (f := first_query_finds(t)) is not None]
+    return fmean(found) if found else None
+
+
+def by_step(trajectories: Iterable[Trajectory], passages: Mapping[str, Passage] = {}) -> list[dict[str, Any]]:
+    """What ``metrics.jsonl`` does not hold, one row a training step and numbered as there (from 1).
+
+    Keys: step, ``first_query_found`` (see ``query_quality``), and ``error/CAUSE`` for each cause in ``ERRORS``:
+    its share of the step's rollouts. ``plots.curves`` draws them.
+    """
+    steps: dict[int, list[Trajectory]] = {}
+    for t in trajectories:
+        if t.step is not None:
+            steps.setdefault(t.step + 1, []).append(t)
+    return [
+        {"step": step, "first_query_found": query_quality(ts)}
+        | {f"error/{name}": len(wrong) / len(ts) for name, wrong in errors(ts, passages).items()}
+        for step, ts in sorted(steps.items())
+    ]
+
+
+# ---- figures to reach ------------------------------------------------------------------------------------
+
+
+def headline(
+    before: Mapping[str, Mapping], after: Mapping[str, Mapping],
+    always: Sequence[Mapping[str, Mapping]], never: Sequence[Mapping[str, Mapping]],
+) -> dict[str, dict[str, float | None]]:
+    """The figures by which a run is judged, as ``suite.record`` takes them.
+
+    Args:
+        before, after: ``Report.table()`` of the policy left to itself.
+        always, never: tables of policies that are made to search, or to answer, first; of several the one
+            with the highest reward counts.
+    """
+
+    def get(table, group, metric):
+        return table.get(group, {}).get(metric)
+
+    def both(group, metric):
+        return {"before": get(before, group, metric), "after": get(after, group, metric)}
+
+    return {
+        "exact match, known": both("known", "em"),
+        "exact match, look-up": both("look-up", "em"),
+        "searches per known question": both("known", "searches"),
+        "searches per hop needed, look-up": both("look-up", "searches_per_need"),
+        "reward": both("all", "reward") | {
+            "always searching": max(get(t, "all", "reward") for t in always),
+            "never searching": max(get(t, "all", "reward") for t in never),
+        },
+    }
+
+
+#: What the shipped almanac and the tiny Qwen should reach: figure -> (at least, at most).
+TARGETS = {
+    "exact match, known": (0.97, None),
+    "exact match, look-up": (0.92, None),
+    "searches per known question": (None, 0.15),
+    "searches per hop needed, look-up": (0.9, 1.15),
+}
+
+
+def judge(figures: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, str, float | None, float | None, bool]]:
+    """Hold ``headline`` figures against ``TARGETS``: rows of (figure, target, before, after, reached).
+
+    The reward has no number to reach; it must be higher than always searching and than never searching.
+    """
+    rows = []
+    for name, (least, most) in TARGETS.items():
+        now = figures[name]["after"]
+        reached = now is not None and (least is None or now >= least) and (most is None or now <= most)
+        target = f"≤ {most}" if least is None else f"≥ {least}" if most is None else f"{least} to {most}"
+        rows.append((name, target, figures[name]["before"], now, reached))
+    r = figures["reward"]
+    bar = max(r["always searching"], r["never searching"])
+    target = f"> {r['always searching']:.3f} (always searching) and > {r['never searching']:.3f} (never)"
+    return [*rows, ("reward", target, r["before"], r["after"], r["after"] > bar)]
+
+
+# ---- Markdown --------------------------------------------------------------------------------------------
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table; numbers with three decimals, None as "–", bools as yes and no, text made harmless.
+
+    >>> print(markdown_table(["a", "b"], [["x|y", 0.5]]))
+    | a | b |
+    |---|---|
+    | x\\|y | 0.500 |
+    """
+    lines = [head, ["---"] * len(head), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join("|" + "|".join(line) + "|" if line[0] == "---" else "| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = " ".join(html.escape(str(value), quote=False).split())
+    return re.sub(r"([\\|`*_$\[\]])", r"\\\1", text)
+
+
+def change_table(found: Iterable[Change]) -> str:
+    """``changes`` as a Markdown table."""
+    rows = [(c.name, c.n, c.before, c.after, f"{c.after - c.before:+.3f} ({c.low:+.3f} to {c.high:+.3f})") for c in found]
+    return markdown_table(["figure", "questions", "before", "after", "difference (95 % interval)"], rows)
+
+
+def error_table(before: Mapping[str, Sequence], after: Mapping[str, Sequence]) -> str:
+    """Two results of ``errors`` side by side as a Markdown table."""
+    rows = [(name, meaning, len(before[name]), len(after[name])) for name, meaning in ERRORS.items()]
+    rows.append(("all", "", sum(map(len, before.values())), sum(map(len, after.values()))))
+    return markdown_table(["why wrong", "meaning", "before", "after"], rows)
+
+
+def summarise(
+    before: Sequence[Trajectory],
+    after: Sequence[Trajectory],
+    passages: Mapping[str, Passage] = {},
+    *,
+    transition: int | None = None,
+    steps: int = 0,
+) -> str:
+    """One page of Markdown about a run: what changed, whether it could be chance, what is still wrong.
+
+    Args:
+        transition: the training step at which known and look-up questions part, None if they never did.
+        steps: training steps in all.
+    """
+    fixed, broken = flips(before, after)
+    moment = f"at step {transition}" if transition else "never"
+    found = [(name, query_quality(side)) for name, side in (("before", before), ("after", after))]
+    queries = ", ".join(f"{name} {'–' if share is None else f'{share:.1%}'}" for name, share in found)
+    return "\n\n".join([
+        "# What the policy learned",
+        f"{steps} training steps; known and look-up questions part {moment}.",
+        "## Before and after, on the same questions",
+        change_table(changes(before, after)),
+        f"{fixed} questions fixed, {broken} broken: exact McNemar test p = {mcnemar(fixed, broken):.2g}.",
+        "## Why answers are wrong",
+        error_table(errors(before, passages), errors(after, passages)),
+        f"Gold passage found at the first query, of the rollouts that searched: {queries}.",
+    ]) + "\n"
