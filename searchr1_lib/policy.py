@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -171,9 +172,12 @@ def attach_lora(net, *, adapter=None, r: int = 16, alpha: int = 32, seed: int = 
     if adapter is not None:
         if not (Path(adapter) / "adapter_config.json").is_file():
             raise FileNotFoundError(f"no adapter in {adapter}: adapter_config.json is missing")
-        net = PeftModel.from_pretrained(net, str(adapter), is_trainable=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            net = PeftModel.from_pretrained(net, str(adapter), is_trainable=True)
     else:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
             torch.manual_seed(seed)
             net = get_peft_model(net, LoraConfig(
                 r=r, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules="all-linear",

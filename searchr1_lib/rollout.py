@@ -164,14 +164,14 @@ class _Sampler:
     @torch.no_grad()
     def run(self, episodes: list[_Episode]) -> list[Trajectory]:
         started = time.perf_counter()
-        checkpointing = getattr(self.policy.model, "is_gradient_checkpointing", False)
-        if checkpointing:  # it would switch the cache off
-            self.policy.model.gradient_checkpointing_disable()
+        checkpointed = [m for m in self.policy.model.modules() if getattr(m, "gradient_checkpointing", False)]
         try:
+            for module in checkpointed:  # it would switch the cache off
+                module.gradient_checkpointing = False
             self._run(episodes)
         finally:
-            if checkpointing:
-                self.policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            for module in checkpointed:
+                module.gradient_checkpointing = True
         seconds = time.perf_counter() - started
         return [self._trajectory(e, seconds) for e in episodes]
 
@@ -248,7 +248,7 @@ class _Sampler:
         if self.temperature == 0:
             token = logits.argmax(-1)
         else:
-            token = torch.multinomial(probs, 1, generator=self.generator).squeeze(1)
+            token = draw(probs, self.generator)
         entropy = -(probs * logprobs.clamp(min=-1e4)).sum(-1)
         return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1), entropy
 
@@ -389,6 +389,17 @@ class _Sampler:
             logprobs=e.logprobs, segments=e.segments, searches=e.searches, answer=e.answer,
             finish_reason=e.finish_reason, group=e.group, prompt=e.prompt, tokens=tokens, turns=e.turn,
             invalid_turns=e.invalid_turns, seconds=seconds, token_values={"entropy": e.entropy})
+
+
+def draw(probs: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """One token a row from probabilities (A, V), by inverting the distribution function.
+
+    A uniform number a row instead of ``multinomial``'s one a token: many times faster on a CPU. Summed in
+    double precision, so that a large vocabulary loses nothing; a token of probability 0 is never drawn.
+    """
+    summed = probs.double().cumsum(-1)
+    uniform = torch.rand(len(probs), 1, dtype=torch.double, device=probs.device, generator=generator)
+    return torch.searchsorted(summed, uniform * summed[:, -1:], right=True).clamp(max=probs.shape[1] - 1).squeeze(1)
 
 
 def ask_engine(engine, queries: list[str], k: int, timeout: float | None) -> list[tuple[list[Hit], str | None]]:

@@ -131,7 +131,8 @@ def spread(reward: RewardFunction, trajectories: Sequence[Trajectory], values: S
 
 def turn_count(trajectory: Trajectory) -> int:
     """Turns of the trajectory, at least 1."""
-    return max([1, trajectory.turns] + [s.turn + 1 for s in trajectory.segments])
+    last = trajectory.segments[-1].turn + 1 if trajectory.segments else 1
+    return max(1, trajectory.turns, last)
 
 
 def group_of(trajectory: Trajectory) -> str:
