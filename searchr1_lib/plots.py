@@ -292,6 +292,29 @@ def training_health(metrics, *, title: str = "Health of the training") -> Figure
 
 
 @_styled
+def curves(metrics, panels: Mapping[str, Mapping[str, str]], *, title: str) -> Figure:
+    """Any metrics over the steps, one panel a key of ``panels``.
+
+    Args:
+        metrics: rows of one run, or a list of runs (seeds).
+        panels: title of a panel -> {name of the metric: label}; at most five metrics a panel. The labels
+            "known" and "look-up" have the look that they have in every figure.
+        title: the takeaway.
+    """
+    runs = _runs(metrics)
+    fig, axes = _axes(1, len(panels), 3.5)
+    told = []
+    for ax, (name, lines) in zip(axes, panels.items()):
+        looks = [{"known": KNOWN, "look-up": LOOKUP}.get(label, look) for label, look in zip(lines.values(), _LOOKS)]
+        last = [_curve(ax, runs, metric, look, label) for (metric, label), look in zip(lines.items(), looks)]
+        _step_axis(ax, runs, name, last)
+        _legend(ax)
+        told += [f"{name}, {_says(label, value)}" for label, value in zip(lines.values(), last)]
+    fig.supxlabel(_how(runs), fontsize=9, color="#595959")
+    return _titled(fig, title, f"Curves over training steps. At the end: {'; '.join(told)}.")
+
+
+@_styled
 def reward_distribution(rows: Sequence, *, title: str | None = None) -> Figure:
     """How rewards are spread, through training.
 
