@@ -62,6 +62,8 @@ def figures():
         "nf4_quantisation": plots.nf4_quantisation(w, np.round(w, 2)),
         "advantages_of_group": plots.advantages_of_group([1, 0.85, 0, 0], [1.2, 0.8, -1, -1]),
         "advantages_of_group without variance": plots.advantages_of_group([0.85] * 4, [0] * 4),
+        "curves": plots.curves(run(), {"Two": {"em_known": "known", "em_lookup": "look-up"}, "One": {"kl": "KL"}},
+                               title="Any metrics over the steps, also those that are missing at times"),
         "searches_vs_need": plots.searches_vs_need([rollout(True, 1, 0), rollout(False, 2, 3)] * 3),
     }
 
