@@ -622,3 +622,35 @@ def _array(values) -> np.ndarray:
     if hasattr(values, "detach"):
         values = values.detach().float().cpu().numpy()
     return np.asarray(values, float)
+
+
+@_styled
+def warm_start_loss(log: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
+    """The loss of the warm start over its steps, from ``training_log.jsonl``, on a logarithmic scale."""
+    steps, losses = [row["step"] for row in log], [row["loss"] for row in log]
+    fig, ax = _axes(1, 1, 3.0)
+    ax.plot(steps, losses, color=BLUE, marker="o", markersize=4)
+    ax.set_yscale("log")
+    ax.set_xlabel("optimiser step")
+    ax.set_ylabel("loss per weighted token, nats")
+    return _titled(fig, title or "The loss of the warm start",
+                   f"A line that falls from {losses[0]:.2f} at step {steps[0]} to {losses[-1]:.2f} at step {steps[-1]}.")
+
+
+@_styled
+def targets(figures: Mapping[str, float], ranges: Mapping[str, tuple[float, float]], *, title: str) -> Figure:
+    """Measured values as points on the range that each should lie in; values and ranges lie in [0, 1]."""
+    fig, ax = _axes(1, 1, 0.9 + 0.38 * len(figures))
+    for row, (name, value) in enumerate(figures.items()):
+        low, high = ranges[name]
+        inside = low <= value <= high
+        ax.barh(row, high - low, left=low, height=0.55, color="#DDDDDD")
+        ax.plot(value, row, marker="o" if inside else "X", color=BLUE if inside else ORANGE, markersize=9)
+        ax.annotate(f"{value:.2f}", (value, row), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8.5)
+    ax.set_yticks(range(len(figures)), list(figures))
+    ax.set_ylim(len(figures) - 0.4, -0.8)
+    ax.set_xlim(-0.03, 1.05)
+    ax.set_xlabel("grey: where it should lie; circle: inside, cross: outside")
+    said = "; ".join(f"{name} {value:.2f} (range {ranges[name][0]:.2f} to {ranges[name][1]:.2f})"
+                     for name, value in figures.items())
+    return _titled(fig, title, said + ".")

@@ -364,6 +364,42 @@ def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 6000, repo
     return model, tokenizer, log
 
 
+#: What a good warm start reaches on the test split: name of the figure -> (lowest, highest).
+TARGETS = {
+    "EM, look-up, made to search": (0.90, 1.0),
+    "EM, look-up, 1 hop, made to search": (0.90, 1.0),
+    "EM, look-up, 2 hops, made to search": (0.90, 1.0),
+    "EM, known, made to answer": (0.95, 1.0),
+    "EM, look-up, made to answer": (0.0, 0.10),
+    "searches first, known": (0.35, 0.65),
+    "searches first, look-up": (0.35, 0.65),
+}
+
+
+def measure(policy, questions: list[Question], engine, *, topk: int = 3, seed: int = 0, report=None) -> dict[str, float]:
+    """The figures of ``TARGETS`` for a policy: can it search, can it answer, and does it choose by chance.
+
+    "Made to" search or answer: the model thinks, then the opening tag is put into its mouth; greedy.
+    "Searches first": sampled at temperature 1, two rollouts a question.
+    """
+    from .evaluate import evaluate
+
+    limits = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80}
+    made = {act: evaluate(policy, questions, engine, first_action=act, report=report, **limits).table()
+            for act in ("search", "answer")}
+    free = evaluate(policy, questions, engine, temperature=1.0, num_generations=2, seed=seed, report=report, **limits)
+    first = {known: [r["searches"] > 0 for r in free.rows if r["known"] == known] for known in (True, False)}
+    return {
+        "EM, look-up, made to search": made["search"]["look-up"]["em"],
+        "EM, look-up, 1 hop, made to search": made["search"]["look-up, 1 hop"]["em"],
+        "EM, look-up, 2 hops, made to search": made["search"]["look-up, 2 hops"]["em"],
+        "EM, known, made to answer": made["answer"]["known"]["em"],
+        "EM, look-up, made to answer": made["answer"]["look-up"]["em"],
+        "searches first, known": sum(first[True]) / len(first[True]),
+        "searches first, look-up": sum(first[False]) / len(first[False]),
+    }
+
+
 def save(out: Path, model, tokenizer, recipe: Recipe, log: list[dict]) -> None:
     """Write the model's folder: Hugging Face files, ``search_r1.json`` (its prompt), ``recipe.json``, the log."""
     model.save_pretrained(out, safe_serialization=True)
