@@ -1,15 +1,19 @@
 # Needs Python 3.11, pip and make; everything else goes into .venv with the versions of constraints.txt.
 #   make suite   the whole suite under the profile cpu (PROFILE=t4 or another one to change it)
+#   make seeds   training with three seeds; mean and range go to docs/measurements.md
 #   make test    the tests, then every notebook under the profile smoke
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= cpu
 BIN := .venv/bin
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9A]*_*.ipynb))
 
-.PHONY: suite test lab bench notebooks venv clean
+.PHONY: suite seeds test lab bench notebooks venv clean
 
 suite: venv
 	$(BIN)/python -m searchr1_lib.suite run --profile $(PROFILE)
+
+seeds: venv
+	$(BIN)/python -m searchr1_lib.suite seeds --profile $(PROFILE)
 
 # The notebooks need one another's files: one process, in order, in a run's folder that is thrown away.
 test: venv

@@ -628,7 +628,7 @@ def _array(values) -> np.ndarray:
 def warm_start_loss(log: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
     """The loss of the warm start over its steps, from ``training_log.jsonl``, on a logarithmic scale."""
     steps, losses = [row["step"] for row in log], [row["loss"] for row in log]
-    fig, ax = _axes(1, 1, 3.0)
+    fig, (ax,) = _axes(1, 1, 3.0)
     ax.plot(steps, losses, color=BLUE, marker="o", markersize=4)
     ax.set_yscale("log")
     ax.set_xlabel("optimiser step")
@@ -640,7 +640,7 @@ def warm_start_loss(log: Sequence[Mapping[str, Any]], *, title: str | None = Non
 @_styled
 def targets(figures: Mapping[str, float], ranges: Mapping[str, tuple[float, float]], *, title: str) -> Figure:
     """Measured values as points on the range that each should lie in; values and ranges lie in [0, 1]."""
-    fig, ax = _axes(1, 1, 0.9 + 0.38 * len(figures))
+    fig, (ax,) = _axes(1, 1, 0.9 + 0.38 * len(figures))
     for row, (name, value) in enumerate(figures.items()):
         low, high = ranges[name]
         inside = low <= value <= high

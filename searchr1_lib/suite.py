@@ -6,6 +6,7 @@ A *profile* is a flat papermill parameter file, ``notebooks/profiles/NAME.yaml``
 by papermill) beats the profile. So a notebook opened by hand, one under papermill and one under nbmake agree.
 
     python -m searchr1_lib.suite run --profile cpu -p steps=20
+    python -m searchr1_lib.suite seeds --profile cpu --seeds 0 1 2
 
 This module knows only notebooks and files; it loads papermill and torch inside the functions that need them.
 """
@@ -27,10 +28,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 from . import __version__
+from .records import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 """The repository's root, where ``notebooks/``, ``data/`` and ``runs/`` stand."""
@@ -204,10 +207,7 @@ def _shown(path: Path) -> str:
 
 def _write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -521,23 +521,128 @@ def _peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
 
 
+# -- several seeds ----------------------------------------------------------------------------------------------------
+
+SEED_NOTEBOOKS = ("01", "05")
+"""Beginnings of the notebooks that a seed needs: the index, and the training whose figures are compared."""
+
+
+def run_seeds(profile: str = "auto", seeds: Sequence[int] = (0, 1, 2)) -> str:
+    """Train once per seed, in ``runs/PROFILE-seed-N``, and write mean and range to ``docs/measurements.md``.
+
+    A notebook whose executed copy stands in the folder is not run again, and a training that was interrupted goes on.
+
+    Returns:
+        The section that was written, in Markdown.
+
+    Raises:
+        ValueError: unknown profile, or a folder made by another version or under another profile.
+        RuntimeError: a notebook failed; the measurements stay as they were.
+    """
+    profile, _ = resolve_profile(profile)
+    runs = {seed: _run_seed(profile, seed) for seed in dict.fromkeys(seeds)}
+    command = f"python -m searchr1_lib.suite seeds --profile {profile} --seeds {' '.join(map(str, runs))}"
+    commits = {str(_read_json(run / "manifest.json").get("git_commit")) for run in runs.values()}
+    trained = notebooks(SEED_NOTEBOOKS)[-1].stem
+    section = "\n".join([
+        f"## {len(runs)} seeds under the profile {profile}\n",
+        f"Made by `{command}` on {os.cpu_count()} cores, commit {', '.join(sorted(commits))}. Figures of {trained}.\n",
+        _seed_table({seed: _read_json(run / "summary.json").get(trained, {}) for seed, run in runs.items()}),
+    ])
+    write_section(ROOT / "docs" / "measurements.md", f"seeds {profile}", section)
+    return section
+
+
+def _run_seed(profile: str, seed: int) -> Path:
+    """Run what is missing of one seed; returns its folder."""
+    run_dir = _run_dir(f"{profile}-seed-{seed}")
+    paths = notebooks(SEED_NOTEBOOKS)
+    done = [(ROOT / run_dir / "notebooks" / path.name).exists() for path in paths]
+    if all(done):
+        open_run(run_dir, profile, {})
+        print(f"seed {seed}: {run_dir} is complete", flush=True)
+        return ROOT / run_dir
+    rest = [path.stem for path in paths[done.index(False) :]]
+    _, outcomes = run_suite(profile, run_dir.name, [f"seed={seed}"], only=rest, overwrite=True)
+    if error := outcomes[-1].error:
+        raise RuntimeError(f"seed {seed}: {outcomes[-1].notebook}, {error}")
+    return ROOT / run_dir
+
+
+def _seed_table(figures: dict[int, dict[str, Any]]) -> str:
+    """Figures by seed as a Markdown table with mean and range; what is no number is left out."""
+    flat = {seed: dict(_flat(values)) for seed, values in figures.items()}
+    shared = [name for name in next(iter(flat.values())) if all(name in values for values in flat.values())]
+    lines = [["figure", *(f"seed {seed}" for seed in flat), "mean", "range"], ["---"] * (len(flat) + 3)]
+    for name in shared:
+        values = [by_name[name] for by_name in flat.values()]
+        spread = f"{min(values):.4g} to {max(values):.4g}"
+        lines.append([name, *(f"{v:.4g}" for v in values), f"{fmean(values):.4g}", spread])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _flat(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
+        for key, number in value.items() if isinstance(value, dict) else [("", value)]:
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                yield f"{name}, {key}" if key else name, number
+
+
+def write_section(path: str | os.PathLike, name: str, text: str) -> None:
+    """Put a text between the marks of its section in a Markdown file; all else stays. Whole or not at all.
+
+    Args:
+        path: is made if missing; a section that it lacks is added at the end.
+        name: stands in the marks, two HTML comments, which readers do not see.
+
+    Raises:
+        ValueError: only one of the two marks stands in the file.
+    """
+    path = Path(path)
+    begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->\n"
+    head = "# Measurements\n\nEach section names the command that wrote it.\n"
+    old = path.read_text(encoding="utf-8") if path.exists() else head
+    if (begin in old) != (end in old):
+        raise ValueError(f"{_shown(path)}: only one of the marks of section {name!r} is there: put the other one back")
+    before, rest = old.split(begin) if begin in old else (old.rstrip("\n") + "\n\n", end)
+    write_whole(path, before + begin + text.strip("\n") + "\n" + end + rest.split(end)[1])
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Exit code 0: all ran; 1: a notebook failed; 2: refused before running."""
     parser = argparse.ArgumentParser(prog="python -m searchr1_lib.suite", description="Runs the numbered notebooks.")
-    run = parser.add_subparsers(dest="command", required=True).add_parser("run", help="run them in reading order")
-    run.add_argument("--profile", default="auto", help="smoke, cpu, t4, gpu or auto (default)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run them in reading order")
     run.add_argument("--run", default="", metavar="NAME", help="folder under runs/ (default: profile, date and time)")
     run.add_argument("-p", dest="given", action="append", default=[], metavar="name=value", help="beats the profile")
     run.add_argument("--only", nargs="+", default=[], metavar="03", help="only notebooks whose names begin so")
     run.add_argument("--overwrite", action="store_true", help="delete what an earlier run left under that name")
+    several = commands.add_parser("seeds", help="train once per seed; mean and range go to docs/measurements.md")
+    several.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    for command in (run, several):
+        command.add_argument("--profile", default="auto", help="smoke, cpu, t4, gpu or auto (default)")
     asked = parser.parse_args(arguments)
     try:
+        if asked.command == "seeds":
+            print("\n" + run_seeds(asked.profile, asked.seeds))
+            return 0
         run_dir, outcomes = run_suite(
             asked.profile, asked.run, asked.given, only=asked.only, overwrite=asked.overwrite
         )
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except RuntimeError as e:  # a notebook of a seed
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    return _report(run_dir, outcomes)
+
+
+def _report(run_dir: Path, outcomes: Sequence[Outcome]) -> int:
+    """Print what a run gave; returns the exit code."""
     rows = [(o.notebook, f"{o.minutes:.1f} min", "FAILED" if o.error else "ok") for o in outcomes]
     total = sum(o.minutes for o in outcomes)
     print("\n" + _table([*rows, ("in all", f"{total:.1f} min", f"peak memory of a notebook {_peak_gib():.1f} GiB")]))

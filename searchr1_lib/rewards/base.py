@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import groupby
 from typing import Callable, Sequence
 
 from ..records import Trajectory
@@ -153,8 +152,17 @@ def model_turns(trajectory: Trajectory) -> list[tuple[int, str]]:
 
     Text on both sides of an observation is never joined, so no tag can be built across it.
     """
-    runs = groupby(trajectory.segments, key=lambda s: (s.by_model, s.turn))
-    return [(turn, "".join(s.text for s in run)) for (by_model, turn), run in runs if by_model]
+    runs: list[tuple[int, str]] = []
+    open_turn = None  # the turn of the run that the next segment may lengthen
+    for s in trajectory.segments:
+        if not s.by_model:
+            open_turn = None
+        elif s.turn == open_turn:
+            runs[-1] = (s.turn, runs[-1][1] + s.text)
+        else:
+            runs.append((s.turn, s.text))
+            open_turn = s.turn
+    return runs
 
 
 def answers_in(text: str) -> list[tuple[str, bool]]:

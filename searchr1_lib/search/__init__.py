@@ -7,6 +7,12 @@ from importlib import import_module
 
 _HOMES = {
     "BM25Search": "bm25",
+    "DenseSearch": "dense",
+    "encode_passages": "dense",
+    "HybridSearch": "hybrid",
+    "RerankedSearch": "rerank",
+    "cross_encoder": "rerank",
+    "cosine_scorer": "rerank",
     "Engine": "base",
     "IndexFolderError": "base",
     "LocalSearch": "local",

@@ -22,6 +22,10 @@ class LocalSearch(Engine):
     A folder without an index but with a corpus (``passages.jsonl`` or ``corpus.jsonl``, in it or one folder
     below) is indexed with BM25 in memory, and a line says so.
 
+    Args:
+        index_dir: the folder.
+        encoder: for a dense index, a name or a loaded encoder; None takes the one of its manifest.
+
     Attributes:
         engine: the engine behind it, e.g. a ``BM25Search``.
 
@@ -30,20 +34,28 @@ class LocalSearch(Engine):
             not what its manifest says.
     """
 
-    def __init__(self, index_dir: str | os.PathLike):
+    def __init__(self, index_dir: str | os.PathLike, encoder=None):
         folder = Path(index_dir)
-        self.engine = _open(folder) if (folder / MANIFEST).exists() else _build(folder)
+        self.engine = _open(folder, encoder) if (folder / MANIFEST).exists() else _build(folder)
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         return self.engine.search_batch(queries, k)
 
 
-def _open(folder: Path) -> Engine:
+def _open(folder: Path, encoder) -> Engine:
     kind = read_manifest(folder)["engine"]
     if kind == "bm25":
         return BM25Search.load(folder)
     if kind == "sqlite":
         return SQLiteSearch(folder)
+    if kind == "dense":
+        from .dense import DenseSearch
+
+        return DenseSearch.load(folder, encoder)
     raise IndexFolderError(f"{folder / MANIFEST}: unknown engine {kind!r}; written by another version?")
 
 
