@@ -67,17 +67,17 @@ class Recipe:
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
-    steps: int = 1600
-    batch: int = 64
-    lr: float = 2e-3
+    steps: int = 3000
+    batch: int = 32
+    lr: float = 1.5e-3
     warmup: int = 60
     weight_decay: float = 0.01
-    known_share: float = 0.5
+    known_share: float = 0.42
     search_share: float = 0.5
-    context_weight: float = 0.1
-    quantised_steps: int = 200
+    context_weight: float = 0.3
+    quantised_steps: int = 400
     topk: int = 3
-    world_steps: int = 40
+    world_steps: int = 60
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ def make_tokenizer(recipe: Recipe, avoid: set[str]):
     return train_tokenizer(texts(), recipe.vocab_size)
 
 
-def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 6000, report=print, every: int = 100):
+def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, report=print, every: int = 100):
     """Run the recipe. Returns ``(model, tokenizer, log)``; ``log`` has one row of losses every ``every`` steps."""
     import torch
 

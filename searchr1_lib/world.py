@@ -47,6 +47,7 @@ PRODUCTS = (
     "lanterns", "compasses", "porcelain", "barometers", "umbrellas", "pianos", "bicycles", "telescopes", "gloves",
     "candles", "ink", "carpets", "tinned fish", "fountain pens", "sleigh bells",
 )
+MONTHS = "January February March April May June July August September October November December".split()
 _FIRMS = "Works Brothers Mills Trading Foundry Workshop Press Company".split()
 _GENRES = "novel play travelogue treatise ballad memoir".split()
 _BOOK_NOUNS = "Harbour Winter Lantern Orchard Mirror Garden Bridge Letter Tower Shadow Island Hour".split()
@@ -73,7 +74,7 @@ class Person:
     name: str
     city: City
     trade: str
-    year: int
+    month: str  # of birth
 
     @property
     def subject(self) -> str:
@@ -128,9 +129,9 @@ RELATIONS = {
     "born_in": Relation(
         ("Where was {s} born?", "In which town was {s} born?", "What is the birthplace of {s}?"),
         "{s} born in", "{s} was born in {v}", lambda e: e.city),
-    "born_year": Relation(
-        ("In which year was {s} born?", "What is the birth year of {s}?"),
-        "{s} born year", "{s} was born in the year {v}", lambda e: str(e.year)),
+    "born_month": Relation(
+        ("In which month was {s} born?", "What is the birth month of {s}?"),
+        "{s} born month", "{s} was born in the month of {v}", lambda e: e.month),
     "trade": Relation(
         ("What was the trade of {s}?", "What did {s} do for a living?"),
         "{s} trade", "{s} worked as {v}", lambda e: _with_article(e.trade)),
@@ -152,11 +153,11 @@ BRIDGES = {
     ("founder", "born_in"): ("Where was the founder of {s} born?", "In which town was the founder of {s} born?"),
     ("founder", "trade"): ("What was the trade of the founder of {s}?",),
     ("author", "born_in"): ("Where was the author of {s} born?", "What is the birthplace of the author of {s}?"),
-    ("author", "born_year"): ("In which year was the author of {s} born?",),
+    ("author", "born_month"): ("In which month was the author of {s} born?",),
     ("born_in", "river"): ("Which river flows through the birthplace of {s}?",),
     ("seat", "river"): ("Which river flows through the town where {s} has its seat?",),
 }
-COMPARISON = ("Who was born earlier, {a} or {b}?", "Who is older, {a} or {b}?")
+COMPARISON = ("Who was born earlier in the year, {a} or {b}?", "Whose birthday comes first in the year, {a} or {b}?")
 
 
 @dataclass(frozen=True)
@@ -272,21 +273,21 @@ def _entities(part: Part, names: _Names, rng: random.Random) -> dict[str, list]:
                 cities.append(City(twin.name, country, rng.choice([r for r in RIVERS if r != twin.river])))
                 continue
         cities.append(City(names.city(), rng.choice(COUNTRIES), rng.choice(RIVERS)))
-    people = [Person(names.person(), rng.choice(cities), rng.choice(TRADES), rng.randint(1600, 1979))
+    people = [Person(names.person(), rng.choice(cities), rng.choice(TRADES), rng.choice(MONTHS))
               for _ in range(part.people)]
     companies = [Company(names.company(), rng.choice(people), rng.choice(cities), rng.choice(PRODUCTS))
                  for _ in range(part.companies)]
-    books = [Book(names.book(), p, p.year + rng.randint(22, 60), rng.choice(_GENRES))
-             for p in (rng.choice(people) for _ in range(part.books))]
+    books = [Book(names.book(), rng.choice(people), rng.randint(1700, 1979), rng.choice(_GENRES))
+             for _ in range(part.books)]
     return {"people": people, "companies": companies, "books": books, "cities": cities}
 
 
 _PERSON = (
-    "{n} was born in {c} in the year {y} and worked as {t}.",
-    "{n} was {t}, born in {y} in {c}.",
-    "Born in {c} in {y}, {n} earned a living as {t}.",
-    "{n} was a native of {c} and {t}; the year of birth is {y}.",
-    "{n}, {t} by trade, was born in the town of {c} in {y}.",
+    "{n} was born in {c} in {m} and worked as {t}.",
+    "{n} was {t}, born in {m} in {c}.",
+    "Born in {c} in {m}, {n} earned a living as {t}.",
+    "{n} was a native of {c} and {t}; the month of birth is {m}.",
+    "{n}, {t} by trade, was born in the town of {c} in the month of {m}.",
 )
 _COMPANY = (
     "{n} makes {p}. It was founded by {f} and has its seat in {c}.",
@@ -319,7 +320,7 @@ class _Builder:
     def passages(self, entities: dict[str, list], rng: random.Random, notes: float = 0.25) -> None:
         place = lambda c: f"{c.name}, {c.country}"  # noqa: E731
         for e in entities["people"]:
-            self._add(e.title, rng.choice(_PERSON).format(n=e.name, c=place(e.city), y=e.year, t=_with_article(e.trade)))
+            self._add(e.title, rng.choice(_PERSON).format(n=e.name, c=place(e.city), m=e.month, t=_with_article(e.trade)))
         for e in entities["companies"]:
             self._add(e.title, rng.choice(_COMPANY).format(n=e.name, c=place(e.city), f=e.founder.name, p=e.product))
         for e in entities["books"]:
@@ -342,7 +343,7 @@ class _Builder:
         return Hop(s, relation, text, r.query.format(s=s), r.fact.format(s=s, v=text), self.ids[entity.title])
 
     def questions(self, entities: dict[str, list], split: str, known: bool, rng: random.Random) -> None:
-        asked = {"people": ("born_in", "born_year", "trade"), "companies": ("founder", "seat"),
+        asked = {"people": ("born_in", "born_month", "trade"), "companies": ("founder", "seat"),
                  "books": ("author",), "cities": () if known else ("river",)}
         for kind, relations in asked.items():
             for e in entities[kind]:
@@ -350,7 +351,7 @@ class _Builder:
                     self._ask(rng.choice(RELATIONS[relation].questions).format(s=e.subject),
                               [self.hop(e, relation)], split, known, f"almanac/{relation}")
         bridged = {"companies": [("founder", "born_in"), ("founder", "trade")],
-                   "books": [("author", "born_in"), ("author", "born_year")]}
+                   "books": [("author", "born_in"), ("author", "born_month")]}
         if not known:
             bridged["people"] = [("born_in", "river")]
             bridged["companies"].append(("seat", "river"))
@@ -363,14 +364,14 @@ class _Builder:
         people = list(entities["people"])
         rng.shuffle(people)
         for a, b in zip(people, people[1:]):
-            if a.year != b.year:
+            if a.month != b.month:
                 self._ask(rng.choice(COMPARISON).format(a=a.name, b=b.name),
-                          [self.hop(a, "born_year"), self.hop(b, "born_year")], split, known, "almanac/comparison")
+                          [self.hop(a, "born_month"), self.hop(b, "born_month")], split, known, "almanac/comparison")
 
     def _ask(self, text: str, chain: list[Hop], split: str, known: bool, source: str) -> None:
         last = chain[-1]
         if source == "almanac/comparison":
-            answers = [min(chain, key=lambda h: int(h.value)).subject]
+            answers = [min(chain, key=lambda h: MONTHS.index(h.value)).subject]
         elif last.relation in ("born_in", "seat"):
             name, country = last.value.split(" in ")
             answers = [name, f"{name}, {country}", last.value]
