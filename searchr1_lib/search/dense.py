@@ -1,0 +1,258 @@
+"""Dense search: sentence vectors in a FAISS index, compared by cosine (Karpukhin et al. 2020, arXiv 2004.04906).
+
+Encoding is the costly part, so it is a function of its own: ``encode_passages`` keeps what it has done in a
+folder and goes on from there, and several indexes can be built from the same vectors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Callable, Sequence
+
+import numpy as np
+
+from ..encoders import MINILM, Encoder, load_encoder
+from ..records import Hit, Passage
+from .base import Engine, IndexFolderError, check_batch, new_folder, open_corpus, read_manifest, save_corpus
+from .base import write_manifest
+
+INDEX, VECTORS, STATE = "index.faiss", "vectors.f32", "vectors.json"
+_CHUNK = 256  # passages encoded between two writes
+_TRAIN = 100_000  # vectors an index is trained on at most
+_PROBE = "Which river flows through the town?"  # tells one encoder from another
+
+#: What the families of encoders were trained to see before a query and before a passage.
+PREFIXES = (
+    (re.compile(r"(^|/)(multilingual-)?e5-(small|base|large)(-v2)?$"), "query: ", "passage: "),
+    (re.compile(r"(^|/)bge-(small|base|large)-en(-v1\.5)?$"),
+     "Represent this sentence for searching relevant passages: ", ""),
+)
+
+
+def prefixes(encoder_name: str) -> tuple[str, str]:
+    """The ``(query, passage)`` prefixes of a known family of encoders, empty for all others.
+
+    >>> prefixes("intfloat/e5-base-v2")
+    ('query: ', 'passage: ')
+    """
+    for pattern, query, passage in PREFIXES:
+        if pattern.search(encoder_name):
+            return query, passage
+    return "", ""
+
+
+def encode_passages(
+    passages: Sequence[Passage], encoder: str | Encoder = MINILM, *, prefix: str | None = None,
+    vectors_dir: str | os.PathLike | None = None, progress: Callable[[str], None] | None = print,
+) -> np.ndarray:
+    """Unit vectors of ``title\\ntext``, float32 (number of passages, dimension).
+
+    Args:
+        passages: the corpus.
+        encoder: a name for ``load_encoder``, or a loaded encoder.
+        prefix: stands before each passage; None takes the one of the encoder's family.
+        vectors_dir: a folder that keeps the vectors while they are made. Called again after an interruption,
+            the function goes on where it stopped; called again after the end, it only reads.
+        progress: is given a line every ten seconds.
+
+    Raises:
+        ValueError: ``vectors_dir`` holds vectors of another corpus, encoder or prefix.
+        EncoderError: the encoder cannot be loaded.
+    """
+    encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
+    prefix = prefixes(encoder.name)[1] if prefix is None else prefix
+    if vectors_dir is None:
+        chunks = list(_encode(passages, encoder, prefix, 0, progress))
+        return np.concatenate(chunks) if chunks else np.zeros((0, encoder.dimension), np.float32)
+    path, row = Path(vectors_dir) / VECTORS, 4 * encoder.dimension
+    _claim(Path(vectors_dir), encoder, prefix, passages)
+    with open(path, "ab") as f:
+        done = f.tell() // row
+        f.truncate(done * row)
+        for chunk in _encode(passages, encoder, prefix, done, progress):
+            f.write(chunk.tobytes())
+            f.flush()
+    return np.memmap(path, np.float32, "r", shape=(len(passages), encoder.dimension))
+
+
+def _encode(passages, encoder, prefix, done, progress):
+    begun, said, start = time.monotonic(), time.monotonic(), done
+    while done < len(passages):
+        chunk = passages[done : done + _CHUNK]
+        yield encoder.encode([f"{prefix}{p.title}\n{p.text}" for p in chunk])
+        done += len(chunk)
+        now = time.monotonic()
+        if progress and (now - said > 10 or (done == len(passages) and said > begun)):
+            said, speed = now, (done - start) / (now - begun)
+            progress(f"encoded {done:,} of {len(passages):,} passages, {speed:.0f} a second, "
+                     f"{(len(passages) - done) / speed:.0f} s to go")
+
+
+def _claim(folder: Path, encoder: Encoder, prefix: str, passages: Sequence[Passage]) -> None:
+    """Write into the folder whose vectors it holds, or check that they are these."""
+    digest = hashlib.sha256()
+    for p in passages:
+        digest.update(json.dumps([p.id, p.title, p.text]).encode())
+    state = {"encoder": encoder.name, "dimension": encoder.dimension, "prefix": prefix, "count": len(passages),
+             "corpus_sha256": digest.hexdigest()}
+    path = folder / STATE
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(state, indent=1), encoding="utf-8")
+        os.replace(part, path)
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if other := [name for name in state if found.get(name) != state[name]]:
+        raise ValueError(f"{folder}: holds vectors of another {', '.join(other)}; give another folder or delete it")
+
+
+class DenseSearch(Engine):
+    """Nearest passages by cosine of sentence vectors.
+
+    Args:
+        passages: the corpus.
+        encoder: a name for ``load_encoder``, or a loaded encoder.
+        index: a string for ``faiss.index_factory``: "Flat" is exact; "HNSW32" is fast; "IVF1024,PQ48" is small.
+        parameters: FAISS search parameters, e.g. "efSearch=64" or "nprobe=8"; more of them finds more and takes
+            longer. None takes efSearch=256 for HNSW and nprobe=32 for IVF.
+        query_prefix, passage_prefix: stand before each text; None takes those of the encoder's family.
+        vectors_dir, progress: as in ``encode_passages``.
+
+    Raises:
+        ValueError: no passages, an index string that FAISS does not know or that needs more passages.
+        EncoderError: the encoder cannot be loaded.
+    """
+
+    def __init__(
+        self, passages: Sequence[Passage], encoder: str | Encoder = MINILM, *, index: str = "Flat",
+        parameters: str | None = None, query_prefix: str | None = None, passage_prefix: str | None = None,
+        vectors_dir: str | os.PathLike | None = None, progress: Callable[[str], None] | None = print,
+    ):
+        self.passages = list(passages)
+        if not self.passages:
+            raise ValueError("DenseSearch: no passages to index")
+        self.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.query_prefix = prefixes(self.encoder.name)[0] if query_prefix is None else query_prefix
+        vectors = encode_passages(self.passages, self.encoder, prefix=passage_prefix, vectors_dir=vectors_dir,
+                                  progress=progress)
+        self.index, self.parameters = index, _parameters(index) if parameters is None else parameters
+        self._index = build_index(vectors, index)
+        _set_parameters(self._index, self.parameters)
+
+    def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
+        check_batch(queries, k)
+        asked = [i for i, query in enumerate(queries) if query.strip()]
+        answers: list[list[Hit]] = [[] for _ in queries]
+        if asked:
+            vectors = self.encoder.encode([self.query_prefix + queries[i] for i in asked])
+            for i, hits in zip(asked, self.search_vectors(vectors, k)):
+                answers[i] = hits
+        return answers
+
+    def search_vectors(self, vectors: np.ndarray, k: int = 3) -> list[list[Hit]]:
+        """Search with unit vectors (B, dimension) that were encoded before."""
+        batch = zip(*self._index.search(vectors, min(k, len(self.passages))))
+        return [[Hit(self.passages[n], score) for score, n in _in_order(scores, ids)] for scores, ids in batch]
+
+    def save(self, index_dir: str | os.PathLike) -> None:
+        """Write the index to a folder, whole or not at all; an index that stands there is replaced."""
+        import faiss
+
+        with new_folder(index_dir) as folder:
+            faiss.write_index(self._index, str(folder / INDEX))
+            write_manifest(
+                folder, "dense", **save_corpus(folder, self.passages), encoder=self.encoder.name, index=self.index,
+                parameters=self.parameters, query_prefix=self.query_prefix, index_bytes=(folder / INDEX).stat().st_size,
+                probe=[round(x, 5) for x in self.encoder.encode([_PROBE])[0].tolist()],
+            )
+
+    @classmethod
+    def load(cls, index_dir: str | os.PathLike, encoder: str | Encoder | None = None) -> "DenseSearch":
+        """Open a saved index, memory-mapped; ``encoder`` None takes the one that its manifest names.
+
+        Raises:
+            IndexFolderError: no dense index there, a broken one, another corpus than it was built from, or an
+                encoder whose vectors differ from those of the encoder that it was built with.
+            EncoderError: the encoder cannot be loaded.
+        """
+        manifest = read_manifest(index_dir, "dense")
+        engine = cls.__new__(cls)
+        engine.passages = open_corpus(index_dir, manifest)
+        engine._index = _read_index(Path(index_dir) / INDEX, manifest)
+        encoder = manifest["encoder"] if encoder is None else encoder
+        engine.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
+        _check_encoder(index_dir, manifest, engine.encoder)
+        engine.query_prefix, engine.index = manifest["query_prefix"], manifest["index"]
+        engine.parameters = manifest["parameters"]
+        _set_parameters(engine._index, engine.parameters)
+        return engine
+
+
+def build_index(vectors: np.ndarray, index: str):
+    """A FAISS index for inner product over ``vectors`` (N, dimension); trained where its kind needs it.
+
+    Raises:
+        ValueError: FAISS does not know the string, or there are too few vectors to train it.
+    """
+    import faiss
+
+    try:
+        built = faiss.index_factory(vectors.shape[1], index, faiss.METRIC_INNER_PRODUCT)
+        if not built.is_trained:
+            step = -(-len(vectors) // _TRAIN)
+            built.train(np.ascontiguousarray(vectors[::step]))
+        for start in range(0, len(vectors), 65536):
+            built.add(np.ascontiguousarray(vectors[start : start + 65536]))
+    except RuntimeError as e:
+        reason = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", str(e))
+        raise ValueError(f"index={index!r} cannot be built over {len(vectors)} vectors of {vectors.shape[1]}: "
+                         f"{reason} (with few passages take 'Flat' or 'HNSW32')") from None
+    return built
+
+
+def _in_order(scores: np.ndarray, ids: np.ndarray) -> list[tuple[float, int]]:
+    """``(score, passage number)``, best first, equal scores by number; -1 stands for no hit in FAISS."""
+    return sorted(((float(s), int(n)) for s, n in zip(scores, ids) if n >= 0), key=lambda hit: (-hit[0], hit[1]))
+
+
+def _parameters(index: str) -> str:
+    return "efSearch=256" if "HNSW" in index else "nprobe=32" if "IVF" in index else ""
+
+
+def _set_parameters(index, parameters: str) -> None:
+    import faiss
+
+    try:
+        faiss.ParameterSpace().set_index_parameters(index, parameters)
+    except RuntimeError as e:
+        raise ValueError(f"parameters={parameters!r} does not fit this index: {e}") from None
+
+
+def _read_index(path: Path, manifest: dict):
+    import faiss
+
+    try:
+        if path.stat().st_size != manifest["index_bytes"]:
+            raise OSError(f"{path.stat().st_size} bytes, not {manifest['index_bytes']}")
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except (OSError, RuntimeError) as e:
+        raise IndexFolderError(f"{path}: broken index ({e}); build it again") from None
+    if index.ntotal != manifest["count"] or index.d != len(manifest["probe"]):
+        raise IndexFolderError(f"{path}: {index.ntotal} vectors of {index.d}, but the manifest says "
+                               f"{manifest['count']} of {len(manifest['probe'])}; build the index again")
+    return index
+
+
+def _check_encoder(index_dir, manifest: dict, encoder: Encoder) -> None:
+    expected, found = np.array(manifest["probe"]), encoder.encode([_PROBE])[0]
+    if expected.shape != found.shape or float(expected @ found) < 0.99:
+        raise IndexFolderError(
+            f"{index_dir}: built with the encoder {manifest['encoder']!r}, whose vectors are not those of "
+            f"{encoder.name!r}; open it with that encoder, or build the index again"
+        )
