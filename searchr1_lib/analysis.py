@@ -345,8 +345,8 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     |---|---|
     | x\\|y | 0.500 |
     """
-    lines = [head, ["---"] * len(head), *([_cell(value) for value in row] for row in rows)]
-    return "\n".join("|" + "|".join(line) + "|" if line[0] == "---" else "| " + " | ".join(line) + " |" for line in lines)
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(_cell, row))} |" for row in rows)])
 
 
 def _cell(value: Any) -> str:
@@ -362,7 +362,9 @@ def _cell(value: Any) -> str:
 
 def change_table(found: Iterable[Change]) -> str:
     """``changes`` as a Markdown table."""
-    rows = [(c.name, c.n, c.before, c.after, f"{c.after - c.before:+.3f} ({c.low:+.3f} to {c.high:+.3f})") for c in found]
+    rows = [
+        (c.name, c.n, c.before, c.after, f"{c.after - c.before:+.3f} ({c.low:+.3f} to {c.high:+.3f})") for c in found
+    ]
     return markdown_table(["figure", "questions", "before", "after", "difference (95 % interval)"], rows)
 
 

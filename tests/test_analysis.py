@@ -165,7 +165,8 @@ def test_errors_partition_the_wrong_ones():
     ts = [rollout(BRIDGE, *turns) for _, turns in CASES]
     found = analysis.errors(ts, CORPUS)
     assert list(found) == list(analysis.ERRORS)
-    assert sorted(id(t) for wrong in found.values() for t in wrong) == sorted(id(t) for t in ts if not analysis.right(t))
+    wrong = [id(t) for t in ts if not analysis.right(t)]
+    assert sorted(id(t) for members in found.values() for t in members) == sorted(wrong)
 
 
 def test_query_quality_and_steps():
@@ -199,7 +200,8 @@ def table(em, searches, per_need, reward):
 
 def test_targets_are_judged_on_both_sides_of_the_line():
     low, high = table(0.5, 0.5, 0.5, 0.4), table(0.98, 0.1, 1.0, 0.9)
-    reached = {row[0]: row[-1] for row in analysis.judge(analysis.headline(low, high, [low, table(1, 1, 1, 0.8)], [low]))}
+    rows = analysis.judge(analysis.headline(low, high, [low, table(1, 1, 1, 0.8)], [low]))
+    reached = {row[0]: row[-1] for row in rows}
     assert list(reached) == [*analysis.TARGETS, "reward"] and all(reached.values())
     missed = analysis.judge(analysis.headline(high, low, [low, high], [low]))
     assert not any(row[-1] for row in missed)
