@@ -99,7 +99,7 @@ def group_advantages(
 
 
 def groups_without_variance(rewards: Sequence[float] | torch.Tensor, group_size: int) -> torch.Tensor:
-    """Which groups teach nothing because all their rewards are equal: (B / G,) bool; ``.sum()`` counts them.
+    """Which groups teach nothing because all their rewards are equal (to 1e-6): (B / G,) bool; ``.sum()`` counts them.
 
     DAPO (arXiv 2503.14476, section 3.2) samples such groups again.
 
@@ -107,7 +107,7 @@ def groups_without_variance(rewards: Sequence[float] | torch.Tensor, group_size:
     tensor([ True, False])
     """
     grouped = _grouped(rewards, group_size)
-    return grouped.amax(1) - grouped.amin(1) <= 1e-8
+    return grouped.amax(1) - grouped.amin(1) <= 1e-6
 
 
 def turn_advantages(
@@ -293,16 +293,13 @@ def policy_loss(
     logprobs = _on_mask("logprobs", logprobs, kept)
     old_logprobs = _on_mask("old_logprobs", old_logprobs, kept).detach()
     advantages = _on_mask("advantages", advantages, kept).detach()
-    lengths = kept.sum(1)
     num_sequences = len(kept) if num_sequences is None else num_sequences
-    num_tokens = max(kept.sum(), 1) if num_tokens is None else num_tokens
-    if not (num_sequences > 0 and num_tokens > 0):
-        raise ValueError(f"num_sequences and num_tokens must be positive, not {num_sequences} and {num_tokens}")
+    num_tokens = int(kept.sum()) if num_tokens is None else num_tokens
+    if num_sequences < len(kept) or num_tokens < 0:
+        raise ValueError(f"num_sequences={num_sequences}, num_tokens={num_tokens}: give those of the whole batch")
+    num_tokens = max(num_tokens, 1)
 
-    log_ratio = token_log_ratio = logprobs - old_logprobs
-    if loss_type == "gspo":
-        per_rollout = log_ratio.detach().sum(1, keepdim=True) / lengths.clamp(min=1).unsqueeze(1)
-        log_ratio = per_rollout + (logprobs - logprobs.detach())
+    log_ratio = _log_ratio(logprobs, old_logprobs, kept, by_rollout=loss_type == "gspo")
     ratio = log_ratio.exp()
     low, high = _clip_range(loss_type, epsilon, epsilon_high)
     if loss_type == "cispo":
@@ -317,11 +314,11 @@ def policy_loss(
     }
     if ref_logprobs is not None:
         measured["kl"] = kl = _kl(logprobs, _on_mask("ref_logprobs", ref_logprobs, kept).detach(), kl_estimator)
-        correction = token_log_ratio.exp() if use_bias_correction_kl else 1.0
+        correction = (logprobs - old_logprobs).exp() if use_bias_correction_kl else 1.0
         per_token = per_token + beta * kl * correction if beta else per_token
     per_token = per_token.masked_fill(~kept, 0.0)
     if loss_type in ("grpo", "gspo"):
-        loss = (per_token.sum(1) / lengths.clamp(min=1)).sum() / num_sequences
+        loss = (per_token.sum(1) / kept.sum(1).clamp(min=1)).sum() / num_sequences
     elif loss_type == "dr_grpo":
         loss = per_token.sum() / (num_sequences * max_completion_length)
     else:
@@ -335,18 +332,20 @@ def policy_loss(
             "The policy has moved too far from the one that sampled; lower the learning rate or do fewer updates."
         )
     metrics = {name: _mean(value.detach(), kept) for name, value in measured.items()}
-    return loss, {"loss": loss.detach(), "tokens": lengths.sum().float(), **metrics}
+    return loss, {"loss": loss.detach(), "tokens": kept.sum().float(), **metrics}
 
 
 def merge_metrics(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, float]:
     """The metrics of a batch from those of its micro-batches: "loss" and "tokens" add up, the others are means
-    over tokens. Exact, because each part carries its number of tokens.
+    over tokens. Exact, because each part carries its number of tokens. Raises ValueError where there is no part.
 
     >>> a, b = {"loss": .1, "tokens": 1., "kl": 4.}, {"loss": .2, "tokens": 3., "kl": 0.}
     >>> {name: round(value, 4) for name, value in merge_metrics([a, b]).items()}
     {'loss': 0.3, 'tokens': 4.0, 'kl': 1.0}
     """
     parts = [{name: float(value) for name, value in part.items()} for part in parts]
+    if not parts:
+        raise ValueError("there are no metrics to merge")
     tokens = sum(part["tokens"] for part in parts)
     merged = {"loss": sum(part["loss"] for part in parts), "tokens": tokens}
     for name in parts[0]:
@@ -494,7 +493,7 @@ def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:
 
 def _grouped(rewards: Sequence[float] | torch.Tensor, group_size: int) -> torch.Tensor:
     """Rewards as (groups, G) float64, checked."""
-    rewards = torch.as_tensor(rewards).detach().double()
+    rewards = torch.as_tensor(rewards, dtype=torch.float64).detach()
     if rewards.dim() != 1 or group_size < 1 or len(rewards) == 0 or len(rewards) % group_size:
         raise ValueError(f"rewards of shape {tuple(rewards.shape)} do not split into groups of {group_size}")
     if not (finite := rewards.isfinite()).all():
@@ -526,6 +525,17 @@ def _on_mask(name: str, values: torch.Tensor, kept: torch.Tensor) -> torch.Tenso
 def _last_sampled(kept: torch.Tensor) -> torch.Tensor:
     """(B, T) bool: the last kept position of each row."""
     return kept & (kept.flip(1).cumsum(1).flip(1) == 1)
+
+
+def _log_ratio(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, kept: torch.Tensor, *, by_rollout: bool
+) -> torch.Tensor:
+    """log w, (B, T). By rollout: the mean over its tokens as the value, a token's own gradient (GSPO's token form)."""
+    log_ratio = logprobs - old_logprobs
+    if not by_rollout:
+        return log_ratio
+    mean = log_ratio.detach().sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp(min=1)
+    return mean + (logprobs - logprobs.detach())
 
 
 def _clip_range(loss_type: str, epsilon: float, epsilon_high: float | None) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import html
 import io
 import math
 import textwrap
+from collections import Counter
 from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -431,12 +432,12 @@ def need(t: Trajectory) -> int:
 @_styled
 def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = None) -> Figure:
     """Share of rollouts by searches made, for each number of searches needed; the framed cells are just right."""
-    pairs = [(need(t), len(t.searches)) for t in trajectories]
-    if not pairs:
+    found = Counter((need(t), len(t.searches)) for t in trajectories)
+    if not found:
         raise ValueError("no trajectories to count searches in")
-    needs = sorted({n for n, _ in pairs})
-    most = max(max(made for _, made in pairs), needs[-1])
-    counts = np.array([[pairs.count((n, made)) for n in needs] for made in range(most + 1)], float)
+    needs = sorted({n for n, _ in found})
+    most = max(max(made for _, made in found), needs[-1])
+    counts = np.array([[found[n, made] for n in needs] for made in range(most + 1)], float)
     share = counts / counts.sum(axis=0)
     fig, (ax,) = _axes(1, 1, 1.4 + 0.55 * (most + 1))
     picture = ax.imshow(share, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
@@ -451,11 +452,12 @@ def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = 
     ax.set_xlabel("searches needed")
     ax.set_ylabel("searches made")
     ax.grid(False)
-    rates = {"just right": np.mean([m == n for n, m in pairs]), "too many": np.mean([m > n for n, m in pairs])}
-    rates["too few"] = 1 - sum(rates.values())
-    told = ", ".join(f"{name} {rate:.0%}" for name, rate in rates.items())
+    judged = Counter()
+    for (n, made), count in found.items():
+        judged["just right" if made == n else "too many" if made > n else "too few"] += count
+    told = ", ".join(f"{name} {judged[name] / found.total():.0%}" for name in ("just right", "too many", "too few"))
     return _titled(fig, title or f"Searches made against searches needed: {told}",
-                   f"Grid of {len(pairs)} rollouts; framed cells are where both agree. {told}.")
+                   f"Grid of {found.total()} rollouts; framed cells are where both agree. {told}.")
 
 
 # ---- explaining GRPO, retrieval and NF4 ------------------------------------------------------------------

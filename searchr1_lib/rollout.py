@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Sequence
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from . import protocol
 from .policy import Policy
@@ -207,11 +209,9 @@ class _Sampler:
 
     def _prefill(self, episodes: list[_Episode]) -> torch.Tensor:
         """Encode each distinct prompt once, left-padded, and expand the cache to its group."""
-        from transformers import DynamicCache
-
         distinct = {e.group: e.prompt_ids for e in episodes}
         ids, mask = self._left_padded(list(distinct.values()))
-        self.cache = DynamicCache(config=self.policy.config)
+        self.cache = new_cache(self.policy.config)
         self.attention = mask[:, :0]
         self.position = mask.new_zeros(len(distinct))
         logits = self._forward(ids, mask)
@@ -389,6 +389,41 @@ class _Sampler:
             logprobs=e.logprobs, segments=e.segments, searches=e.searches, answer=e.answer,
             finish_reason=e.finish_reason, group=e.group, prompt=e.prompt, tokens=tokens, turns=e.turn,
             invalid_turns=e.invalid_turns, seconds=seconds, token_values={"entropy": e.entropy})
+
+
+class _GrowingLayer(DynamicLayer):
+    """A layer of the key-value cache that keeps room to grow.
+
+    transformers' own layer copies all it holds for every token; this one copies only when its room is used
+    up, and then makes half as much again.
+    """
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        length, new = self.get_seq_length(), key_states.shape[-2]
+        room = getattr(self, "room", None)
+        if room is None or room[0].shape[0] != key_states.shape[0] or room[0].shape[-2] < length + new:
+            shape = list(key_states.shape)
+            shape[-2] = (length + new) * 3 // 2 + 16
+            self.room = room = (key_states.new_empty(shape), value_states.new_empty(shape))
+            if length:
+                room[0][..., :length, :], room[1][..., :length, :] = self.keys, self.values
+        room[0][..., length : length + new, :] = key_states
+        room[1][..., length : length + new, :] = value_states
+        self.keys, self.values = (r[..., : length + new, :] for r in room)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        super().batch_select_indices(indices)
+        self.room = None
+
+
+def new_cache(config) -> DynamicCache:
+    """An empty cache for a model; layers with a sliding window keep transformers' own kind."""
+    cache = DynamicCache(config=config)
+    cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -39,14 +39,18 @@ class _Scale:
     bounds: tuple[float, ...] = ()
     signed: bool = False
 
-    def css(self, value: float) -> str:
+    def look(self, value: float) -> tuple[str, str]:
+        """Class and hover text. Values below the first bound share one text, so that their tokens share a span."""
         strength = sum(abs(value) >= b for b in self.bounds)
-        return f"{('n' if value < 0 else 'p') if self.signed else 'u'}{strength}" if strength else ""
-
-    def title(self, value: float) -> str:
         if self.color == "logprob":
-            return f"p {math.exp(-value):.2g}"
-        return f"{self.color} {value:+.3g}" if self.signed else f"{self.color} {value:.3g}"
+            return (f"u{strength}", f"p {math.exp(-value):.2g}") if strength else ("", f"p > {self._p(0)}")
+        if not strength:
+            return "", f"{'±' * self.signed}{self.color} < {self.bounds[0]:.2g}"
+        hue = ("n" if value < 0 else "p") if self.signed else "u"
+        return f"{hue}{strength}", f"{self.color} {value:{'+' * self.signed}.3g}"
+
+    def _p(self, i: int) -> str:
+        return f"{math.exp(-self.bounds[i]):.2g}"
 
     def legend(self) -> str:
         if self.color == "mask":
@@ -56,7 +60,7 @@ class _Scale:
             )
         if self.color == "logprob":
             what = "Colour: probability of the sampled token, below"
-            steps = [(f"u{i}", f"{math.exp(-b):.2g}") for i, b in enumerate(self.bounds, 1)]
+            steps = [(f"u{i + 1}", self._p(i)) for i in range(len(self.bounds))]
         elif self.color == "advantage":
             what = "Colour: push of the update on the token, advantage × (1 − p), from"
             steps = self._steps()
@@ -162,10 +166,10 @@ def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str
 
 def _facts(group: Sequence[Trajectory]) -> str:
     q = group[0].question
-    facts = [f"gold answer: <b>{' / '.join(map(_e, q.answers))}</b>", f"{q.hops} hop{'s' * (q.hops != 1)}"]
+    facts = [f"gold answer: <b>{' / '.join(map(_e, q.answers))}</b>", f"{_e(q.hops)} hop{'s' * (q.hops != 1)}"]
     facts += [knowledge(group[0])] if q.known is not None else []
     facts += [_e(q.source)] if q.source else []
-    facts += [f"step {group[0].step}"] if group[0].step is not None else []
+    facts += [f"step {_e(group[0].step)}"] if group[0].step is not None else []
     return " · ".join(facts + [f"<code>{_e(q.id)}</code>"])
 
 
@@ -176,7 +180,7 @@ def _reward_table(group: Sequence[Trajectory], labels: Sequence[str]) -> str:
     for t, label in zip(group, labels):
         numbers = [t.reward, *(t.rewards.get(name) for name in names)]
         cells = [f"<b>{_e(label)}</b>", *map(_number, numbers), _number(t.advantage, "+"), _answer_html(t)]
-        cells += [str(len(t.searches)), str(t.turns), f"{sum(t.mask)}", _finish(t)]
+        cells += [str(len(t.searches)), _e(t.turns), str(sum(t.mask)), _finish(t)]
         rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     return f"<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(rows)}</table>"
 
@@ -186,7 +190,7 @@ def _number(value: float | None, sign: str = "") -> str:
 
 
 def _finish(t: Trajectory) -> str:
-    return _e(t.finish_reason) + (f", {t.invalid_turns} invalid" if t.invalid_turns else "")
+    return _e(t.finish_reason) + (f", {_e(t.invalid_turns)} invalid" if t.invalid_turns else "")
 
 
 def _answer_html(t: Trajectory) -> str:
@@ -221,7 +225,7 @@ def _prompt_html(t: Trajectory) -> str:
 
 
 def _ids(ids: Sequence[int]) -> str:
-    return " ".join(map(str, ids))
+    return _e(" ".join(map(str, ids)))
 
 
 _NOTES = {
@@ -285,7 +289,7 @@ def _look(mask: int, value: float | None, scale: _Scale) -> tuple[str, str]:
         return "env", ""
     if value is None or not math.isfinite(value):
         return ("m" if scale.color == "mask" else ""), ""
-    return scale.css(value), scale.title(value)
+    return scale.look(value)
 
 
 def _span(css: str, title: str, text: str) -> str:
@@ -464,11 +468,11 @@ def browse(trajectories: Iterable[Trajectory]):
     controls["reward"] = widgets.FloatRangeSlider(
         description="reward", min=low, max=max(high, low + 1e-6), value=(low, high), step=(high - low) / 100 or 0.01
     )
-    controls["text"] = widgets.Text(description="text", placeholder="in question, answers or completion")
+    controls["text"] = widgets.Text(description="text", placeholder="question or completion")
     controls["sort"] = widgets.Dropdown(description="sort", options=list(SORTS))
     controls["color"] = widgets.Dropdown(description="colour", options=colors(trajectories))
     controls["group"] = widgets.Checkbox(description="whole group", value=True)
-    rows = controls["rows"] = widgets.Select(rows=8, layout=widgets.Layout(width="100%"))
+    rows = controls["rows"] = widgets.Select(rows=8, layout=widgets.Layout(width="auto"))
     count, drawing = widgets.Label(), widgets.HTML()
     shown: list[Trajectory] = []
 
@@ -598,7 +602,7 @@ def compare(before: Iterable[Trajectory], after: Iterable[Trajectory]):
     outcome = widgets.Dropdown(description="outcome", options=list(zip(names, outcomes)))
     available = colors(t for pairs in outcomes.values() for pair in pairs for side in pair for t in side)
     color = widgets.Dropdown(description="colour", options=available)
-    rows = widgets.Select(rows=8, layout=widgets.Layout(width="100%"))
+    rows = widgets.Select(rows=8, layout=widgets.Layout(width="auto"))
     matrix, pair = widgets.HTML(), widgets.HTML()
 
     def refill(_=None):
@@ -666,8 +670,9 @@ _STYLE = """
 .sr1 article{border-radius:6px;padding:8px}
 .sr1 table{border-collapse:collapse;margin:6px 0;color:var(--fg);font-size:13px;display:block;overflow-x:auto}
 .sr1 tr,.sr1 tr:nth-child(even){background:none}
-.sr1 th,.sr1 td{border:1px solid var(--line);padding:2px 8px;text-align:left}
-.sr1 th{white-space:nowrap}
+.sr1 table th,.sr1 table td{border:1px solid var(--line);padding:2px 8px;text-align:left}
+.sr1 th{white-space:nowrap;font-weight:600}
+.sr1 h3,.sr1 h4,.sr1 h5{font-weight:700}
 .sr1 th{background:var(--box)}
 .sr1 .turn{margin:6px 0 2px;text-transform:uppercase;letter-spacing:.05em}
 .sr1 .seg{padding:1px 0 1px 8px;margin:4px 0}.sr1 .kind{font-size:12px}

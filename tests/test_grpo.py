@@ -220,6 +220,7 @@ def test_group_advantages_cancel_and_ignore_a_shift(rewards, baseline):
 def test_equal_rewards_teach_nothing_whatever_the_number():
     assert group_advantages([0.7] * 7 + [0.1] * 7, 7).abs().max() < 1e-9
     assert groups_without_variance([0.1 + 0.2, 0.3], 2).all()
+    assert groups_without_variance(torch.tensor([0.1 + 0.2, 0.3 + 3e-8]), 2).all()
 
 
 @pytest.mark.parametrize(
@@ -432,7 +433,7 @@ def test_masked_positions_never_matter(loss_type, junk):
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("given_counts", [{}, dict(num_sequences=8, num_tokens=40)])
+@pytest.mark.parametrize("given_counts", [{}, dict(num_sequences=8, num_tokens=40), dict(num_tokens=0)])
 def test_an_empty_mask_gives_zero(loss_type, given_counts):
     new, old, advantages, mask, ref = batch()
     loss, grad, metrics = loss_and_grad(
@@ -469,7 +470,7 @@ def test_policy_loss_refuses():
         (dict(beta=0.1), "also give ref_logprobs"),
         (dict(entropy_coef=0.1), "also give entropy"),
         (dict(loss_type="dr_grpo"), "max_completion_length"),
-        (dict(num_sequences=0), "must be positive"),
+        (dict(num_sequences=0), "give those of the whole batch"),
         (dict(old_logprobs=old[:, 1:]), "old_logprobs has shape"),
         (dict(advantages=advantages[1:]), "advantages has shape"),
         (dict(ref_logprobs=ref[0]), "ref_logprobs has shape"),

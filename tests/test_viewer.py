@@ -142,7 +142,7 @@ def test_values_stand_on_hover_and_grow_with_surprise():
     t.logprobs = [math.log(0.003)] + [math.log(0.95)] * (len(t.tokens) - 1)
     page = render_html([t], color="logprob")
     assert '<span class=u5 title="p 0.003">' in page
-    assert 'title="p 0.95"' in page
+    assert '<span title="p &gt; 0.9">' in page
     t.advantage = -0.5
     page = render_html([t], color="advantage")
     assert 'class=n5 title="advantage -0.498"' in page  # A (1 - p) = -0.5 * 0.997 = -0.4985
@@ -171,6 +171,8 @@ def test_nothing_untrusted_becomes_markup(a, b, c, d):
     hit = SearchCall(b, [Hit(Passage("p1", c, d), 1.0)], 0.1)
     t = build(question, [f"<think>{a}", hit, f"{b}<answer>{c}</answer>"], group=d, rewards={a or "x": 1.0}, reward=1.0)
     broken = SearchCall(b, [], 0.1, error=d)
+    # a log made by somebody else may hold text where numbers belong
+    question.hops, t.step, t.turns, t.invalid_turns, t.prompt_ids, t.completion_ids[0] = a, b, c, d, [a], b
     t.searches.append(broken)
     t.segments.append(Segment("information", c, 9, 0, 0))
     for color in ("mask", "logprob"):
@@ -214,8 +216,9 @@ def test_a_group_of_long_rollouts_stays_small():
     parts = [f"<think> {words[:700]} </think><search> q </search>", found("q", [passage] * 3)] * 3
     group = [build(QUESTION, [*parts, "<answer> x </answer>"], seed=i) for i in range(8)]
     assert sum(len(t.tokens) for t in group) > 20_000
-    assert len(render_html(group).encode()) < 300_000
-    assert len(render_html(group_of(8), color="logprob").encode()) < 60_000
+    for color in ("mask", "logprob"):
+        assert len(render_html(group, color=color).encode()) < 330_000  # 15 bytes a token, text and ids included
+        assert len(render_html(group_of(8), color=color).encode()) < 30_000
 
 
 def test_empty_lists_and_bare_trajectories_are_drawn():

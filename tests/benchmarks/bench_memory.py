@@ -38,8 +38,8 @@ def main() -> dict:
         )
         figures[way] = f = json.loads(done.stdout.splitlines()[-1])
         print(
-            f"{way:6} update {f['update_mib']:8.0f} MiB   process {f['process_mib']:8.0f} MiB   {f['seconds']:6.1f} s   "
-            f"loss {f['loss']:.6f}   |gradient| {f['gradient']:.6f}", flush=True
+            f"{way:6} update {f['update_mib']:8.0f} MiB   process {f['process_mib']:8.0f} MiB   "
+            f"{f['seconds']:6.1f} s   loss {f['loss']:.6f}   |gradient| {f['gradient']:.6f}", flush=True
         )
     for other in [way for way in ("trl", "plain") if way in figures]:
         for what in ("update_mib", "process_mib", "seconds"):
