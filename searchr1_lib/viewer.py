@@ -2,7 +2,7 @@
 
 ``render_html`` is the drawing: turns as segments, documents with rank, score and gold mark, tokens
 coloured by mask or by a value, the rollouts of one question side by side. It needs no script, no network
-and no model. ``show`` puts it into a notebook, ``browse`` and ``compare`` are ipywidgets around it.
+and no model. ``show`` puts it into a notebook; ``browse``, ``compare`` and ``ask`` are ipywidgets around it.
 
 Everything that a model or the web wrote is escaped, also against MathJax (``$…$`` in a page is set as a
 formula by Jupyter) and against characters that turn the reading direction. Nothing is told by colour
@@ -17,7 +17,7 @@ import math
 import re
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Iterable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 from .records import SearchCall, Segment, Trajectory
 from .rewards import exact_match
@@ -166,7 +166,9 @@ def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str
 
 def _facts(group: Sequence[Trajectory]) -> str:
     q = group[0].question
-    facts = [f"gold answer: <b>{' / '.join(map(_e, q.answers))}</b>", f"{_e(q.hops)} hop{'s' * (q.hops != 1)}"]
+    facts = ["no gold answer is known"]
+    if q.answers:
+        facts = [f"gold answer: <b>{' / '.join(map(_e, q.answers))}</b>", f"{_e(q.hops)} hop{'s' * (q.hops != 1)}"]
     facts += [knowledge(group[0])] if q.known is not None else []
     facts += [_e(q.source)] if q.source else []
     facts += [f"step {_e(group[0].step)}"] if group[0].step is not None else []
@@ -196,6 +198,8 @@ def _finish(t: Trajectory) -> str:
 def _answer_html(t: Trajectory) -> str:
     if t.answer is None:
         return "<span class=bad>✗ no answer</span>"
+    if not t.question.answers:
+        return _e(t.answer)  # nothing to compare it with
     return f"<span class=good>✓ {_e(t.answer)}</span>" if correct(t) else f"<span class=bad>✗ {_e(t.answer)}</span>"
 
 
@@ -530,16 +534,21 @@ def paired_outcomes(before: Iterable[Trajectory], after: Iterable[Trajectory]) -
     Raises:
         ValueError: the two sets share no question.
     """
-    first, second = _by_question(before), _by_question(after)
     found: dict[str, list[tuple]] = {name: [] for name in OUTCOMES}
-    for question in first:
-        if question in second:
-            was, now = _mostly_right(first[question]), _mostly_right(second[question])
-            name = ("same, right" if now else "broken") if was else ("fixed" if now else "same, wrong")
-            found[name].append((first[question], second[question]))
-    if not any(found.values()):
-        raise ValueError("before and after share no question id: evaluate both on the same questions")
+    for first, second in _pairs(before, after):
+        was, now = _mostly_right(first), _mostly_right(second)
+        name = ("same, right" if now else "broken") if was else ("fixed" if now else "same, wrong")
+        found[name].append((first, second))
     return found
+
+
+def _pairs(before: Iterable[Trajectory], after: Iterable[Trajectory]) -> list[tuple]:
+    """``(before, after)`` of each question that both have, each a list of trajectories."""
+    first, second = _by_question(before), _by_question(after)
+    pairs = [(first[question], second[question]) for question in first if question in second]
+    if not pairs:
+        raise ValueError("before and after share no question id: evaluate both on the same questions")
+    return pairs
 
 
 def _by_question(trajectories: Iterable[Trajectory]) -> dict[str, list[Trajectory]]:
@@ -556,6 +565,24 @@ def _mostly_right(trajectories: Sequence[Trajectory]) -> bool:
 def render_comparison(before: Iterable[Trajectory], after: Iterable[Trajectory], *, title: str = "") -> str:
     """Self-contained HTML: the paired outcome matrix, and per outcome the questions with both answers."""
     return _comparison_html(paired_outcomes(before, after), title)
+
+
+def render_side_by_side(
+    before: Iterable[Trajectory], after: Iterable[Trajectory], *, color: str = "mask", title: str = ""
+) -> str:
+    """Self-contained HTML: for each question its rollouts before and after, next to each other.
+
+    Raises:
+        ValueError: the two sets share no question; no trajectory has values for ``color``.
+    """
+    pairs = _pairs(before, after)
+    scale = _scale([t for first, second in pairs for t in (*first, *second)], color)
+    parts = [f"<h3>{_e(title)}</h3>"] if title else []
+    parts.append(f"<p class=legend>{scale.legend()}</p>")
+    for pair in pairs:
+        labels = [f"{side} #{i}" for side, ts in zip(("before", "after"), pair) for i in range(1, len(ts) + 1)]
+        parts.append(_group_html([*pair[0], *pair[1]], scale, labels))
+    return _page("".join(parts))
 
 
 def _comparison_html(outcomes: dict[str, list[tuple]], title: str = "") -> str:
@@ -616,10 +643,8 @@ def compare(before: Iterable[Trajectory], after: Iterable[Trajectory]):
             pair.value = _page("<p>No question has this outcome.</p>")
             return
         first, second = outcomes[outcome.value][rows.value]
-        both = [*first, *second]
-        scale = _scale(both, color.value if color.value in colors(both) else "mask")
-        labels = [f"{side} #{i}" for side, ts in (("before", first), ("after", second)) for i in range(1, len(ts) + 1)]
-        pair.value = _page(f"<p class=legend>{scale.legend()}</p>" + _group_html(both, scale, labels))
+        chosen = color.value if color.value in colors([*first, *second]) else "mask"
+        pair.value = render_side_by_side(first, second, color=chosen)
 
     outcome.observe(refill, "value")
     rows.observe(redraw, "value")
@@ -629,6 +654,34 @@ def compare(before: Iterable[Trajectory], after: Iterable[Trajectory]):
     box = _with_static_html(widgets.VBox)([matrix, widgets.HBox([outcome, color]), rows, pair])
     box.controls, box.drawing, box.pair = {"outcome": outcome, "color": color, "rows": rows}, matrix, pair
     return box
+
+
+# ---- asking ----------------------------------------------------------------------------------------------
+
+
+def ask(answer: Callable[[str], str], question: str = ""):
+    """A text box: each question that is entered goes to ``answer``, and the HTML it returns is shown below.
+
+    ``answer`` must escape what it shows, as ``render_html`` does. What it raises is shown in its place. Without
+    widgets the cell shows the answer to ``question``, which is asked at once.
+    """
+    import ipywidgets as widgets
+
+    box = widgets.Text(value=question, description="question", continuous_update=False,
+                       placeholder="type a question and press Enter", layout=widgets.Layout(width="auto"))
+    drawing = widgets.HTML()
+
+    def draw(_=None):
+        try:
+            drawing.value = answer(box.value) if box.value.strip() else ""
+        except Exception as e:  # noqa: BLE001: the reader of a notebook must see it, whatever it is
+            drawing.value = _page(f"<p><strong class=bad>✗ {_e(type(e).__name__)}: {_e(e)}</strong></p>")
+
+    box.observe(draw, "value")
+    draw()
+    whole = _with_static_html(widgets.VBox)([box, drawing])
+    whole.controls, whole.drawing = {"question": box}, drawing
+    return whole
 
 
 # ---- escaping --------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from searchr1_lib.protocol import observation, split_turn
 from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 from searchr1_lib.viewer import (
-    OUTCOMES, SORTS, browse, colors, compare, groups, paired_outcomes, render_comparison, render_html, render_text,
-    select, show, token_spans, without_variance,
+    OUTCOMES, SORTS, ask, browse, colors, compare, groups, paired_outcomes, render_comparison, render_html,
+    render_side_by_side, render_text, select, show, token_spans, without_variance,
 )
 
 GOLD = Passage("p1", "Mirel Vondash", "Mirel Vondash, a glassblower, was born in Taimbford, Norrein in 1871.")
@@ -329,3 +329,26 @@ def test_compare_follows_its_controls():
     same = outcome_sets()[0]
     box = compare(same, same)
     assert "No question has this outcome" in box.pair.value and "3 same" in box.drawing.value
+
+
+def test_side_by_side_labels_both_sides_of_every_question_they_share():
+    before, after = outcome_sets()
+    page = _Page(render_side_by_side(before, after[:2], title="<b>")).text
+    assert page.count("before #1 · ") == page.count("after #1 · ") == 2 and "<b>" in page
+    assert "no variance" not in page
+    with pytest.raises(ValueError, match="share no question"):
+        render_side_by_side(before[:1], after[1:2])
+
+
+def test_a_question_without_a_gold_answer_is_not_called_wrong():
+    page = render_html([build(Question("mine", "Who?", []), ["<answer> Ada </answer>"])])
+    assert "no gold answer is known" in page and "✗" not in page and "Ada" in page
+
+
+def test_ask_shows_what_it_is_told_and_also_what_goes_wrong():
+    box = ask(lambda text: f"<p>{1 / (len(text) - 3):.0f}</p>", question="four")
+    assert box.drawing.value == "<p>1</p>" and "<p>1</p>" in box._repr_mimebundle_()[0]["text/html"]
+    box.controls["question"].value = "<i>"
+    assert "ZeroDivisionError" in box.drawing.value
+    box.controls["question"].value = " "
+    assert box.drawing.value == ""
