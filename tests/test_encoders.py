@@ -56,7 +56,8 @@ def test_a_local_folder_is_an_encoder(minilm, tmp_path):
 
 
 @pytest.mark.parametrize("name, says", [
-    ("./nowhere", "no such folder"), ("a/b/c", "no such folder"), ("some/encoder", "hub cannot be reached"), ("", "no such"),
+    ("./nowhere", "no such folder"), ("a/b/c", "no such folder"), ("some/encoder", "hub cannot be reached"),
+    ("", "no such"),
 ])
 def test_what_cannot_be_found_says_what_to_do(name, says, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

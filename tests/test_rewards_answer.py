@@ -54,7 +54,8 @@ def search_r1_substring(prediction, golds):
 
 WORDS = (
     "a an the A The yes no noanswer Yes NO Velmora velmora River Ashun 1821 1,821 born-in Bücher Straße İstanbul "
-    "e\u0301te été \uff26ull Ünal don't U.S.A. --- ... !? ¿qué? «x» 中文 \u00a0 \u2003 north an. (the) a-team Th\u0435 \u0410nna"
+    "e\u0301te été \uff26ull Ünal don't U.S.A. --- ... !? ¿qué? «x» 中文 "
+    "\u00a0 \u2003 north an. (the) a-team Th\u0435 \u0410nna"
 ).split(" ")
 
 

@@ -10,7 +10,8 @@ from searchr1_lib.rewards import RepeatedSearch, Retrieval, SearchCost, SearchR1
 from searchr1_lib.rewards import format_errors, handwritten, score, search_confidence
 
 Q = Question("q1", "Where was the founder of X born?", ["Velmora"], passages=["p1", "p2"])
-P1, P2, P3 = Passage("p1", "X", "X was founded by Ada."), Passage("p2", "Ada", "Born in Velmora."), Passage("p3", "Y", "y")
+P1, P2 = Passage("p1", "X", "X was founded by Ada."), Passage("p2", "Ada", "Born in Velmora.")
+P3 = Passage("p3", "Y", "y")
 RIGHT, WRONG = "<think> b </think>\n<answer> Velmora </answer>", "<think> b </think>\n<answer> Tarn </answer>"
 
 
@@ -142,7 +143,8 @@ def test_gain_stands_in_the_turn_of_its_search_even_after_a_failed_turn():
 
 
 def test_repeated_and_empty_searches_are_fined():
-    t = handwritten(Q, [ask("Ada born"), ask("ada  BORN!"), ask("Ada died"), "<think> </think><search>  </search>", RIGHT])
+    empty = "<think> </think><search>  </search>"
+    t = handwritten(Q, [ask("Ada born"), ask("ada  BORN!"), ask("Ada died"), empty, RIGHT])
     assert score(RepeatedSearch(0.1), [t]) == pytest.approx([-0.2])
     assert t.turn_rewards == pytest.approx([0, -0.1, 0, -0.1, 0])
 

@@ -130,7 +130,8 @@ def test_the_gullible_judge_would_have_been_fooled():
 def test_a_right_answer_keeps_its_score():
     with Server(honest) as server:
         judge = Judge(chat(server))
-        assert score(judge, [answered("velmora"), answered("in Velmora or so"), answered("Tarn"), OTHER]) == [1, 0.5, 0, 1]
+        ts = [answered("velmora"), answered("in Velmora or so"), answered("Tarn"), OTHER]
+        assert score(judge, ts) == [1, 0.5, 0, 1]
         assert judge.controlled == 0 and judge.calls == 4 + 3  # a control question for each that scored
 
 
@@ -159,7 +160,8 @@ def test_parsing_a_score(reply, value):
 
 
 @pytest.mark.parametrize("reply", [
-    "", "1", "0.5", "Score: 1", '{"score": 1.1}', '{"score": -0.1}', '{"score": "1"}', '{"score": true}', '{"score": null}',
+    "", "1", "0.5", "Score: 1", '{"score": 1.1}', '{"score": -0.1}', '{"score": "1"}', '{"score": true}',
+    '{"score": null}',
     '{"score": NaN}', '{"score": Infinity}', '{"score": 1} ok', 'ok {"score": 1}', '{"score": 0, "score": 1}', "[1]",
     '{"score": 1, "answer": "x"}', '{"reason": "r"}', '{"score": {"score": 1}}', '{"score": 1', "[" * 100_000,
 ])

@@ -20,13 +20,15 @@ WORDS = "river town born wrote Velmora Tarn Ashun lanterns 1821 founder novel th
 def trajectories(number: int, seed: int = 0) -> list:
     """Rollouts of one search and an answer, about 150 words each, as the recipes of the almanac make them."""
     rng = random.Random(seed)
-    passages = [Passage(f"p{i}", " ".join(rng.choices(WORDS, k=3)), " ".join(rng.choices(WORDS, k=35))) for i in range(99)]
+    passages = [Passage(f"p{i}", " ".join(rng.choices(WORDS, k=3)), " ".join(rng.choices(WORDS, k=35)))
+                for i in range(99)]
     out = []
     for i in range(number):
         gold = [" ".join(rng.choices(WORDS, k=rng.randint(1, 3))) for _ in range(2)]
         answer = gold[0] if i % 2 else " ".join(rng.choices(WORDS, k=3))
         think = f"<think> I recall {' '.join(rng.choices(WORDS, k=12))}. </think>\n"
-        turns = [(f"{think}<search> {gold[1]} </search>", rng.sample(passages, 3)), f"{think}<answer> {answer} </answer>"]
+        turns = [(f"{think}<search> {gold[1]} </search>", rng.sample(passages, 3)),
+                 f"{think}<answer> {answer} </answer>"]
         t = handwritten(Question(f"q{i}", "Which one?", gold), turns)
         for field in ("completion_ids", "mask", "logprobs", "tokens"):  # a token is about four characters, not one
             setattr(t, field, getattr(t, field)[::4])
