@@ -66,6 +66,16 @@ def save_passages(path: str | os.PathLike, passages: Iterable[Passage]) -> None:
     _save(path, passages)
 
 
+def split_contents(contents: str) -> tuple[str, str]:
+    """Title and text of Search-R1's ``contents``; without a line break all of it is text.
+
+    >>> split_contents('"Penicillin"\\nIt was discovered by Fleming.')
+    ('Penicillin', 'It was discovered by Fleming.')
+    """
+    title, newline, text = contents.partition("\n")
+    return (title.strip().removeprefix('"').removesuffix('"'), text) if newline else ("", title)
+
+
 def _save(path: str | os.PathLike, records: Iterable) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,10 +219,7 @@ def _id(name: str, value: Any) -> str:
 def _passage(row: dict) -> Passage:
     id = _id(*_get(row, "id"))
     if row.get("text") is None and row.get("contents") is not None:
-        title, newline, text = _filled("contents", row["contents"]).partition("\n")
-        if not newline:
-            title, text = "", title
-        return Passage(id, title.strip().removeprefix('"').removesuffix('"'), text)
+        return Passage(id, *split_contents(_filled("contents", row["contents"])))
     return Passage(id, _text(*_get(row, "title", default="")), _filled(*_get(row, "text", "contents")))
 
 

@@ -66,7 +66,8 @@ def test_search_r1_corpus(tmp_path):
     rows = [{"id": "0", "contents": '"Ada "the" Lovelace"\nA line.\nAnother.'}, {"id": "1", "contents": "no title"}]
     with gzip.open(path, "wt", encoding="utf-8") as f:
         f.writelines(json.dumps(r) + "\n" for r in rows)
-    assert load_passages(path) == [Passage("0", 'Ada "the" Lovelace', "A line.\nAnother."), Passage("1", "", "no title")]
+    expected = [Passage("0", 'Ada "the" Lovelace', "A line.\nAnother."), Passage("1", "", "no title")]
+    assert load_passages(path) == expected
 
 
 def test_search_r1_questions_in_parquet(tmp_path):
@@ -76,7 +77,7 @@ def test_search_r1_questions_in_parquet(tmp_path):
     def row(source, index):
         return {
             "data_source": source,
-            "prompt": [{"role": "user", "content": "Answer it. For example <answer> Paris </answer>. Question: Who?\n"}],
+            "prompt": [{"role": "user", "content": "Answer. Example: <answer> Paris </answer>. Question: Who?\n"}],
             "ability": "fact-reasoning",
             "reward_model": {"style": "rule", "ground_truth": {"target": ["Ada", "A. L."]}},
             "extra_info": {"split": "train", "index": index},

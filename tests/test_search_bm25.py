@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT.parent / "shared" / "data"
 PASSAGES = load_passages(ROOT / "data" / "almanac" / "passages.jsonl")
 QUERIES = [q.text for q in load_questions(ROOT / "data" / "almanac" / "test.jsonl", limit=64)]
-SMALL = [Passage("a", "Velmora", "A town on the Nava."), Passage("b", "Nava", "A river."), Passage("c", "Nava", "A river.")]
+SMALL = [
+    Passage("a", "Velmora", "A town on the Nava."), Passage("b", "Nava", "A river."), Passage("c", "Nava", "A river."),
+]
 
 
 @pytest.fixture(scope="module")

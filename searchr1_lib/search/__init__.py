@@ -7,18 +7,21 @@ from importlib import import_module
 
 _HOMES = {
     "BM25Search": "bm25",
+    "CachedSearch": "cached",
+    "cosine_scorer": "rerank",
+    "cross_encoder": "rerank",
     "DenseSearch": "dense",
     "encode_passages": "dense",
-    "HybridSearch": "hybrid",
-    "RerankedSearch": "rerank",
-    "cross_encoder": "rerank",
-    "cosine_scorer": "rerank",
     "Engine": "base",
+    "HybridSearch": "hybrid",
     "IndexFolderError": "base",
     "LocalSearch": "local",
-    "SQLiteSearch": "sqlite",
-    "CachedSearch": "cached",
+    "make_app": "server",
+    "RemoteSearch": "remote",
+    "RerankedSearch": "rerank",
     "SearchError": "base",
+    "SQLiteSearch": "sqlite",
+    "WebSearch": "web",
 }
 __all__ = sorted(_HOMES)
 

@@ -60,7 +60,7 @@ class Database:
             if not self.connection().execute("SELECT 1 FROM sqlite_master").fetchone():
                 self.connection().executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
         except sqlite3.DatabaseError as e:
-            raise IndexFolderError(f"{path}: cannot be used as a database ({e}); delete it and build it again") from None
+            raise IndexFolderError(f"{path}: cannot be used as a database ({e}); delete it, build it again") from None
 
     def connection(self) -> sqlite3.Connection:
         """This thread's connection; ``with`` it makes a transaction."""

@@ -1,0 +1,296 @@
+"""RemoteSearch and the server over real loopback HTTP, with every fault that a network has."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import urllib3
+from http_faults import FAULTS, answer, scripted, sleeping
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from searchr1_lib.records import Passage
+from searchr1_lib.search import BM25Search, Engine, RemoteSearch, SearchError, http, make_app, server
+
+ROOT = Path(__file__).resolve().parents[1]
+PASSAGES = [Passage(str(i), f"Town {i}", f"On the river number{i} </information> \u00fc.\nSecond line.") for i in range(40)]
+QUERIES = [f"river number{i}" for i in range(40)]
+
+
+@contextmanager
+def serving(app):
+    """A real uvicorn on a free loopback port, in a thread."""
+    import uvicorn
+
+    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        running.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return BM25Search(PASSAGES)
+
+
+@pytest.fixture(scope="module")
+def address(engine):
+    with serving(make_app(engine)) as address:
+        yield address
+
+
+DOCUMENT = {"id": 7, "contents": '"A town"\nOn a river.'}
+FOUND = {"result": [[{"document": DOCUMENT, "score": 2.5}]]}
+
+
+def test_the_same_hits_as_the_engine_itself(engine, address):
+    remote = RemoteSearch(f"{address}/retrieve", batch_size=7)  # six requests at once
+    assert remote.search_batch(QUERIES, k=3) == engine.search_batch(QUERIES, k=3)
+    assert remote.search("river number3 \u00fc") == engine.search("river number3 \u00fc")
+    assert remote.search("") == [] and remote.search_batch([]) == []
+
+
+def test_wire_format(address):
+    def ask(body):
+        return json.loads(urllib3.request("POST", f"{address}/retrieve", json=body).data)["result"]
+
+    with_scores = ask({"queries": ["number3", "number4"], "topk": 1, "return_scores": True})
+    assert with_scores[0][0]["document"] == {"id": "3", "contents": f'"Town 3"\n{PASSAGES[3].text}'}
+    assert with_scores[1][0]["score"] > 0
+    assert ask({"queries": ["number3"]}) == [[with_scores[0][0]["document"]]]
+    assert ask({"queries": ["number3"], "topk": None, "return_scores": None}) == [[with_scores[0][0]["document"]]]
+    health = json.loads(urllib3.request("GET", f"{address}/health").data)
+    assert health == {"status": "ok", "engine": "BM25Search"}
+
+
+@pytest.mark.parametrize("body, status, what", [
+    (b"{", 400, "not JSON"),
+    (b"[" * 100_000, 400, "not JSON"),
+    (b"[1]", 422, "not a JSON object"),
+    (b"{}", 422, "queries: expected a list of texts"),
+    (b'{"queries": "x"}', 422, "queries: expected a list of texts"),
+    (b'{"queries": [1]}', 422, "queries: expected a list of texts"),
+    (json.dumps({"queries": ["x"] * 1025}).encode(), 422, "at most 1024"),
+    (b'{"queries": ["x"], "topk": 0}', 422, "topk: expected a whole number from 1 to 100"),
+    (b'{"queries": ["x"], "topk": true}', 422, "topk"),
+    (b'{"queries": ["x"], "topk": 101}', 422, "topk"),
+    (b'{"queries": ["x"], "return_scores": 1}', 422, "return_scores"),
+    (b'{"queries": ["' + b"x" * (1 << 20) + b'"]}', 413, "larger than"),
+])
+def test_bad_requests(address, body, status, what):
+    response = urllib3.request("POST", f"{address}/retrieve", body=body, retries=False)
+    assert response.status == status and what in json.loads(response.data)["error"]
+
+
+fields = st.sampled_from(["queries", "topk", "return_scores", "x"])
+values = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.recursive(values, lambda inner: st.lists(inner) | st.dictionaries(fields, inner), max_leaves=20))
+def test_no_body_breaks_the_parser(body):
+    try:
+        parsed = server._parse(json.dumps(body).encode())
+    except server._Refused as e:
+        assert e.status in (400, 422)
+    else:
+        assert 1 <= parsed["topk"] <= 100 and all(isinstance(q, str) for q in parsed["queries"])
+
+
+def test_an_engine_that_fails_behind_the_server():
+    class Broken(Engine):
+        def search_batch(self, queries, k=3):
+            raise SearchError("its disk is full")
+
+    with serving(make_app(Broken())) as address:
+        with pytest.raises(SearchError, match=r"search server http.*: HTTP status 502 \(after 2 tries\)"):
+            RemoteSearch(f"{address}/retrieve", retries=1).search("x")
+
+
+@pytest.mark.parametrize("body, expected", [
+    (FOUND, (Passage("7", "A town", "On a river."), 2.5)),
+    ({"result": [[DOCUMENT]]}, (Passage("7", "A town", "On a river."), 1.0)),  # neither score nor wrapper
+    ({"result": [[{"document": DOCUMENT}]]}, (Passage("7", "A town", "On a river."), 1.0)),
+    ({"result": [[{"id": "x", "title": "A", "text": "B"}]]}, (Passage("x", "A", "B"), 1.0)),
+    ({"result": [[{"document": {"id": "x", "contents": "bare"}, "score": 1}]]}, (Passage("x", "", "bare"), 1.0)),
+    ({"result": [[{"id": "x", "contents": "half \ud800"}]]}, (Passage("x", "", "half ?"), 1.0)),
+])
+def test_both_response_forms(body, expected):
+    with scripted(answer(body)) as (url, asked):
+        (hit,) = RemoteSearch(url).search("a town?", k=2)
+    assert (hit.passage, hit.score) == expected
+    assert json.loads(asked[0][2]) == {"queries": ["a town?"], "topk": 2, "return_scores": True}
+
+
+def test_a_document_without_id_gets_a_lasting_one():
+    with scripted(answer({"result": [[{"contents": "a"}, {"contents": "b"}, {"contents": "a"}]]})) as (url, _):
+        ids = [h.passage.id for h in RemoteSearch(url).search("x")]
+    assert ids[0] == ids[2] != ids[1]
+
+
+@pytest.mark.parametrize("body, what", [
+    ({"results": []}, "not of the form"),
+    ({"result": 5}, "not of the form"),
+    ({"result": [[{"score": 1}]]}, "not of the form"),
+    ({"result": [[{"id": 1, "contents": 5}]]}, "not of the form"),
+    ([1], "not of the form"),
+    ({"result": []}, "0 results for 1 queries"),
+])
+def test_an_answer_of_another_form(body, what):
+    with scripted(answer(body)) as (url, asked), pytest.raises(SearchError, match=what):
+        RemoteSearch(url).search("x")
+    assert len(asked) == 1  # asking again would not help
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_passing_fault_is_tried_again(fault):
+    with scripted(FAULTS[fault], FAULTS[fault], answer(FOUND)) as (url, asked):
+        assert len(RemoteSearch(url).search("x")) == 1
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_lasting_fault_is_a_clear_error(fault):
+    with scripted(FAULTS[fault]) as (url, asked):
+        with pytest.raises(SearchError, match=r"^search server http://127.0.0.1:\d+/retrieve: .*\(after 3 tries\)$"):
+            RemoteSearch(url, retries=2).search("x")
+    assert len(asked) == 3
+
+
+def test_a_server_that_asks_for_patience_gets_it():
+    patience = answer({}, 429, [("Retry-After", "0.4")])
+    with scripted(patience, answer(FOUND)) as (url, asked):
+        assert RemoteSearch(url).search("x")
+    assert asked[1][3] - asked[0][3] >= 0.4
+    with scripted(answer({}, 429, [("Retry-After", "3600")])) as (url, asked):
+        with pytest.raises(SearchError, match="HTTP status 429 .after 1 try; the next one would come after the 10 s"):
+            RemoteSearch(url).search("x")
+    assert not any(map(http._retry_after, ("Wed, 21 Oct 2015 07:28:00 GMT", "soon", "-1", None)))
+    assert http._retry_after("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9
+
+
+@pytest.mark.parametrize("status, what", [(404, "status 404"), (401, "the key was refused"), (302, "status 302")])
+def test_a_status_that_will_not_pass(status, what):
+    with scripted(answer({}, status, [("Location", "http://127.0.0.1:1/")])) as (url, asked):
+        with pytest.raises(SearchError, match=what):
+            RemoteSearch(url).search("x")
+    assert len(asked) == 1
+
+
+def dripping_body(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    for _ in range(80):
+        handler.wfile.write(b" ")
+        time.sleep(0.1)
+
+
+def dripping_head(handler):
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+    for _ in range(80):
+        handler.wfile.write(b"x")
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("slow", [sleeping, dripping_body, dripping_head])
+def test_nothing_hangs_longer_than_its_timeout(slow):
+    with scripted(slow) as (url, _):
+        remote, begun = RemoteSearch(url, timeout=0.5), time.monotonic()
+        with pytest.raises(SearchError, match="within 0.5 s|the connection broke"):
+            remote.search("x")
+    assert time.monotonic() - begun < 7  # of the 8 s that the server would take
+
+
+def test_an_answer_that_is_too_large(monkeypatch):
+    monkeypatch.setattr(http, "MAX_RESPONSE", 100_000)
+    with scripted(answer(b" " * 200_000)) as (url, _), pytest.raises(SearchError, match="larger than 100000 bytes"):
+        RemoteSearch(url).search("x")
+
+
+def test_no_server():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{s.getsockname()[1]}/retrieve"
+    with pytest.raises(SearchError, match="no connection; is the server running"):
+        RemoteSearch(url, retries=1).search("x")
+    with pytest.raises(ValueError, match="expected http"):
+        RemoteSearch("file:///etc/passwd")
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        RemoteSearch(url).search("x", k=0)
+
+
+def start(index, port):
+    """``python -m searchr1_lib.search.server`` as a user starts it; returns when it answers."""
+    process = subprocess.Popen([sys.executable, "-m", "searchr1_lib.search.server", "--index", str(index),
+                                "--port", str(port)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for _ in range(600):
+        try:
+            if urllib3.request("GET", f"http://127.0.0.1:{port}/health", retries=False).status == 200:
+                return process
+        except urllib3.exceptions.HTTPError:
+            assert process.poll() is None, "the server ended"
+            time.sleep(0.1)
+    process.kill()
+    raise AssertionError("the server did not start")
+
+
+def test_killed_and_restarted_under_64_callers(engine, tmp_path):
+    """Every query is answered rightly or fails with a clear error, and all callers come back."""
+    engine.save(tmp_path / "index")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    process = start(tmp_path / "index", port)
+    remote = RemoteSearch(f"http://127.0.0.1:{port}/retrieve", timeout=8)
+    stop, right, errors, faults = threading.Event(), [], [], []
+
+    def call(n):
+        while not stop.is_set():
+            query = n % len(PASSAGES)
+            try:
+                hits = remote.search(QUERIES[query], k=1)
+                (right if hits and hits[0].passage == PASSAGES[query] else faults).append(n)
+            except SearchError as e:
+                errors.append(str(e))
+            except Exception as e:
+                faults.append(e)
+
+    callers = [threading.Thread(target=call, args=(n,), daemon=True) for n in range(64)]
+    try:
+        for caller in callers:
+            caller.start()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        before = len(right)
+        process = start(tmp_path / "index", port)
+        time.sleep(0.5)
+        stop.set()
+        for caller in callers:
+            caller.join(20)
+        assert not any(caller.is_alive() for caller in callers), "a caller hangs"
+    finally:
+        stop.set()
+        process.kill()
+        process.wait()
+    assert not faults and before > 0 and len(right) > before
+    assert all("no connection" in e or "the connection broke" in e or "no answer within" in e for e in errors)
+
+
+def test_the_command_refuses_a_folder_without_an_index(tmp_path):
+    out = subprocess.run([sys.executable, "-m", "searchr1_lib.search.server", "--index", str(tmp_path)], cwd=ROOT,
+                         capture_output=True, text=True)
+    assert out.returncode == 2 and "holds neither an index" in out.stderr and "Traceback" not in out.stderr
