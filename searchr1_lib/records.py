@@ -1,16 +1,19 @@
 """What flows through the project: questions, passages, hits, trajectories, and the trajectory log.
 
 A ``Trajectory`` is made once, by the rollout, and only gains fields afterwards (reward, advantage).
-Nothing here imports a numeric library: a record is plain Python and has one JSON form.
+Importing this loads no numeric library: a record is plain Python and has one JSON form, and one row in a
+table (Parquet, ``datasets``) whose columns follow from the fields' types.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any, Iterable, Iterator, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -148,8 +151,12 @@ class Trajectory:
         return "".join(s.text for s in self.segments if s.by_model)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: nested plain values; ``from_dict`` reads it back equal."""
-        return asdict(self)
+        """The JSON form: nested plain values; ``from_dict`` reads it back equal. Its lists are the trajectory's own."""
+        hits = [[{"passage": dict(vars(h.passage)), "score": h.score} for h in call.hits] for call in self.searches]
+        return vars(self) | {
+            "question": dict(vars(self.question)), "segments": [dict(vars(s)) for s in self.segments],
+            "searches": [vars(call) | {"hits": h} for call, h in zip(self.searches, hits)],
+        }
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> "Trajectory":
@@ -175,6 +182,20 @@ class Trajectory:
         if not len(made.completion_ids) == len(made.mask) == len(made.logprobs):
             raise ValueError("completion_ids, mask and logprobs differ in length")
         return made
+
+    def to_row(self) -> dict[str, Any]:
+        """The row of a table: the JSON form, with a dictionary as a list of {"name", "value"} (see ``arrow_schema``)."""
+        row = self.to_dict()
+        return row | {f: [{"name": k, "value": v} for k, v in row[f].items()] for f in ("rewards", "token_values")}
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Trajectory":
+        """Read a row of the Parquet file or of the ``datasets.Dataset``; errors as in ``from_dict``."""
+        try:
+            named = {f: {x["name"]: x["value"] for x in row[f]} for f in ("rewards", "token_values")}
+        except (TypeError, KeyError) as e:
+            raise ValueError(f"not a trajectory: {e}") from None
+        return cls.from_dict(row | named)
 
 
 class TrajectoryLog:
@@ -215,20 +236,98 @@ class TrajectoryLog:
         """All trajectories; see ``__iter__`` for the errors."""
         return list(self)
 
+    def to_parquet(self, path: str | os.PathLike) -> None:
+        """Write the log as a Parquet file, whole or not at all; a log larger than memory is no problem."""
+        import pyarrow.parquet as pq
 
-def write_whole(path: str | os.PathLike, text: str) -> None:
-    """Write a text file whole or not at all: under a temporary name first, then moved into place."""
+        schema = arrow_schema()
+        with _whole(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for table in self._tables(schema):
+                writer.write_table(table)
+
+    def to_dataset(self):
+        """The log as a ``datasets.Dataset`` in memory; ``Trajectory.from_row`` reads its rows."""
+        import pyarrow as pa
+        from datasets import Dataset
+
+        schema = arrow_schema()
+        return Dataset(pa.concat_tables([schema.empty_table(), *self._tables(schema)]))
+
+    def _tables(self, schema, rows: int = 256):
+        """The log as Arrow tables of so many rows."""
+        import pyarrow as pa
+
+        log = iter(self)
+        while part := [t.to_row() for t in islice(log, rows)]:
+            yield pa.Table.from_pylist(part, schema=schema)
+
+
+def read_parquet(path: str | os.PathLike) -> list[Trajectory]:
+    """The trajectories of a file that ``TrajectoryLog.to_parquet`` wrote, equal to those of the log.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not Parquet, or its rows are not trajectories; names file and row.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found: list[Trajectory] = []
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(256):
+                for row in batch.to_pylist():
+                    found.append(Trajectory.from_row(row))
+    except (ValueError, pa.ArrowException) as e:
+        raise ValueError(f"{path}, row {len(found) + 1}: {e}") from None
+    return found
+
+
+def arrow_schema():
+    """The columns of a table of trajectories (a ``pyarrow.Schema``), read off the records' type hints.
+
+    Whole numbers are int64, others float64, dictionaries lists of {name, value} (``datasets`` has no maps).
+    """
+    import pyarrow as pa
+
+    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+    def columns(record):
+        hints = get_type_hints(record)
+        return [(f.name, kind(hints[f.name])) for f in fields(record)]
+
+    def kind(hint):
+        args = [a for a in get_args(hint) if a is not type(None)]
+        if is_dataclass(hint):
+            return pa.struct(columns(hint))
+        if get_origin(hint) is list:
+            return pa.list_(kind(args[0]))
+        if get_origin(hint) is dict:
+            return pa.list_(pa.struct([("name", kind(args[0])), ("value", kind(args[1]))]))
+        return plain[hint] if hint in plain else kind(args[0])  # the rest is "or None"
+
+    return pa.schema(columns(Trajectory))
+
+
+@contextmanager
+def _whole(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name to write to, which becomes ``path`` if all goes well and nothing otherwise."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
+        yield temporary
+        with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike, text: str) -> None:
+    """Write a text file whole or not at all: under a temporary name first, then moved into place."""
+    with _whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json_lines(path: str | os.PathLike, rows: Iterable[dict]) -> None:

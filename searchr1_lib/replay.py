@@ -1,0 +1,301 @@
+"""Recorded trajectories used again: their actions on another engine or policy, and a replay buffer.
+
+``replay`` asks the recorded queries of another engine, and reads the recorded tokens with another policy
+(teacher forcing: each token is judged after the recorded ones, nothing is sampled). It says where they
+part. Past that place the record does not tell what would have happened; for that, roll out anew.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Iterable, Sequence
+
+from .records import Hit, SearchCall, Trajectory
+
+
+@dataclass
+class Replayed:
+    """One trajectory beside its replay.
+
+    Attributes:
+        trajectory: what was recorded.
+        searches: the other engine's answers, one for each recorded search; empty without an engine.
+        logprobs: of each completion token under the other policy, (T,), 0.0 where the mask is 0; empty
+            without a policy.
+        choices: the other policy's most likely token at each place, (T,), None where the mask is 0;
+            empty without a policy.
+        instead: the text of its choice at ``token_parts``, "" if there is no such place.
+    """
+
+    trajectory: Trajectory
+    searches: list[SearchCall] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    choices: list[int | None] = field(default_factory=list)
+    instead: str = ""
+
+    @property
+    def search_parts(self) -> int | None:
+        """Number, from 0, of the first search whose observation differs; None where none does."""
+        pairs = zip(self.trajectory.searches, self.searches)
+        return next((i for i, (old, new) in enumerate(pairs) if _read(old) != _read(new)), None)
+
+    @property
+    def token_parts(self) -> int | None:
+        """The first completion token that the other policy, choosing greedily, would not have written."""
+        pairs = zip(self.trajectory.completion_ids, self.choices)
+        return next((i for i, (old, new) in enumerate(pairs) if new is not None and new != old), None)
+
+
+@dataclass
+class ReplayReport:
+    """The outcome of a replay: ``rows``, one a trajectory. ``str`` of it is the report to read."""
+
+    rows: list[Replayed]
+
+    def table(self) -> dict[str, float | None]:
+        """Means over the replay; None where nothing was there to average.
+
+        searches, same_observation (share of searches after which the model would read the same),
+        shared_documents (share of the recorded documents that the other engine returned too), failed
+        (searches of the other engine that failed); tokens, logprob_recorded and logprob (mean a token,
+        nats), kl (their difference: the estimate "k1" of KL(recorded policy || other policy)),
+        same_choice (share of tokens that the other policy's greedy choice repeats); parted_at_search
+        and parted_at_token (trajectories that part from their record there).
+        """
+        calls = [pair for r in self.rows for pair in zip(r.trajectory.searches, r.searches)]
+        scored = [(r.trajectory.completion_ids[i], r.trajectory.logprobs[i], r.logprobs[i], choice)
+                  for r in self.rows for i, choice in enumerate(r.choices) if choice is not None]
+        recorded, now = _mean(old for _, old, _, _ in scored), _mean(new for _, _, new, _ in scored)
+        return {
+            "searches": len(calls),
+            "same_observation": _mean(_read(old) == _read(new) for old, new in calls),
+            "shared_documents": _mean(_document(h) in map(_document, new.hits) for old, new in calls for h in old.hits),
+            "failed": sum(new.error is not None for _, new in calls),
+            "parted_at_search": sum(r.search_parts is not None for r in self.rows),
+            "tokens": len(scored), "logprob_recorded": recorded, "logprob": now,
+            "kl": recorded - now if scored else None,
+            "same_choice": _mean(token == choice for token, _, _, choice in scored),
+            "parted_at_token": sum(r.token_parts is not None for r in self.rows),
+        }
+
+    def __str__(self) -> str:
+        t, n = self.table(), len(self.rows)
+        lines = [f"{n} trajectories replayed"]
+        if t["searches"]:
+            lines += [f"engine: {t['searches']} searches, the same observation after {t['same_observation']:.0%}, "
+                      f"{t['failed']} failed; {t['parted_at_search']} trajectories part"]
+            lines += _first_five(_search_line(r, r.search_parts) for r in self.rows if r.search_parts is not None)
+        if t["tokens"]:
+            lines += [f"policy: {t['tokens']} tokens, mean log-probability {t['logprob']:.3f} (recorded "
+                      f"{t['logprob_recorded']:.3f}), the same greedy choice at {t['same_choice']:.0%}; "
+                      f"{t['parted_at_token']} trajectories part"]
+            lines += _first_five(_token_line(r, r.token_parts) for r in self.rows if r.token_parts is not None)
+        return "\n".join(lines)
+
+
+def replay(trajectories: Iterable[Trajectory], *, engine=None, policy=None, topk: int | None = None,
+           temperature: float = 1.0, search_timeout: float | None = 60.0, batch_size: int = 32) -> ReplayReport:
+    """Run the recorded actions again: the queries on ``engine``, the tokens under ``policy``, or both.
+
+    Args:
+        engine: anything that ``rollout`` takes. Observations are compared by what the model reads of them:
+            titles and texts in their order, not ids or scores.
+        policy: a ``Policy`` with the recording one's tokenizer.
+        topk: documents asked of the engine (None: as many as the record holds for any search).
+        temperature: the one that the record was sampled with; 0 is read as 1, as ``rollout`` records it.
+        search_timeout: seconds to wait for the engine's answer to one batch, None for ever.
+        batch_size: trajectories that go at a time: their searches in one batch, their tokens in one forward.
+
+    Raises:
+        ValueError: neither engine nor policy; a parameter that cannot be; the record was made with another
+            tokenizer.
+    """
+    if engine is None and policy is None:
+        raise ValueError("replay: give it an engine, a policy, or both")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    rows = [Replayed(t) for t in trajectories]
+    if topk is None:
+        topk = max([1, *(len(call.hits) for r in rows for call in r.trajectory.searches)])
+    if topk < 1:
+        raise ValueError(f"topk must be at least 1, got {topk}")
+    for i in range(0, len(rows), batch_size):
+        part = rows[i : i + batch_size]
+        if engine is not None:
+            _search_again(part, engine, topk, search_timeout)
+        if policy is not None:
+            _read_again(part, policy, temperature or 1.0)
+    return ReplayReport(rows)
+
+
+def _search_again(rows: Sequence[Replayed], engine, topk: int, timeout: float | None) -> None:
+    from .rollout import ask_engine
+
+    queries = [call.query for r in rows for call in r.trajectory.searches]
+    if not queries:
+        return
+    started = time.perf_counter()
+    found = ask_engine(engine, queries, topk, timeout)
+    seconds = (time.perf_counter() - started) / len(queries)
+    calls = iter([SearchCall(query, hits, seconds, error) for query, (hits, error) in zip(queries, found)])
+    for r in rows:
+        r.searches = [next(calls) for _ in r.trajectory.searches]
+
+
+def _read_again(rows: Sequence[Replayed], policy, temperature: float) -> None:
+    """Fill in ``logprobs`` and ``choices``, from one forward pass over the whole sequences."""
+    import torch
+
+    from .trainer import Batch
+
+    for r in rows:
+        _same_tokenizer(r.trajectory, policy)
+    batch = Batch.of([r.trajectory for r in rows], policy.pad_id, policy.device)
+    with torch.no_grad():
+        hidden = policy.decoder(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).last_hidden_state
+        written = batch.mask.bool()
+        found = [_judged(policy.lm_head(h), ids, temperature)  # (N, H) at a time: logits of all would not fit
+                 for h, ids in zip(hidden[:, :-1][written].split(1024), batch.ids[:, 1:][written].split(1024))]
+    logprobs = iter(x for part, _ in found for x in part)
+    choices = iter(x for _, part in found for x in part)
+    for r in rows:
+        r.logprobs = [next(logprobs) if m else 0.0 for m in r.trajectory.mask]
+        r.choices = [next(choices) if m else None for m in r.trajectory.mask]
+        if r.token_parts is not None:
+            r.instead = policy.tokenizer.decode([r.choices[r.token_parts]])
+
+
+def _judged(logits, ids, temperature: float) -> tuple[list[float], list[int]]:
+    """Log-probability of ``ids`` (N,) under ``logits`` (N, V), and the most likely tokens."""
+    scaled = logits.float() / temperature
+    logprobs = scaled.gather(1, ids.unsqueeze(1)).squeeze(1) - scaled.logsumexp(-1)
+    return logprobs.tolist(), logits.argmax(-1).tolist()
+
+
+def _same_tokenizer(t: Trajectory, policy) -> None:
+    ids = t.prompt_ids + t.completion_ids
+    if not t.prompt_ids or max(ids) >= len(policy.token_bytes) or policy.encode(t.prompt) != t.prompt_ids:
+        raise ValueError(f"replay: the trajectory of question {t.question.id!r} was recorded with another tokenizer "
+                         "than this policy's, so its tokens mean nothing to it")
+
+
+def _document(hit: Hit) -> tuple[str, str]:
+    return hit.passage.title, hit.passage.text
+
+
+def _read(call: SearchCall) -> tuple:
+    """What the model reads of a search, apart from the wording of an error."""
+    return call.error is None, [_document(h) for h in call.hits]
+
+
+def _search_line(r: Replayed, number: int) -> str:
+    old, new = r.trajectory.searches[number], r.searches[number]
+    pairs = enumerate(zip(old.hits, new.hits))
+    rank = next((i for i, (a, b) in pairs if _document(a) != _document(b)), min(len(old.hits), len(new.hits)))
+    return (f"{r.trajectory.question.id}, search {number + 1}, rank {rank + 1}: {_cut(old.query)} "
+            f"gave {_name(old, rank)}, now {_name(new, rank)}")
+
+
+def _name(call: SearchCall, rank: int) -> str:
+    if call.error is not None:
+        return f"an error ({call.error})"
+    return _cut(call.hits[rank].passage.title or call.hits[rank].passage.text) if rank < len(call.hits) else "nothing"
+
+
+def _token_line(r: Replayed, place: int) -> str:
+    t = r.trajectory
+    return (f"{t.question.id}, token {place + 1} of {len(t.completion_ids)}: after {_cut(''.join(t.tokens[:place])[-30:])} "
+            f"stood {_cut(t.tokens[place])} (log-probability now {r.logprobs[place]:.2f}), likelier is {_cut(r.instead)}")
+
+
+def _first_five(lines: Iterable[str]) -> list[str]:
+    lines = [f"  {line}" for line in lines]
+    return lines[:5] + [f"  … and {len(lines) - 5} more"] * (len(lines) > 5)
+
+
+def _cut(text: str, size: int = 60) -> str:
+    return repr(text if len(text) <= size else text[: size - 1] + "…")
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return fmean(values) if values else None
+
+
+class ReplayBuffer:
+    """The newest trajectories, to draw from again; filled from rollouts or from a ``TrajectoryLog``.
+
+    Args:
+        capacity: trajectories held; the oldest make room.
+        max_age: one whose ``step`` lies more than so many steps behind the newest is dropped (None: never).
+        by: how ``sample`` draws: "uniform"; "reward", with a weight of the reward above the lowest one held;
+            "advantage", with the absolute advantage as weight (groups without variance taught nothing).
+        seed: of the drawing.
+
+    Raises:
+        ValueError: a parameter that cannot be.
+    """
+
+    def __init__(self, capacity: int, *, max_age: int | None = None, by: str = "uniform", seed: int = 0):
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {capacity}")
+        if max_age is not None and max_age < 0:
+            raise ValueError(f"max_age must not be negative, got {max_age}")
+        if by not in ("uniform", "reward", "advantage"):
+            raise ValueError(f"by must be 'uniform', 'reward' or 'advantage', got {by!r}")
+        self.max_age, self.by = max_age, by
+        self._held: deque[Trajectory] = deque(maxlen=capacity)
+        self._random = random.Random(seed)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __iter__(self):
+        """The held trajectories, oldest first."""
+        return iter(self._held)
+
+    def add(self, trajectories: Iterable[Trajectory]) -> None:
+        """Take trajectories in, and let go of the oldest.
+
+        Raises:
+            ValueError: one lacks the step, reward or advantage that this buffer goes by; then none is taken in.
+        """
+        new = deque(trajectories, self._held.maxlen)
+        needed = {self.by} - {"uniform"} | ({"step"} if self.max_age is not None else set())
+        for t in new:
+            if missing := sorted(name for name in needed if getattr(t, name) is None):
+                raise ValueError(f"ReplayBuffer: the trajectory of question {t.question.id!r} has no {missing[0]}")
+        self._held += new
+        if self.max_age is not None:
+            newest = max((t.step for t in self._held), default=0)
+            self._held = deque((t for t in self._held if newest - t.step <= self.max_age), self._held.maxlen)
+
+    def sample(self, size: int) -> list[Trajectory]:
+        """``size`` different trajectories. Those of weight 0 come only when no others are left.
+
+        Weighted drawing without replacement by exponential keys (Efraimidis and Spirakis 2006).
+
+        Raises:
+            ValueError: fewer are held.
+        """
+        if not 0 <= size <= len(self):
+            raise ValueError(f"cannot draw {size} of the {len(self)} trajectories in the buffer")
+        held, draw = list(self._held), self._random.random
+        keys = [((-math.log(1.0 - draw()) / w if w else math.inf), draw(), i) for i, w in enumerate(self._weights())]
+        return [held[i] for _, _, i in heapq.nsmallest(size, keys)]
+
+    def _weights(self) -> list[float]:
+        if self.by == "uniform":
+            return [1.0] * len(self)
+        if self.by == "advantage":
+            return [abs(t.advantage) for t in self._held]
+        lowest = min((t.reward for t in self._held), default=0.0)
+        return [t.reward - lowest for t in self._held]
