@@ -184,7 +184,7 @@ class Trajectory:
         return made
 
     def to_row(self) -> dict[str, Any]:
-        """The row of a table: the JSON form, with a dictionary as a list of {"name", "value"} (see ``arrow_schema``)."""
+        """The row of a table (see ``arrow_schema``): the JSON form, a dictionary as a list of {"name", "value"}."""
         row = self.to_dict()
         return row | {f: [{"name": k, "value": v} for k, v in row[f].items()] for f in ("rewards", "token_values")}
 

@@ -211,9 +211,9 @@ def _name(call: SearchCall, rank: int) -> str:
 
 
 def _token_line(r: Replayed, place: int) -> str:
-    t = r.trajectory
-    return (f"{t.question.id}, token {place + 1} of {len(t.completion_ids)}: after {_cut(''.join(t.tokens[:place])[-30:])} "
-            f"stood {_cut(t.tokens[place])} (log-probability now {r.logprobs[place]:.2f}), likelier is {_cut(r.instead)}")
+    t, before = r.trajectory, "".join(r.trajectory.tokens[:place])[-30:]
+    return (f"{t.question.id}, token {place + 1} of {len(t.completion_ids)}: after {_cut(before)} stood "
+            f"{_cut(t.tokens[place])} (log-probability now {r.logprobs[place]:.2f}), likelier is {_cut(r.instead)}")
 
 
 def _first_five(lines: Iterable[str]) -> list[str]:

@@ -174,19 +174,17 @@ def test_impossible_parameters_of_replay_are_named(engine, wrong, name):
 
 # ---- tables ----------------------------------------------------------------------------------------------
 
-TEXT, NUMBER = st.text(st.characters(exclude_categories=["Cs"])), st.floats(allow_nan=False)
-TRAJECTORIES = st.integers(0, 4).flatmap(lambda n: st.builds(
-    Trajectory,
-    question=st.builds(Question, TEXT, TEXT, st.lists(TEXT), passages=st.lists(TEXT), hops=st.integers(0, 9),
-                       known=st.sampled_from([None, True, False]), source=TEXT),
-    prompt_ids=st.lists(st.integers(0, 2**31)), completion_ids=st.just([7] * n), mask=st.just([1] * n),
-    logprobs=st.lists(NUMBER, min_size=n, max_size=n),
-    segments=st.lists(st.builds(Segment, TEXT, TEXT, *[st.integers(0, 99)] * 3)),
-    searches=st.lists(st.builds(SearchCall, TEXT, st.lists(st.builds(Hit, st.builds(Passage, TEXT, TEXT, TEXT), NUMBER)),
-                                NUMBER, st.none() | TEXT)),
+TEXT, NUMBER, COUNT = st.text(st.characters(exclude_categories=["Cs"])), st.floats(allow_nan=False), st.integers(0, 99)
+TEXTS, PASSAGE = st.lists(TEXT), st.builds(Passage, TEXT, TEXT, TEXT)
+ASKED = st.builds(Question, TEXT, TEXT, TEXTS, passages=TEXTS, hops=COUNT, known=st.none() | st.booleans(), source=TEXT)
+CALL = st.builds(SearchCall, TEXT, st.lists(st.builds(Hit, PASSAGE, NUMBER)), NUMBER, st.none() | TEXT)
+TRAJECTORIES = COUNT.map(lambda n: n % 5).flatmap(lambda n: st.builds(
+    Trajectory, question=ASKED, prompt_ids=st.lists(st.integers(0, 2**31)), completion_ids=st.just([7] * n),
+    mask=st.just([1] * n), logprobs=st.lists(NUMBER, min_size=n, max_size=n),
+    segments=st.lists(st.builds(Segment, TEXT, TEXT, COUNT, COUNT, COUNT)), searches=st.lists(CALL),
     answer=st.none() | TEXT, reward=st.none() | NUMBER, rewards=st.dictionaries(TEXT, NUMBER),
-    turn_rewards=st.lists(NUMBER), advantage=st.none() | NUMBER, group=TEXT, prompt=TEXT, tokens=st.just(["\ufffd"] * n),
-    step=st.none() | st.integers(0, 10**9), token_values=st.dictionaries(TEXT, st.lists(NUMBER, min_size=n, max_size=n))))
+    turn_rewards=st.lists(NUMBER), advantage=st.none() | NUMBER, group=TEXT, prompt=TEXT, tokens=TEXTS,
+    step=st.none() | COUNT, token_values=st.dictionaries(TEXT, st.lists(NUMBER, min_size=n, max_size=n))))
 
 
 @settings(max_examples=25)
