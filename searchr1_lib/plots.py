@@ -460,6 +460,91 @@ def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = 
                    f"Grid of {found.total()} rollouts; framed cells are where both agree. {told}.")
 
 
+# ---- designing rewards -----------------------------------------------------------------------------------
+
+
+@_styled
+def reward_histograms(
+    columns: Mapping[str, Sequence[float]], known: Sequence[bool], *, title: str | None = None
+) -> Figure:
+    """How each reward is spread over rollouts, known and look-up questions apart: share of the rollouts by value.
+
+    Args:
+        columns: name of a reward -> its value for every rollout.
+        known: for every rollout, whether its question is known.
+        title: the takeaway.
+
+    Raises:
+        ValueError: no reward, or a column as long as ``known`` is not.
+    """
+    known = np.asarray(known, bool)
+    if not columns or any(len(values) != len(known) for values in columns.values()):
+        raise ValueError("reward_histograms needs at least one reward, and a value of each for every rollout")
+    across = min(4, len(columns))
+    down = -(-len(columns) // across)
+    fig, axes = _axes(down, across, 0.8 + 1.7 * down)
+    told = []
+    for ax, (name, values) in zip(axes, columns.items()):
+        values = np.asarray(values, float)
+        low, high = min(0.0, values.min()), max(1.0, values.max())
+        edges = np.linspace(low, high, 12)
+        width = (edges[1] - edges[0]) * 0.42
+        for shift, part, (color, _, _), hatch, label in (
+            (-0.5, known, KNOWN, "", "known"), (0.5, ~known, LOOKUP, "//", "look-up"),
+        ):
+            if part.any():
+                share = np.histogram(values[part], edges)[0] / part.sum()
+                middles = (edges[:-1] + edges[1:]) / 2 + shift * width
+                ax.bar(middles, share, width, color=color, hatch=hatch, label=label)
+                told.append(f"{name}, {label}: mean {values[part].mean():.2f}")
+        ax.set_title(name)
+        ax.set_ylim(0, 1.05)
+        ax.grid(False, axis="x")
+    for ax in axes[len(columns):]:
+        ax.set_visible(False)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    fig.supylabel("share of the rollouts", fontsize=9)
+    return _titled(fig, title or "How each reward is spread over the rollouts", f"Histograms. {'; '.join(told)}.")
+
+
+@_styled
+def correlations(matrix: Mapping[str, Mapping[str, float]], *, title: str | None = None) -> Figure:
+    """A square of correlation coefficients, ``matrix[row][column]``; NaN (a constant column) is shown as "–"."""
+    names = list(matrix)
+    values = np.array([[_value(matrix[a][b]) for b in names] for a in names])
+    fig, (ax,) = _axes(1, 1, 1.6 + 0.36 * len(names))
+    picture = ax.imshow(values, cmap="cividis", vmin=-1, vmax=1, aspect="auto")
+    fig.colorbar(picture, ax=ax, label="correlation")
+    for (y, x), value in np.ndenumerate(values):
+        label = "–" if math.isnan(value) else f"{value:.2f}"
+        ax.text(x, y, label, ha="center", va="center", fontsize=8.5,
+                color="white" if value <= 0.2 else BLACK)
+    ax.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), names)
+    ax.grid(False)
+    pairs = "; ".join(f"{a} and {b} {values[i, j]:.2f}" for i, a in enumerate(names) for j, b in enumerate(names)
+                      if i < j and not math.isnan(values[i, j]))
+    return _titled(fig, title or "Which rewards say the same", f"Correlations: {pairs}.")
+
+
+@_styled
+def lines(
+    x: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str, title: str
+) -> Figure:
+    """Values over a parameter that is swept, one panel a key of ``panels``: label -> one value for each of ``x``."""
+    fig, axes = _axes(1, len(panels), 3.4)
+    told = []
+    for ax, (name, curves_) in zip(axes, panels.items()):
+        for (label, values), (color, marker, style) in zip(curves_.items(), _LOOKS[1:]):
+            ax.plot(x, values, style, color=color, marker=marker, markersize=5, linewidth=2, label=label,
+                    markevery=max(1, len(x) // 10))
+            told.append(f"{name}, {label}: from {values[0]:.2f} at {x[0]:g} to {values[-1]:.2f} at {x[-1]:g}")
+        ax.set_title(name)
+        ax.set_xlabel(xlabel)
+        _legend(ax)
+    return _titled(fig, title, f"Lines over {xlabel}. {'; '.join(told)}.")
+
+
 # ---- explaining GRPO, retrieval and NF4 ------------------------------------------------------------------
 
 
@@ -526,6 +611,40 @@ def advantages_of_group(rewards: Sequence[float], advantages: Sequence[float], *
         _legend(ax, loc="upper left", ncols=3, fontsize=8.5, columnspacing=1)
     pairs = ", ".join(f"{r:.2f} becomes {a:.2f}" for r, a in zip(rewards, advantages))
     return _titled(fig, title or "An advantage says how a rollout compares with its own group", f"Bars: {pairs}.")
+
+
+@_styled
+def step_effect(advantages: Sequence[float], changes: Sequence[float], *, title: str | None = None) -> Figure:
+    """What one step did to the rollouts of a group: the change of log-probability over the advantage.
+
+    Args:
+        advantages: one a rollout.
+        changes: mean change of log-probability over the model's tokens of each rollout, in nats.
+        title: the takeaway; by default it counts the rollouts that went the way they were pushed.
+    """
+    pushed, changed = _array(advantages), _array(changes)
+    if pushed.shape != changed.shape or pushed.ndim != 1:
+        raise ValueError(f"advantages {pushed.shape} and changes {changed.shape} must be one group of equal length")
+    fig, (ax,) = _axes(1, 1, 3.6)
+    rose = changed > 0
+    for part, color, marker, label in ((rose, BLUE, "^", "more likely now"), (~rose, ORANGE, "v", "less likely now")):
+        if part.any():
+            ax.plot(pushed[part], changed[part], marker, color=color, markersize=10, alpha=0.7, label=label)
+    wide, high = 1.25 * np.abs(pushed).max() or 1.0, 1.25 * np.abs(changed).max() or 1.0
+    ax.set_xlim(-wide, wide)
+    ax.set_ylim(-high, high)
+    against = {"color": "#bbbbbb", "alpha": 0.4, "linewidth": 0}
+    ax.fill_between([-wide, 0], 0, high, label="against the push", **against)
+    ax.fill_between([0, wide], -high, 0, **against)
+    ax.axhline(0, color=BLACK, linewidth=1)
+    ax.axvline(0, color=BLACK, linewidth=1)
+    ax.set_xlabel("advantage of the rollout")
+    ax.set_ylabel("change of log π a token (nats)")
+    _legend(ax, loc="upper left")
+    moved = int((pushed * changed > 0).sum())
+    pairs = ", ".join(f"{a:+.2f} led to {c:+.3f}" for a, c in zip(pushed, changed))
+    return _titled(fig, title or f"{moved} of {len(pushed)} rollouts went the way their advantage pushed them",
+                   f"Points, one a rollout. Advantage and change of log-probability: {pairs}.")
 
 
 @_styled

@@ -62,8 +62,19 @@ def figures():
         "nf4_quantisation": plots.nf4_quantisation(w, np.round(w, 2)),
         "advantages_of_group": plots.advantages_of_group([1, 0.85, 0, 0], [1.2, 0.8, -1, -1]),
         "advantages_of_group without variance": plots.advantages_of_group([0.85] * 4, [0] * 4),
+        "step_effect": plots.step_effect([1.2, -1, -0.2], [0.02, -0.3, 0.01]),
+        "step_effect of nothing": plots.step_effect([0, 0], [0, 0]),
         "curves": plots.curves(run(), {"Two": {"em_known": "known", "em_lookup": "look-up"}, "One": {"kl": "KL"}},
                                title="Any metrics over the steps, also those that are missing at times"),
+        "reward_histograms": plots.reward_histograms(
+            {"exact_match": [1.0, 0.0, 1.0, 0.0], "ikea": [-1.0, 0.05, 1.6, 1.2], "search_cost": [0.0] * 4},
+            [True, False, True, False]),
+        "correlations": plots.correlations(
+            {"a": {"a": 1.0, "b": -0.5, "c": math.nan}, "b": {"a": -0.5, "b": 1.0, "c": math.nan},
+             "c": {"a": math.nan, "b": math.nan, "c": math.nan}}),
+        "lines": plots.lines([0.0, 0.5, 1.0], {"known": {"search": [1, 0.5, 0], "answer": [1, 1, 1]},
+                                               "look-up": {"search": [0.9, 0.4, -0.1]}},
+                             xlabel="cost of a search", title="Where answering begins to pay more"),
         "searches_vs_need": plots.searches_vs_need([rollout(True, 1, 0), rollout(False, 2, 3)] * 3),
     }
 
@@ -150,6 +161,8 @@ def test_smoothing_is_the_mean_of_the_neighbourhood(values, window):
 def test_bad_input_is_refused_by_name():
     with pytest.raises(ValueError, match="equal length"):
         plots.advantages_of_group([1, 2], [1])
+    with pytest.raises(ValueError, match="equal length"):
+        plots.step_effect([1], [1, 2])
     with pytest.raises(ValueError, match="recall@K"):
         plots.retrieval_comparison([])
     with pytest.raises(ValueError, match="one shape"):
@@ -189,3 +202,16 @@ def test_pyplot_stays_closed(drawn):
     import sys
 
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_histograms_of_rewards_need_a_value_for_every_rollout():
+    with pytest.raises(ValueError, match="every rollout"):
+        plots.reward_histograms({"a": [1.0]}, [True, False])
+    with pytest.raises(ValueError, match="at least one reward"):
+        plots.reward_histograms({}, [True])
+
+
+def test_a_constant_reward_has_no_correlation_and_none_is_told():
+    fig = plots.correlations({"a": {"a": 1.0, "b": math.nan}, "b": {"a": math.nan, "b": math.nan}})
+    assert "–" in {text.get_text() for text in fig.axes[0].texts}
+    assert "a and b" not in fig.alt
