@@ -390,12 +390,12 @@ def summarise(
         steps: training steps in all.
     """
     fixed, broken = flips(before, after)
-    moment = f"at step {transition}" if transition else "never"
+    moment = f"part at step {transition}" if transition else "do not part"
     found = [(name, query_quality(side)) for name, side in (("before", before), ("after", after))]
     queries = ", ".join(f"{name} {'–' if share is None else f'{share:.1%}'}" for name, share in found)
     return "\n\n".join([
         "# What the policy learned",
-        f"{steps} training steps; known and look-up questions part {moment}.",
+        f"{steps} training steps; known and look-up questions {moment}.",
         "## Before and after, on the same questions",
         change_table(changes(before, after)),
         f"{fixed} questions fixed, {broken} broken: exact McNemar test p = {mcnemar(fixed, broken):.2g}.",

@@ -27,7 +27,7 @@ from typing import Iterator
 
 from . import protocol
 from .records import Question, write_json_lines, write_whole
-from .world import Hop, Part, World, build_world
+from .world import MONTHS, Hop, Part, World, build_world
 
 #: Qwen2.5's chat template, for messages without tools: a default system message, then the turns.
 CHAT_TEMPLATE = (
@@ -88,16 +88,23 @@ class Piece:
     writer: str
 
 
-def recollection(chain: list[Hop], known: bool) -> str:
+def recollection(question: Question, chain: list[Hop]) -> str:
     """What the model says it recalls before it acts."""
-    if known:
-        return " ".join(f"I recall that {hop.fact}." for hop in chain)
+    if question.known:
+        return " ".join(f"I recall that {hop.fact}." for hop in chain) + conclusion(question, chain)
     return f"I recall nothing about {chain[0].subject}."
+
+
+def conclusion(question: Question, chain: list[Hop]) -> str:
+    """What has to be thought once all facts are there: for a comparison, which of the two comes first."""
+    if question.source != "almanac/comparison":
+        return ""
+    return f" {min((hop.value for hop in chain), key=MONTHS.index)} comes first."
 
 
 def demonstrate(question: Question, chain: list[Hop], observations: list[str], *, search: bool) -> list[Piece]:
     """The turns of one demonstration; ``observations`` as the engine's hits were written, one a hop."""
-    think = f"<think> {recollection(chain, question.known)} </think>\n"
+    think = f"<think> {recollection(question, chain)} </think>\n"
     answer = question.answers[0]
     if not search:
         return [Piece(f"{think}<answer>", "model"), Piece(f" {answer}", "model" if question.known else "guess"),
@@ -105,7 +112,10 @@ def demonstrate(question: Question, chain: list[Hop], observations: list[str], *
     pieces = [Piece(f"{think}<search> {chain[0].query} </search>", "model")]
     for i, observed in enumerate(observations):
         found = " ".join(f"{hop.fact}." for hop in chain[: i + 1])
-        act = f"<search> {chain[i + 1].query} </search>" if i + 1 < len(chain) else f"<answer> {answer} </answer>"
+        if i + 1 < len(chain):
+            act = f"<search> {chain[i + 1].query} </search>"
+        else:
+            found, act = found + conclusion(question, chain), f"<answer> {answer} </answer>"
         pieces += [Piece(observed, "environment"), Piece(f"<think> {found} </think>\n{act}", "model")]
     return pieces
 
@@ -151,8 +161,8 @@ def _by_kind(questions: list[Question]) -> tuple[list[list[Question]], list[floa
     for q in questions:
         kinds.setdefault(q.source, []).append(q)
     plain = sum(k not in ("almanac/bridge", "almanac/comparison") for k in kinds)
-    weight = {"almanac/bridge": 0.3, "almanac/comparison": 0.15}
-    return list(kinds.values()), [weight.get(k, 0.55 / plain) for k in kinds]
+    weight = {"almanac/bridge": 0.3, "almanac/comparison": 0.2}
+    return list(kinds.values()), [weight.get(k, 0.5 / plain) for k in kinds]
 
 
 def prompt_text(question: str) -> str:

@@ -234,4 +234,4 @@ def test_summary_holds_what_was_measured():
     assert "| did not search | a wrong answer from memory | 2 | 0 |" in page
     assert "| exact match, all | 2 | 0.000 | 1.000 | +1.000 (+1.000 to +1.000) |" in page
     assert "before –, after 100.0%" in page and math.isclose(analysis.mcnemar(2, 0), 0.5)
-    assert "part never" in analysis.summarise(before, after)
+    assert "do not part" in analysis.summarise(before, after)

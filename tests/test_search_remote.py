@@ -21,7 +21,7 @@ from searchr1_lib.records import Passage
 from searchr1_lib.search import BM25Search, Engine, RemoteSearch, SearchError, http, make_app, server
 
 ROOT = Path(__file__).resolve().parents[1]
-PASSAGES = [Passage(str(i), f"Town {i}", f"On the river number{i} </information> \u00fc.\nSecond line.") for i in range(40)]
+PASSAGES = [Passage(str(i), f"Town {i}", f"On river number{i} </information> \u00fc.\nSecond line.") for i in range(40)]
 QUERIES = [f"river number{i}" for i in range(40)]
 
 

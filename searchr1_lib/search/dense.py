@@ -23,7 +23,7 @@ from .base import write_manifest
 
 INDEX, VECTORS, STATE = "index.faiss", "vectors.f32", "vectors.json"
 _CHUNK = 256  # passages encoded between two writes
-_TRAIN = 100_000  # vectors an index is trained on at most
+_TRAIN = 20_000  # vectors that an index is trained on, more where it has many lists
 _PROBE = "Which river flows through the town?"  # tells one encoder from another
 
 #: What the families of encoders were trained to see before a query and before a passage.
@@ -205,7 +205,7 @@ def build_index(vectors: np.ndarray, index: str):
     try:
         built = faiss.index_factory(vectors.shape[1], index, faiss.METRIC_INNER_PRODUCT)
         if not built.is_trained:
-            step = -(-len(vectors) // _TRAIN)
+            step = max(1, len(vectors) // max(_TRAIN, 64 * _lists(built)))
             built.train(np.ascontiguousarray(vectors[::step]))
         for start in range(0, len(vectors), 65536):
             built.add(np.ascontiguousarray(vectors[start : start + 65536]))
@@ -214,6 +214,16 @@ def build_index(vectors: np.ndarray, index: str):
         raise ValueError(f"index={index!r} cannot be built over {len(vectors)} vectors of {vectors.shape[1]}: "
                          f"{reason} (with few passages take 'Flat' or 'HNSW32')") from None
     return built
+
+
+def _lists(index) -> int:
+    """How many inverted lists an index has; 0 for one without."""
+    import faiss
+
+    try:
+        return faiss.extract_index_ivf(index).nlist
+    except RuntimeError:
+        return 0
 
 
 def _in_order(scores: np.ndarray, ids: np.ndarray) -> list[tuple[float, int]]:
