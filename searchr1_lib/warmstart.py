@@ -52,8 +52,8 @@ class Recipe:
         lr: peak learning rate of AdamW; linear warm-up, then a cosine down to a tenth of it.
         known_share: share of demonstrations about known facts.
         search_share: how often the first act of a demonstration is a search.
-        context_weight: loss weight of the words that the model does not write (prompt and passages);
-            they teach it to read. 0 for guessed answers always.
+        context_weight: loss weight of the words that the model does not write (prompt and passages) in
+            the first ``context_steps`` steps; they teach it to copy. Guessed answers have weight 0 always.
         quantised_steps: last steps trained with NF4 rounding in the forward pass (straight-through),
             so that the skills survive 4-bit loading.
         topk: documents an observation holds.
@@ -72,9 +72,10 @@ class Recipe:
     lr: float = 1.5e-3
     warmup: int = 60
     weight_decay: float = 0.01
-    known_share: float = 0.42
+    known_share: float = 0.4
     search_share: float = 0.5
     context_weight: float = 0.3
+    context_steps: int = 1500
     quantised_steps: int = 400
     topk: int = 3
     world_steps: int = 60
@@ -212,16 +213,16 @@ def new_model(recipe: Recipe, tokenizer):
     return Qwen2ForCausalLM(config)
 
 
-def encode(tokenizer, question: Question, pieces: list[Piece], recipe: Recipe) -> tuple[list[int], list[float]]:
+def encode(tokenizer, question: Question, pieces: list[Piece], context_weight: float) -> tuple[list[int], list[float]]:
     """Token ids of a demonstration, and the loss weight of each. Turns are encoded one by one, as in a rollout."""
     ids = tokenizer.encode(prompt_text(question.text))
-    weights = [recipe.context_weight] * len(ids)
+    weights = [context_weight] * len(ids)
     for writer, group in _turns(pieces):
         text = "".join(p.text for p in group)
         enc = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         ids += enc["input_ids"]
         if writer == "environment":
-            weights += [recipe.context_weight] * len(enc["input_ids"])
+            weights += [context_weight] * len(enc["input_ids"])
             continue
         guess = [False] * len(text)
         at = 0
@@ -253,7 +254,8 @@ def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[l
     while True:
         world = fresh_world(number, avoid)
         need = recipe.batch * recipe.world_steps
-        made = [encode(tokenizer, q, pieces, recipe)
+        context_weight = recipe.context_weight if number * recipe.world_steps < recipe.context_steps else 0.0
+        made = [encode(tokenizer, q, pieces, context_weight)
                 for q, pieces in demonstrations(world, recipe, rng, need + need // 8)]
         for i in range(recipe.world_steps):
             yield made[i * recipe.batch : (i + 1) * recipe.batch]

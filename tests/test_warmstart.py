@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -86,9 +86,9 @@ def test_demonstrations_speak_the_protocol(examples):
 
 
 def test_guesses_and_only_guesses_carry_no_loss(examples, policy):
-    tokenizer, recipe = policy.tokenizer, replace(Recipe(), context_weight=0.0)
+    tokenizer = policy.tokenizer
     for question, pieces in examples[:100]:
-        ids, weights = encode(tokenizer, question, pieces, recipe)
+        ids, weights = encode(tokenizer, question, pieces, context_weight=0.0)
         start = len(tokenizer.encode(prompt_text(question.text)))
         silent = tokenizer.decode([i for i, w in zip(ids[start:], weights[start:]) if w == 0])
         guessed = "".join(p.text for p in pieces if p.writer == "guess")
