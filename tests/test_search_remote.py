@@ -64,6 +64,42 @@ def test_the_same_hits_as_the_engine_itself(engine, address):
     assert remote.search("") == [] and remote.search_batch([]) == []
 
 
+def test_many_callers_share_requests_and_get_their_own_hits(engine, address):
+    remote, faults = RemoteSearch(f"{address}/retrieve", connections=2, batch_size=16), []
+
+    def call(n):
+        for i in range(10):
+            queries, k = [QUERIES[(n + i + j) % len(QUERIES)] for j in range(1 + n % 20)], 1 + n % 3
+            if remote.search_batch(queries, k) != engine.search_batch(queries, k):
+                faults.append(n)
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults and not remote._waiting
+
+
+def test_waiting_queries_travel_together():
+    def slow(handler):
+        time.sleep(0.3)
+        many(handler)
+
+    def many(handler):
+        answer({"result": [[{"id": q, "contents": q}] for q in json.loads(asked[-1][2])["queries"]]})(handler)
+
+    with scripted(slow, many) as (url, asked):
+        remote, got = RemoteSearch(url, connections=1), {}
+        threads = [threading.Thread(target=lambda q=f"q{n}": got.update({q: remote.search(q)})) for n in range(9)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert {q: [h.passage.id for h in hits] for q, hits in got.items()} == {f"q{n}": [f"q{n}"] for n in range(9)}
+    assert len(asked) < 9
+
+
 def test_wire_format(address):
     def ask(body):
         return json.loads(urllib3.request("POST", f"{address}/retrieve", json=body).data)["result"]

@@ -53,33 +53,41 @@ class JsonClient:
 
     def __init__(self, service: str, *, timeout: float, retries: int, connections: int):
         self.service, self.timeout, self.retries = service, timeout, retries
+        self.threads = ThreadPoolExecutor(connections, thread_name_prefix="search")
         self._pool = urllib3.PoolManager(maxsize=connections, block=True, retries=False)
-        self._threads = ThreadPoolExecutor(connections, thread_name_prefix="search")
+
+    def deadline(self) -> float:
+        """When a call that begins now has to end, on the clock ``time.monotonic``."""
+        return time.monotonic() + self.timeout
 
     def ask_all(self, requests: Sequence[Mapping[str, Any]], read: Callable[[Any], Any]) -> list[Any]:
-        """``read(answer)`` for each request (arguments of urllib3's ``request``), in order.
-
-        ``read`` turns the parsed JSON into what the caller wants, and raises KeyError, TypeError or ValueError
-        where the JSON is not of the service's form.
+        """``ask`` for each request at once; the answers in order, none later than ``timeout`` seconds.
 
         Raises:
-            SearchError: one of them got no answer within ``timeout`` seconds.
+            SearchError: one of them got no usable answer.
         """
-        deadline = time.monotonic() + self.timeout
-        asked = [self._threads.submit(self._ask, request, read, deadline) for request in requests]
+        deadline = self.deadline()
+        return self.wait([self.threads.submit(self.ask, request, read, deadline) for request in requests], deadline)
+
+    def wait(self, asked: Sequence[Future], deadline: float) -> list[Any]:
+        """The results of futures; after ``deadline`` or an error the rest is cancelled."""
         try:
-            return [self._wait(future, deadline) for future in asked]
+            return [future.result(max(0.0, deadline - time.monotonic())) for future in asked]
+        except FutureTimeout:  # also what no socket timeout can see: a slow name server, an answer that drips
+            raise self._error(f"no answer within {self.timeout:g} s") from None
         finally:
             for future in asked:
                 future.cancel()
 
-    def _wait(self, future: Future, deadline: float) -> Any:
-        try:
-            return future.result(max(0.0, deadline - time.monotonic()))
-        except FutureTimeout:  # also what no socket timeout can see: a slow name server, an answer that drips
-            raise self._error(f"no answer within {self.timeout:g} s") from None
+    def ask(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
+        """``read(answer)`` of one request (arguments of urllib3's ``request``), in this thread.
 
-    def _ask(self, request: Mapping[str, Any], read: Callable, deadline: float) -> Any:
+        ``read`` turns the parsed JSON into what the caller wants, and raises KeyError, TypeError or ValueError
+        where it is not of the service's form.
+
+        Raises:
+            SearchError: no usable answer before ``deadline``.
+        """
         for attempt in range(self.retries + 1):
             try:
                 return self._try(request, read, deadline)
