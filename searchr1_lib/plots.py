@@ -486,7 +486,7 @@ def reward_histograms(
     told = []
     for ax, (name, values) in zip(axes, columns.items()):
         values = np.asarray(values, float)
-        low, high = min(0.0, values.min()), max(1.0, values.max())
+        low, high = min(0.0, values.min()), max(1.0 if values.max() > 0 or not values.any() else 0.0, values.max())
         edges = np.linspace(low, high, 12)
         width = (edges[1] - edges[0]) * 0.42
         for shift, part, (color, _, _), hatch, label in (
@@ -524,7 +524,7 @@ def correlations(matrix: Mapping[str, Mapping[str, float]], *, title: str | None
     ax.grid(False)
     pairs = "; ".join(f"{a} and {b} {values[i, j]:.2f}" for i, a in enumerate(names) for j, b in enumerate(names)
                       if i < j and not math.isnan(values[i, j]))
-    return _titled(fig, title or "Which rewards say the same", f"Correlations: {pairs}.")
+    return _titled(fig, title or "Which rewards say the same", f"A square of correlation coefficients: {pairs}.")
 
 
 @_styled
@@ -534,8 +534,8 @@ def lines(
     """Values over a parameter that is swept, one panel a key of ``panels``: label -> one value for each of ``x``."""
     fig, axes = _axes(1, len(panels), 3.4)
     told = []
-    for ax, (name, curves_) in zip(axes, panels.items()):
-        for (label, values), (color, marker, style) in zip(curves_.items(), _LOOKS[1:]):
+    for ax, (name, drawn) in zip(axes, panels.items()):
+        for (label, values), (color, marker, style) in zip(drawn.items(), (*_LOOKS[3:], *_LOOKS[:3])):
             ax.plot(x, values, style, color=color, marker=marker, markersize=5, linewidth=2, label=label,
                     markevery=max(1, len(x) // 10))
             told.append(f"{name}, {label}: from {values[0]:.2f} at {x[0]:g} to {values[-1]:.2f} at {x[-1]:g}")

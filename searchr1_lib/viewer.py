@@ -2,7 +2,8 @@
 
 ``render_html`` is the drawing: turns as segments, documents with rank, score and gold mark, tokens
 coloured by mask or by a value, the rollouts of one question side by side. It needs no script, no network
-and no model. ``show`` puts it into a notebook; ``browse``, ``compare`` and ``ask`` are ipywidgets around it.
+and no model. ``show`` puts it into a notebook; ``browse``, ``compare``, ``weigh``, ``prefer`` and ``ask`` are
+ipywidgets around it.
 
 Everything that a model or the web wrote is escaped, also against MathJax (``$…$`` in a page is set as a
 formula by Jupyter) and against characters that turn the reading direction. Nothing is told by colour
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from .records import SearchCall, Segment, Trajectory
-from .rewards import exact_match
+from .rewards import exact_match, record_choice
 
 #: Questions longer than this are cut where they only name a row of a list.
 _ROW = 90
@@ -653,6 +655,142 @@ def compare(before: Iterable[Trajectory], after: Iterable[Trajectory]):
     matrix.value = _comparison_html(outcomes)
     box = _with_static_html(widgets.VBox)([matrix, widgets.HBox([outcome, color]), rows, pair])
     box.controls, box.drawing, box.pair = {"outcome": outcome, "color": color, "rows": rows}, matrix, pair
+    return box
+
+
+# ---- weighing rewards, and choosing by hand ---------------------------------------------------------------
+
+
+def first_act(t: Trajectory) -> str:
+    """What the model did first: "search", "answer", or "neither"."""
+    return next((s.kind for s in t.segments if s.kind in ("search", "answer")), "neither")
+
+
+def weighted(group: Sequence[Trajectory], weights: Mapping[str, float]) -> tuple[list[float], list[float]]:
+    """Rewards ``sum(weight * t.rewards[name])`` of one group of G rollouts, and GRPO's advantages: G floats each.
+
+    Raises:
+        ValueError: a rollout was not scored with one of the rewards; names those it has.
+    """
+    from .grpo import group_advantages
+
+    if missing := sorted({name for t in group for name in weights.keys() - t.rewards.keys()}):
+        raise ValueError(f"no reward {missing[0]!r} in the trajectories, they have: {', '.join(group[0].rewards)}")
+    rewards = [math.fsum(w * t.rewards[name] for name, w in weights.items()) for t in group]
+    return rewards, group_advantages(rewards, len(group)).tolist()
+
+
+def render_weights(group: Sequence[Trajectory], weights: Mapping[str, float]) -> str:
+    """Self-contained HTML: the advantages of one group under these weights, and which first act they favour.
+
+    Args:
+        group: rollouts of one question, scored with every reward in ``weights``.
+        weights: name of a reward -> its weight. Errors as in ``weighted``.
+    """
+    rewards, advantages = weighted(group, weights)
+    names = ["", "first act", "searches", "answer", *map(_e, weights), "reward", "advantage", "less", "more likely"]
+    rows = []
+    for i, (t, reward, advantage) in enumerate(zip(group, rewards, advantages), 1):
+        bar = "█" * round(6 * abs(advantage))
+        cells = [f"<b>#{i}</b>", first_act(t), str(len(t.searches)), _answer_html(t)]
+        cells += [_number(t.rewards[name]) for name in weights] + [_number(reward), _number(round(advantage, 2), "+")]
+        cells += [bar * (advantage < 0), bar * (advantage > 0)]
+        rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+    formula = " + ".join(f"{w:.3g} × {_e(name)}" for name, w in weights.items())
+    equal = max(rewards) - min(rewards) < 1e-9
+    badge = " <strong class=badge>all rewards are equal: nothing is learned</strong>" if equal else ""
+    return _page(
+        f"<h4>{_e(group[0].question.text)}</h4><p>{_facts(group)}</p><p>reward = {formula}{badge}</p>"
+        f"<table><tr>{''.join(f'<th>{n}</th>' for n in names)}</tr>{''.join(rows)}</table>"
+        f"<p>{_favoured(group, advantages)}</p>"
+    )
+
+
+def _favoured(group: Sequence[Trajectory], advantages: Sequence[float]) -> str:
+    """Mean advantage by first act, in words."""
+    found: dict[str, list[float]] = {}
+    for t, a in zip(group, advantages):
+        found.setdefault(first_act(t), []).append(a)
+    means = {act: _number(round(math.fsum(a) / len(a), 2), "+") for act, a in sorted(found.items())}
+    told = "; ".join(f"{act} first: {m} ({len(found[act])})" for act, m in means.items())
+    return f"Mean advantage (rollouts): {told}"
+
+
+def weigh(trajectories: Iterable[Trajectory], weights: Mapping[str, float], *, most: float = 2.0):
+    """A widget with a slider for each weight (0 to ``most``) that redraws ``render_weights`` for a group at once.
+
+    Without widgets the cell shows the first group under the weights given. Controls are attributes of the box
+    (``box.controls["search_cost"].value = 0.5``; ``box.controls["group"]`` chooses the question).
+    """
+    import ipywidgets as widgets
+
+    found = groups(trajectories)
+    if not found:
+        raise ValueError("nothing to weigh: the list of trajectories is empty")
+    sliders = {
+        name: widgets.FloatSlider(description=name, value=w, max=most, step=0.05, style={"description_width": "9em"})
+        for name, w in weights.items()
+    }
+    options = [(f"{knowledge(g[0])}: {g[0].question.text[:_ROW]}", i) for i, g in enumerate(found)]
+    group = widgets.Dropdown(description="group", options=options, layout=widgets.Layout(width="auto"))
+    drawing = widgets.HTML()
+
+    def redraw(_=None):
+        drawing.value = render_weights(found[group.value], {name: s.value for name, s in sliders.items()})
+
+    for control in (group, *sliders.values()):
+        control.observe(redraw, "value")
+    redraw()
+    box = _with_static_html(widgets.VBox)([group, *sliders.values(), drawing])
+    box.controls, box.drawing = {"group": group, **sliders}, drawing
+    return box
+
+
+def render_pair(a: Trajectory, b: Trajectory) -> str:
+    """Self-contained HTML: two rollouts of one question as A and B, without rewards, so that they sway nobody."""
+    pair = [replace(t, reward=None, rewards={}, turn_rewards=[], advantage=None) for t in (a, b)]
+    return _page(_group_html(pair, _scale(pair, "mask"), ["A", "B"]))
+
+
+def prefer(pairs: Iterable[tuple[Trajectory, Trajectory]], path: str | os.PathLike):
+    """A widget that shows pairs and appends each choice to ``path`` (see ``rewards.record_choice``).
+
+    Without widgets the cell shows the first pair. Controls are attributes of the returned box: the buttons
+    ``box.controls["a"]``, ``["b"]`` and ``["skip"]``; ``box.count`` says how far one is.
+    """
+    import ipywidgets as widgets
+
+    pairs = list(pairs)
+    if not pairs:
+        raise ValueError("nothing to choose from: the list of pairs is empty")
+    buttons = {name: widgets.Button(description=label) for name, label in
+               (("a", "A is better"), ("b", "B is better"), ("skip", "skip"))}
+    count, drawing = widgets.Label(), widgets.HTML()
+    at = chosen = 0
+
+    def draw():
+        count.value = f"pair {min(at + 1, len(pairs))} of {len(pairs)}; {chosen} choices written to {path}"
+        drawing.value = render_pair(*pairs[at]) if at < len(pairs) else _page("<p>No pair is left. Thank you.</p>")
+        for button in buttons.values():
+            button.disabled = at >= len(pairs)
+
+    def press(name: str):
+        nonlocal at, chosen
+        try:
+            if name != "skip":
+                record_choice(path, *pairs[at], name)
+                chosen += 1
+        except OSError as e:
+            count.value = f"the choice was not written to {path}: {e.strerror or e}"
+            return
+        at += 1
+        draw()
+
+    for name, button in buttons.items():
+        button.on_click(lambda _, name=name: press(name))
+    draw()
+    box = _with_static_html(widgets.VBox)([count, widgets.HBox(list(buttons.values())), drawing])
+    box.controls, box.drawing, box.count = buttons, drawing, count
     return box
 
 

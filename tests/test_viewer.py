@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from searchr1_lib.protocol import observation, split_turn
 from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
+from searchr1_lib.rewards import read_choices
 from searchr1_lib.viewer import (
-    OUTCOMES, SORTS, ask, browse, colors, compare, groups, paired_outcomes, render_comparison, render_html,
-    render_side_by_side, render_text, select, show, token_spans, without_variance,
+    OUTCOMES, SORTS, ask, browse, colors, compare, groups, paired_outcomes, prefer, render_comparison, render_html,
+    render_side_by_side, render_text, render_weights, select, show, token_spans, weigh, weighted, without_variance,
 )
 
 GOLD = Passage("p1", "Mirel Vondash", "Mirel Vondash, a glassblower, was born in Taimbford, Norrein in 1871.")
@@ -352,3 +353,51 @@ def test_ask_shows_what_it_is_told_and_also_what_goes_wrong():
     assert "ZeroDivisionError" in box.drawing.value
     box.controls["question"].value = " "
     assert box.drawing.value == ""
+
+
+def test_weights_give_the_advantages_of_grpo_and_name_the_act_they_favour():
+    group = group_of()
+    rewards, advantages = weighted(group, {"exact_match": 1.0, "search_cost": 1.0})
+    assert rewards == pytest.approx([t.reward for t in group])
+    mean, std = sum(rewards) / 8, (sum((r - sum(rewards) / 8) ** 2 for r in rewards) / 7) ** 0.5
+    assert advantages == pytest.approx([(r - mean) / (std + 1e-4) for r in rewards], abs=1e-5)
+    dear = _Page(render_weights(group, {"exact_match": 1.0, "search_cost": 10.0})).text
+    cheap = _Page(render_weights(group, {"exact_match": 1.0, "search_cost": 0.0})).text
+    assert "answer first: +" in dear and "search first: -" in dear
+    assert "answer first: -" in cheap and "search first: +" in cheap and "1 × exact_match + 0 × search_cost" in cheap
+    assert "nothing is learned" in render_weights(group, {"exact_match": 0.0})
+    with pytest.raises(ValueError, match="'f1'.*exact_match"):
+        weighted(group, {"f1": 1.0})
+
+
+def test_weigh_redraws_at_once_for_the_group_on_display():
+    box = weigh(group_of() + [build(Question("q2", "<b>Two?</b>", ["x"]), ["<answer> x </answer>"],
+                                    rewards={"exact_match": 1.0, "search_cost": 0.0})] * 2,
+                {"exact_match": 1.0, "search_cost": 1.0})
+    before = box.drawing.value
+    box.controls["search_cost"].value = 2.0
+    assert box.drawing.value != before and "2 × search_cost" in box.drawing.value
+    box.controls["group"].value = 1
+    assert "&lt;b&gt;Two?" in box.drawing.value and box.drawing.value in box._repr_mimebundle_()[0]["text/html"]
+    with pytest.raises(ValueError, match="empty"):
+        weigh([], {})
+
+
+def test_prefer_writes_what_was_chosen_and_shows_no_reward(tmp_path):
+    group, path = group_of(), tmp_path / "choices.jsonl"
+    box = prefer([(group[0], group[1]), (group[2], group[3]), (group[4], group[5])], path)
+    assert "0.85" not in _Page(box.drawing.value).text and group[0].reward is not None
+    box.controls["b"].click()
+    box.controls["skip"].click()
+    box.controls["a"].click()
+    box.controls["a"].click()  # nothing is left: no further choice
+    assert [[t.to_dict() for t in pair] for pair in read_choices(path)] == [
+        [group[1].to_dict(), group[0].to_dict()], [group[4].to_dict(), group[5].to_dict()]]
+    assert "2 choices" in box.count.value and "No pair is left" in box.drawing.value
+
+
+def test_a_choice_that_cannot_be_written_is_not_lost(tmp_path):
+    box = prefer([tuple(group_of(2))], tmp_path / "no folder" / "choices.jsonl")
+    shown = box.drawing.value
+    box.controls["a"].click()
+    assert "was not written" in box.count.value and box.drawing.value == shown
