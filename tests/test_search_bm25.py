@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_lib.data import load_passages, load_questions, save_passages
-from searchr1_lib.records import Passage
-from searchr1_lib.search import BM25Search, IndexFolderError, LocalSearch
+from searchr1_lib.records import Passage, Question
+from searchr1_lib.search import BM25Search, IndexFolderError, LocalSearch, measure
 from searchr1_lib.search.base import best
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,11 +210,23 @@ def test_the_missions_own_example():
 @pytest.mark.parametrize("name, at2, at5", [("hotpotqa_train100", 60.0, 76.0), ("musique_train100", 42.3, 50.9)])
 def test_recall_on_real_questions(name, at2, at5):
     questions = load_questions(SAMPLES / name / "questions.jsonl")
-    batch = BM25Search(load_passages(SAMPLES / name / "corpus.jsonl")).search_batch([q.text for q in questions], k=5)
-    for k, expected in ((2, at2), (5, at5)):
-        found = [len({h.passage.id for h in hits[:k]} & set(q.passages)) / len(q.passages)
-                 for q, hits in zip(questions, batch)]
-        assert abs(100 * np.mean(found) - expected) < 1.5
+    row = measure(BM25Search(load_passages(SAMPLES / name / "corpus.jsonl")), questions, ks=(2, 5))
+    assert abs(100 * row["recall@2"] - at2) < 1.5 and abs(100 * row["recall@5"] - at5) < 1.5
+
+
+def test_recall_and_mrr_by_hand():
+    questions = [
+        Question("1", "velmora", ["x"], passages=["a"]),  # found first
+        Question("2", "nava", ["x"], passages=["c", "none"]),  # c stands second, the other nowhere
+        Question("3", "zzz", ["x"], passages=["a"]),  # nothing found
+        Question("4", "nava", ["x"]),  # nothing to find: left out
+    ]
+    row = measure(BM25Search(SMALL), questions, ks=(1, 2), name="small")
+    assert row["engine"] == "small" and row["ms_per_query"] > 0
+    assert row["recall@1"] == pytest.approx(1 / 3) and row["recall@2"] == pytest.approx((1 + 0.5) / 3)
+    assert row["mrr"] == pytest.approx((1 + 1 / 2) / 3)
+    with pytest.raises(ValueError, match="no question names a gold passage"):
+        measure(BM25Search(SMALL), questions[3:])
 
 
 def test_the_package_is_light():

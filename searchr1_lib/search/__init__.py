@@ -17,6 +17,7 @@ _HOMES = {
     "IndexFolderError": "base",
     "LocalSearch": "local",
     "make_app": "server",
+    "measure": "quality",
     "RemoteSearch": "remote",
     "RerankedSearch": "rerank",
     "SearchError": "base",

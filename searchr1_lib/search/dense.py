@@ -61,14 +61,15 @@ def encode_passages(
         progress: is given a line every ten seconds.
 
     Raises:
-        ValueError: ``vectors_dir`` holds vectors of another corpus, encoder or prefix.
+        ValueError: no passages, or ``vectors_dir`` holds vectors of another corpus, encoder or prefix.
         EncoderError: the encoder cannot be loaded.
     """
+    if not passages:
+        raise ValueError("no passages to encode")
     encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
     prefix = prefixes(encoder.name)[1] if prefix is None else prefix
     if vectors_dir is None:
-        chunks = list(_encode(passages, encoder, prefix, 0, progress))
-        return np.concatenate(chunks) if chunks else np.zeros((0, encoder.dimension), np.float32)
+        return np.concatenate(list(_encode(passages, encoder, prefix, 0, progress)))
     path, row = Path(vectors_dir) / VECTORS, 4 * encoder.dimension
     _claim(Path(vectors_dir), encoder, prefix, passages)
     with open(path, "ab") as f:
@@ -135,8 +136,6 @@ class DenseSearch(Engine):
         vectors_dir: str | os.PathLike | None = None, progress: Callable[[str], None] | None = print,
     ):
         self.passages = list(passages)
-        if not self.passages:
-            raise ValueError("DenseSearch: no passages to index")
         self.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
         self.query_prefix = prefixes(self.encoder.name)[0] if query_prefix is None else query_prefix
         vectors = encode_passages(self.passages, self.encoder, prefix=passage_prefix, vectors_dir=vectors_dir,

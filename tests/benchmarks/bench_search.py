@@ -24,7 +24,7 @@ import numpy as np
 
 from searchr1_lib.data import load_passages, load_questions
 from searchr1_lib.records import Passage
-from searchr1_lib.search import BM25Search, DenseSearch, RemoteSearch, SearchError
+from searchr1_lib.search import BM25Search, DenseSearch, RemoteSearch, SearchError, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT.parent / "shared" / "data"
@@ -53,12 +53,8 @@ def bench_recall() -> dict:
     for name in ("hotpotqa_train100", "musique_train100"):
         if (SAMPLES / name).is_dir():
             questions = load_questions(SAMPLES / name / "questions.jsonl")
-            engine = BM25Search(load_passages(SAMPLES / name / "corpus.jsonl"))
-            found = engine.search_batch([q.text for q in questions], k=5)
-            for k in (2, 5):
-                shares = [len({h.passage.id for h in hits[:k]} & set(q.passages)) / len(q.passages)
-                          for q, hits in zip(questions, found)]
-                out[f"bm25_{name}_recall_at_{k}"] = 100 * statistics.mean(shares)
+            row = measure(BM25Search(load_passages(SAMPLES / name / "corpus.jsonl")), questions, ks=(2, 5))
+            out |= {f"bm25_{name}_recall_at_{k}": 100 * row[f"recall@{k}"] for k in (2, 5)}
     return out
 
 
@@ -109,13 +105,12 @@ def bench_dense() -> dict:
     queries = batches((queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32))
     passages = [Passage(str(i), "", str(i)) for i in range(VECTORS)]
     out, exact = {}, None
+    faiss.omp_set_num_threads(1)
     for name, index in (("flat", "Flat"), ("hnsw", "HNSW32"), ("ivfpq", "IVF256,PQ96")):
-        faiss.omp_set_num_threads(os.cpu_count())
         start = time.perf_counter()
         engine = DenseSearch(passages, Drawn(vectors), index=index, progress=None)
         out[f"{name}_build_s"] = time.perf_counter() - start
         out[f"{name}_bytes"] = faiss.serialize_index(engine._index).nbytes
-        faiss.omp_set_num_threads(1)
 
         def search(engine=engine):
             for batch in queries:
