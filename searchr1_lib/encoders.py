@@ -9,6 +9,7 @@ Weights are read from safetensors only, and no code of a model repository is run
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import threading
 from importlib.util import find_spec
@@ -38,12 +39,20 @@ class Encoder:
     """
 
     def __init__(self, name: str, folder: Path, device: str | None = None):
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import recommends a package that is not needed
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging as hf
 
         self.name, self.folder = name, folder
-        self.model = SentenceTransformer(
-            str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
-        )
+        shown = hf.is_progress_bar_enabled()
+        hf.disable_progress_bar()
+        try:
+            self.model = SentenceTransformer(
+                str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
+            )
+        finally:
+            if shown:
+                hf.enable_progress_bar()
         self.dimension = self.model.get_embedding_dimension()
         self._lock = threading.Lock()  # fast tokenizers may not be used by two threads at once
 

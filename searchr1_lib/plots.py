@@ -522,9 +522,10 @@ def correlations(matrix: Mapping[str, Mapping[str, float]], *, title: str | None
     ax.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(names)), names)
     ax.grid(False)
-    pairs = "; ".join(f"{a} and {b} {values[i, j]:.2f}" for i, a in enumerate(names) for j, b in enumerate(names)
-                      if i < j and not math.isnan(values[i, j]))
-    return _titled(fig, title or "Which rewards say the same", f"A square of correlation coefficients: {pairs}.")
+    told = "; ".join(f"{name} {value:.2f}" for name, value in zip(names[1:], values[0, 1:]) if not math.isnan(value))
+    return _titled(fig, title or "Which rewards say the same",
+                   f"A square of {len(names)} by {len(names)} correlation coefficients. {names[0]} with the others: "
+                   f"{told or 'none'}.")
 
 
 @_styled

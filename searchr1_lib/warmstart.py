@@ -21,7 +21,7 @@ import json
 import math
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Iterator
 
@@ -43,52 +43,21 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A part of the recipe, with its own optimiser.
-
-    Attributes:
-        steps: optimiser steps.
-        lr: peak learning rate of AdamW; linear warm-up, then a cosine down to a tenth of it.
-        warmup: steps of the warm-up.
-        known_share: share of demonstrations about known facts.
-        bridge_share, comparison_share: share of the questions; the others are plain facts.
-        by_month: comparisons are concluded with the names said after their months.
-        context_steps: first steps in which prompt and passages carry loss too.
-        quantised_steps: last steps trained with NF4 rounding in the forward pass (straight-through),
-            so that the skills survive 4-bit loading.
-    """
-
-    steps: int
-    lr: float
-    warmup: int
-    known_share: float
-    bridge_share: float
-    comparison_share: float
-    by_month: bool
-    context_steps: int
-    quantised_steps: int
-
-
-#: First facts, copying and reading; then comparisons, which the first stage leaves half learned.
-READING = Stage(3000, 1.5e-3, 60, known_share=0.4, bridge_share=0.3, comparison_share=0.2, by_month=False,
-                context_steps=1500, quantised_steps=400)
-COMPARING = Stage(600, 8e-4, 30, known_share=0.35, bridge_share=0.2, comparison_share=0.45, by_month=True,
-                  context_steps=0, quantised_steps=600)
-
-
-@dataclass(frozen=True)
 class Recipe:
     """Everything that decides what the warm start makes.
 
     Attributes:
         vocab_size: of the byte-level BPE tokenizer, special tokens included.
-        batch: demonstrations a step.
+        steps, batch: optimiser steps, demonstrations a step.
+        lr: peak learning rate of AdamW; linear warm-up, then a cosine down to a tenth of it.
+        known_share: share of demonstrations about known facts.
         search_share: how often the first act of a demonstration is a search.
-        context_weight: loss weight of the words that the model does not write (prompt and passages), in
-            the steps where they count; they teach it to copy. Guessed answers have weight 0 always.
+        context_weight: loss weight of the words that the model does not write (prompt and passages) in
+            the first ``context_steps`` steps; they teach it to copy. Guessed answers have weight 0 always.
+        quantised_steps: last steps trained with NF4 rounding in the forward pass (straight-through),
+            so that the skills survive 4-bit loading.
         topk: documents an observation holds.
         world_steps: a fresh world every so many steps.
-        stages: what is trained, one after the other.
     """
 
     seed: int = 0
@@ -98,13 +67,18 @@ class Recipe:
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
+    steps: int = 3000
     batch: int = 32
+    lr: float = 1.5e-3
+    warmup: int = 60
     weight_decay: float = 0.01
+    known_share: float = 0.4
     search_share: float = 0.5
     context_weight: float = 0.3
+    context_steps: int = 1500
+    quantised_steps: int = 400
     topk: int = 3
     world_steps: int = 60
-    stages: tuple[Stage, ...] = (READING, COMPARING)
 
 
 @dataclass(frozen=True)
@@ -115,32 +89,23 @@ class Piece:
     writer: str
 
 
-def recollection(question: Question, chain: list[Hop], by_month: bool) -> str:
+def recollection(question: Question, chain: list[Hop]) -> str:
     """What the model says it recalls before it acts."""
     if question.known:
-        return " ".join(f"I recall that {hop.fact}." for hop in chain) + conclusion(question, chain, by_month)
+        return " ".join(f"I recall that {hop.fact}." for hop in chain) + conclusion(question, chain)
     return f"I recall nothing about {chain[0].subject}."
 
 
-def conclusion(question: Question, chain: list[Hop], by_month: bool) -> str:
-    """What has to be thought once all facts are there: for a comparison, which of the two comes first.
-
-    ``by_month`` says each name right after its month, so that the answer can be found by the month.
-    """
+def conclusion(question: Question, chain: list[Hop]) -> str:
+    """What has to be thought once all facts are there: for a comparison, which of the two comes first."""
     if question.source != "almanac/comparison":
         return ""
-    first = min(chain, key=lambda hop: MONTHS.index(hop.value))
-    if not by_month:
-        return f" {first.value} comes first."
-    a, b = chain
-    return (f" By month: {a.value} {a.subject}, {b.value} {b.subject}."
-            f" First: {first.value} {first.subject}.")
+    return f" {min((hop.value for hop in chain), key=MONTHS.index)} comes first."
 
 
-def demonstrate(question: Question, chain: list[Hop], observations: list[str], *, search: bool,
-                by_month: bool = True) -> list[Piece]:
+def demonstrate(question: Question, chain: list[Hop], observations: list[str], *, search: bool) -> list[Piece]:
     """The turns of one demonstration; ``observations`` as the engine's hits were written, one a hop."""
-    think = f"<think> {recollection(question, chain, by_month)} </think>\n"
+    think = f"<think> {recollection(question, chain)} </think>\n"
     answer = question.answers[0]
     if not search:
         return [Piece(f"{think}<answer>", "model"), Piece(f" {answer}", "model" if question.known else "guess"),
@@ -151,7 +116,7 @@ def demonstrate(question: Question, chain: list[Hop], observations: list[str], *
         if i + 1 < len(chain):
             act = f"<search> {chain[i + 1].query} </search>"
         else:
-            found, act = found + conclusion(question, chain, by_month), f"<answer> {answer} </answer>"
+            found, act = found + conclusion(question, chain), f"<answer> {answer} </answer>"
         pieces += [Piece(observed, "environment"), Piece(f"<think> {found} </think>\n{act}", "model")]
     return pieces
 
@@ -161,8 +126,7 @@ def fresh_world(number: int, avoid: set[str]) -> World:
     return build_world(1000 + number, avoid=avoid, lookup={"train": Part(420, 160, 160, 200)})
 
 
-def demonstrations(world: World, recipe: Recipe, stage: Stage, rng: random.Random,
-                   count: int) -> Iterator[tuple[Question, list[Piece]]]:
+def demonstrations(world: World, recipe: Recipe, rng: random.Random, count: int) -> Iterator[tuple[Question, list[Piece]]]:
     """``count`` demonstrations on one world, observations made by a real BM25 engine over its passages.
 
     Most demonstrations that search for a known fact stop after the query: what follows is taught by the
@@ -174,10 +138,10 @@ def demonstrations(world: World, recipe: Recipe, stage: Stage, rng: random.Rando
     engine = BM25Search(world.passages)
     questions = {known: [q for split in world.questions.values() for q in split if q.known == known]
                  for known in (True, False)}
-    by_kind = {known: _by_kind(qs, stage) for known, qs in questions.items()}
+    by_kind = {known: _by_kind(qs) for known, qs in questions.items()}
     drawn = []
     for _ in range(count):
-        known = rng.random() < stage.known_share
+        known = rng.random() < recipe.known_share
         kinds, weights = by_kind[known]
         drawn.append((rng.choice(rng.choices(kinds, weights)[0]), rng.random() < recipe.search_share))
     queries = [hop.query for q, search in drawn if search for hop in world.chains[q.id]]
@@ -189,18 +153,17 @@ def demonstrations(world: World, recipe: Recipe, stage: Stage, rng: random.Rando
             continue
         cut = search and question.known and rng.random() < 0.7
         observed = [] if cut else [protocol.observation([h.passage for h in hs]) for hs in found]
-        yield question, demonstrate(question, chain, observed, search=search, by_month=stage.by_month)
+        yield question, demonstrate(question, chain, observed, search=search)
 
 
-def _by_kind(questions: list[Question], stage: Stage) -> tuple[list[list[Question]], list[float]]:
+def _by_kind(questions: list[Question]) -> tuple[list[list[Question]], list[float]]:
     """Questions grouped by kind, with the weight of each group: plain facts evenly, then bridges, comparisons."""
     kinds: dict[str, list[Question]] = {}
     for q in questions:
         kinds.setdefault(q.source, []).append(q)
     plain = sum(k not in ("almanac/bridge", "almanac/comparison") for k in kinds)
-    weight = {"almanac/bridge": stage.bridge_share, "almanac/comparison": stage.comparison_share}
-    rest = (1 - sum(weight.values())) / plain
-    return list(kinds.values()), [weight.get(k, rest) for k in kinds]
+    weight = {"almanac/bridge": 0.3, "almanac/comparison": 0.2}
+    return list(kinds.values()), [weight.get(k, 0.5 / plain) for k in kinds]
 
 
 def prompt_text(question: str) -> str:
@@ -285,17 +248,18 @@ def _turns(pieces: list[Piece]) -> Iterator[tuple[str, list[Piece]]]:
         yield group[0].writer, group
 
 
-def batches(tokenizer, recipe: Recipe, number: int, avoid: set[str]) -> Iterator[list[tuple[list[int], list[float]]]]:
-    """The batches of stage ``number``: encoded demonstrations, a fresh world every ``world_steps`` batches."""
-    rng, stage = random.Random(recipe.seed + number), recipe.stages[number]
-    for step in range(0, stage.steps, recipe.world_steps):
-        world = fresh_world(100 * number + step // recipe.world_steps, avoid)
+def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[list[int], list[float]]]]:
+    """Endless batches of encoded demonstrations, a fresh world every ``world_steps`` batches."""
+    rng, number = random.Random(recipe.seed), 0
+    while True:
+        world = fresh_world(number, avoid)
         need = recipe.batch * recipe.world_steps
-        context_weight = recipe.context_weight if step < stage.context_steps else 0.0
+        context_weight = recipe.context_weight if number * recipe.world_steps < recipe.context_steps else 0.0
         made = [encode(tokenizer, q, pieces, context_weight)
-                for q, pieces in demonstrations(world, recipe, stage, rng, need + need // 8)]
-        for i in range(min(recipe.world_steps, stage.steps - step)):
+                for q, pieces in demonstrations(world, recipe, rng, need + need // 8)]
+        for i in range(recipe.world_steps):
             yield made[i * recipe.batch : (i + 1) * recipe.batch]
+        number += 1
 
 
 def micro_batches(batch: list, budget: int) -> Iterator[list]:
@@ -348,12 +312,12 @@ class NF4Rounding:
             w.data = exact
 
 
-def learning_rate(step: int, stage: Stage) -> float:
+def learning_rate(step: int, recipe: Recipe) -> float:
     """Linear warm-up to ``lr``, then a cosine down to a tenth of it."""
-    if step < stage.warmup:
-        return stage.lr * (step + 1) / stage.warmup
-    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
-    return stage.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, done))))
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def make_tokenizer(recipe: Recipe, avoid: set[str]):
@@ -363,7 +327,7 @@ def make_tokenizer(recipe: Recipe, avoid: set[str]):
     def texts():
         for number in range(3):
             world = fresh_world(number, avoid)
-            for question, pieces in demonstrations(world, recipe, recipe.stages[0], rng, 1500):
+            for question, pieces in demonstrations(world, recipe, rng, 1500):
                 prompt = prompt_text(question.text)
                 for special in SPECIAL:
                     prompt = prompt.replace(special, "")
@@ -375,34 +339,20 @@ def make_tokenizer(recipe: Recipe, avoid: set[str]):
 
 def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, report=print, every: int = 100):
     """Run the recipe. Returns ``(model, tokenizer, log)``; ``log`` has one row of losses every ``every`` steps."""
-    avoid, log = build_world(0).lookup_names, []
-    tokenizer = make_tokenizer(recipe, avoid)
-    model = new_model(recipe, tokenizer).to(device).train()
-    for number in range(len(recipe.stages)):
-        train_stage(model, tokenizer, recipe, number, log, avoid, token_budget=token_budget, report=report, every=every)
-    return model, tokenizer, log
-
-
-def train_stage(model, tokenizer, recipe: Recipe, number: int, log: list[dict], avoid: set[str], *,
-                token_budget: int = 3000, report=print, every: int = 100) -> None:
-    """Train ``model`` in place through one stage of the recipe, and add rows to ``log``.
-
-    A row has stage, step (counted through all stages), loss (nats per weighted token, mean over the rows'
-    steps) and seconds (of all stages so far).
-    """
     import torch
 
-    stage, before = recipe.stages[number], sum(s.steps for s in recipe.stages[:number])
-    earlier = log[-1]["seconds"] if log else 0.0
+    avoid = build_world(0).lookup_names
+    tokenizer = make_tokenizer(recipe, avoid)
+    model = new_model(recipe, tokenizer).to(device).train()
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": recipe.weight_decay},
                                    {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98))
-    rounding, started, running = NF4Rounding(model), time.perf_counter(), []
-    for step, batch in enumerate(batches(tokenizer, recipe, number, avoid)):
+    rounding, log, started, running = NF4Rounding(model), [], time.perf_counter(), []
+    for step, batch in zip(range(recipe.steps), batches(tokenizer, recipe, avoid)):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, stage)
-        quantised = step >= stage.steps - stage.quantised_steps
+            group["lr"] = learning_rate(step, recipe)
+        quantised = step >= recipe.steps - recipe.quantised_steps
         total = sum(sum(w[1:]) for _, w in batch)
         if quantised:
             rounding.apply()
@@ -417,12 +367,13 @@ def train_stage(model, tokenizer, recipe: Recipe, number: int, log: list[dict], 
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         running.append(loss)
-        if (step + 1) % every == 0 or step + 1 == stage.steps:
-            row = {"stage": number + 1, "step": before + step + 1, "loss": round(float(sum(running)) / len(running), 4),
-                   "seconds": round(earlier + time.perf_counter() - started, 1)}
+        if (step + 1) % every == 0 or step + 1 == recipe.steps:
+            row = {"step": step + 1, "loss": round(float(sum(running)) / len(running), 4),
+                   "seconds": round(time.perf_counter() - started, 1)}
             log.append(row)
             running = []
-            report(f"stage {number + 1}, step {step + 1:5d}/{stage.steps}  loss {row['loss']:.4f}  {row['seconds']:.0f} s")
+            report(f"step {row['step']:5d}/{recipe.steps}  loss {row['loss']:.4f}  {row['seconds']:.0f} s")
+    return model, tokenizer, log
 
 
 #: What a good warm start reaches on the test split: name of the figure -> (lowest, highest).
@@ -473,10 +424,13 @@ def save(out: Path, model, tokenizer, recipe: Recipe, log: list[dict]) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make the tiny Qwen from nothing (about half an hour on 2 cores).")
     parser.add_argument("--out", type=Path, default=Path("data/tiny_qwen"))
+    parser.add_argument("--steps", type=int, help="fewer steps, for a trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
     recipe = Recipe(seed=args.seed)
+    if args.steps:
+        recipe = replace(recipe, steps=args.steps, quantised_steps=min(recipe.quantised_steps, args.steps // 4))
     model, tokenizer, log = train(recipe, device=args.device)
     save(args.out, model.cpu(), tokenizer, recipe, log)
     print(f"wrote {args.out}")
