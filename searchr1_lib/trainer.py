@@ -103,7 +103,7 @@ class Settings:
             raise ValueError(f"learning_rate must lie between 0 and 1, got {self.learning_rate!r}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive in training, got {self.temperature!r}")
-        self.limits()
+        Limits(**self.limits())
 
     def limits(self) -> dict:
         """The part that ``rollout`` takes."""

@@ -426,13 +426,13 @@ def sample_questions(questions: list[Question], known: bool, count: int, rng: ra
         if q.known == known:
             kind = q.source.split("/")[1]
             kinds[kind if kind in kinds else "plain"].append(q)
-    two, three = round(count * 0.4), round(count * 0.04)
-    wanted = {"plain": count - two - three, "bridge": two, "comparison": three}
-    short = {k: n - len(kinds[k]) for k, n in wanted.items() if n > len(kinds[k])}
-    for kind, missing in short.items():  # the small known part of a split may lack a kind: plain ones fill in
-        wanted[kind] -= missing
-        wanted["plain"] += missing
-    return [q for kind, n in wanted.items() for q in rng.sample(kinds[kind], min(n, len(kinds[kind])))]
+    wanted = {"bridge": round(count * 0.4), "comparison": round(count * 0.04)}
+    chosen = [q for kind, n in wanted.items() for q in rng.sample(kinds[kind], min(n, len(kinds[kind])))]
+    # the small known part of a split may lack a kind: plain questions fill in, then comparisons
+    for kind in ("plain", "comparison"):
+        left = [q for q in kinds[kind] if q not in chosen]
+        chosen += rng.sample(left, min(count - len(chosen), len(left)))
+    return chosen
 
 
 def write_almanac(out: Path, seed: int = 0) -> World:

@@ -155,7 +155,7 @@ def test_no_key_ever_shows(provider, caplog, capfd, tmp_path):
     caplog.set_level(logging.DEBUG)
     shown = []
     for give in (answer(ANSWERS[provider]), answer({}, 401), answer({}, 429, [("Retry-After", "99")]),
-                 FAULTS["cut off"], FAULTS["no HTTP"], answer({}, 302, [("Location", "/else")]), answer({"error": "e"})):
+                 FAULTS["cut off"], FAULTS["no HTTP"], answer({}, 302, [("Location", "/x")]), answer({"error": "e"})):
         with scripted(give) as (url, _):
             engine = WebSearch(provider, endpoint=url, retries=1)
             try:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_no_shipped_lookup_name_is_taught(shipped, examples):
     for number in range(3):
         assert not fresh_world(number, shipped.lookup_names).lookup_names & shipped.lookup_names
     names = {n for n in shipped.lookup_names if " " in n}
-    assert names and not [n for n in names if n in text]
+    assert names and not [n for n in names if re.search(rf"\b{n}\b", text)]
 
 
 def test_the_first_act_is_a_coin_whatever_was_recalled(examples):
@@ -111,10 +112,10 @@ def test_a_few_steps_lower_the_loss_and_the_weights_end_exact():
 
 
 def test_the_shipped_model_is_fit_for_reinforcement_learning(policy):
-    """The figures of TARGETS on a part of the test split; half a width more of room for 60 questions."""
+    """The figures of TARGETS on a part of the test split, with a tenth of room for so few questions."""
     engine = BM25Search(load_passages("data/almanac/passages.jsonl"))
     asked = load_questions("data/almanac/test.jsonl")
-    chosen = [q for known in (True, False) for q in [q for q in asked if q.known == known][:30]]
+    chosen = [q for known in (True, False) for q in [q for q in asked if q.known == known][:60]]
     for name, value in warmstart.measure(policy, chosen, engine).items():
         low, high = warmstart.TARGETS[name]
         assert low - 0.1 <= value <= high + 0.1, (name, value)

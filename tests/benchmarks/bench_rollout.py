@@ -1,0 +1,358 @@
+"""Rollouts: our sampler against three others, on the same weights, questions and tokens, in one process.
+
+    (a) one      one question at a time, transformers' ``generate`` with stop strings: the simple loop
+    (b) batch    the same for all at once; every turn encodes the whole history again
+    (c) trl      TRL's ``GRPOTrainer._generate``: its own tool loop
+
+Every sampler samples at temperature 1, but the logits are bent so that each rollout writes a given text; so
+all do the same work, and what each recorded is checked against that text. Ours also records log-probabilities
+and entropies, which the others do not; TRL, which knows no other end of a turn, is given an end-of-message
+token in place of the last one.
+
+    python tests/benchmarks/bench_rollout.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import torch  # noqa: E402  (the environment comes first)
+
+from searchr1_lib import protocol  # noqa: E402
+from searchr1_lib import rollout as sampler  # noqa: E402
+from searchr1_lib.policy import Policy, load_policy  # noqa: E402
+from searchr1_lib.records import Hit, Passage, Question  # noqa: E402
+from searchr1_lib.search import BM25Search  # noqa: E402
+from searchr1_lib.warmstart import demonstrate  # noqa: E402
+from searchr1_lib.world import build_world  # noqa: E402
+
+TINY_QWEN = Path(__file__).resolve().parents[2] / "data" / "tiny_qwen"
+LENGTHS = {"max_turn_tokens": 400, "max_observation_tokens": 500, "max_completion_length": 8000}
+
+
+@dataclass
+class Play:
+    """What a rollout has to write: the token ids of each turn, each ending in a search or the answer."""
+
+    question: Question
+    turns: list[list[int]]
+
+
+class Script:
+    """Bends logits so that row i of the batch can only draw the next token of rollout ``rows[i]``."""
+
+    def __init__(self, plays: list[Play], end: int):
+        self.plays, self.end = plays, end  # end: the token of a row whose turn is over
+
+    def begin(self, rows: list[int], turn: int, *, eos: int | None = None) -> None:
+        """A turn begins. ``eos`` takes the place of each turn's last token."""
+        turns = [self.plays[i].turns[turn] for i in rows]
+        turns = turns if eos is None else [t[:-1] + [eos] for t in turns]
+        width = max(map(len, turns))
+        self.ids, self.at = torch.tensor([t + [self.end] * (width - len(t)) for t in turns]), 0
+
+    def bend(self, logits: torch.Tensor) -> torch.Tensor:
+        """``logits`` (A, V) of the next token, changed in place."""
+        column = self.ids[:, self.at : self.at + 1].to(logits.device)
+        self.at += 1
+        return logits.scatter_(1, column, 60.0)
+
+    def hook(self, module, args, output):
+        self.bend(output.logits[:, -1])
+
+
+class Shelf:
+    """An engine that costs nothing: the same passages, of a length to choose, for every query."""
+
+    def __init__(self, words: int):
+        rng = random.Random(0)
+        text = " ".join(rng.choices("river town born wrote novel mason letters market the of and in".split(), k=words))
+        self.hits = [Hit(Passage("p", "Town", text), 1.0)]
+
+    def search_batch(self, queries, k=3):
+        return [self.hits for _ in queries]
+
+
+# ---- the contestants: each returns the completion ids of all rollouts ------------------------------------
+
+
+def ours(policy: Policy, script: Script, engine, questions: list[Question], group: int, max_turns: int) -> list[list[int]]:
+    class Scripted(sampler._Sampler):
+        def run(self, episodes):
+            self.number = {id(e): i for i, e in enumerate(episodes)}
+            return super().run(episodes)
+
+        def _write_turn(self, active, logits, stops):
+            script.begin([self.number[id(e)] for e in active], active[0].turn)
+            super()._write_turn(active, logits, stops)
+
+        def _sample(self, logits):
+            return super()._sample(script.bend(logits))
+
+    plain, sampler._Sampler = sampler._Sampler, Scripted
+    try:
+        made = sampler.rollout(policy, questions, engine, num_generations=group, max_turns=max_turns, **LENGTHS)
+    finally:
+        sampler._Sampler = plain
+    return [t.completion_ids for t in made]
+
+
+def generate(policy: Policy, script: Script, engine, *, batch: int) -> list[list[int]]:
+    """``batch`` rollouts at a time with transformers' ``generate``; each turn encodes the whole history."""
+    handle = causal_lm(policy).register_forward_hook(script.hook)
+    try:
+        numbers = range(len(script.plays))
+        return [ids for i in numbers[::batch] for ids in _generate(policy, script, engine, list(numbers[i : i + batch]))]
+    finally:
+        handle.remove()
+
+
+def _generate(policy, script, engine, rows: list[int]) -> list[list[int]]:
+    prompts = {i: policy.encode(policy.prompt_text(script.plays[i].question.text)) for i in rows}
+    history, turn, active = {i: list(ids) for i, ids in prompts.items()}, 0, rows
+    while active:
+        script.begin(active, turn)
+        width = max(len(history[i]) for i in active)
+        ids = [[policy.pad_id] * (width - len(history[i])) + history[i] for i in active]
+        mask = [[0] * (width - len(history[i])) + [1] * len(history[i]) for i in active]
+        with torch.no_grad():
+            out = policy.model.generate(
+                input_ids=torch.tensor(ids, device=policy.device), attention_mask=torch.tensor(mask, device=policy.device),
+                do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=LENGTHS["max_turn_tokens"],
+                stop_strings=list(protocol.STOPS), tokenizer=policy.tokenizer, pad_token_id=policy.pad_id)
+        queries = {}
+        for i, row in zip(active, out[:, width:].tolist()):
+            row = row[: row.index(policy.pad_id)] if policy.pad_id in row else row
+            history[i] += row
+            action = protocol.read_action(policy.decode(row))
+            if action.kind == "search":
+                queries[i] = action.text
+        for i, hits in zip(queries, engine.search_batch(list(queries.values()), k=3) if queries else []):
+            history[i] += policy.encode(observe(policy, hits))
+        active, turn = list(queries), turn + 1
+    return [history[i][len(prompts[i]) :] for i in rows]
+
+
+class TRL:
+    """TRL's trainer around our model, with search as its tool; ``run`` generates once for all prompts."""
+
+    TEMPLATE = (  # our prompt; a tool's message is written as it is, so that an observation is the same tokens
+        "{%- if messages[0]['role'] != 'system' -%}{{- SYSTEM -}}{%- endif -%}{%- for m in messages -%}"
+        "{%- if m['role'] == 'tool' -%}{#- m['name'] -#}{{- m['content'] -}}{%- else -%}"
+        "{{- '<|im_start|>' + m['role'] + '\\n' + m['content'] -}}"
+        "{%- for c in m.get('tool_calls') or [] -%}{{- c['function']['name'] + c['function']['arguments']|tojson -}}"
+        "{%- endfor -%}{{- '<|im_end|>' -}}{%- if m['role'] != 'assistant' -%}{{- '\\n' -}}{%- endif -%}{%- endif -%}"
+        "{%- endfor -%}{%- if add_generation_prompt and messages[-1]['role'] != 'tool' -%}"
+        "{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+    )
+
+    def __init__(self, policy: Policy, group: int, rollouts: int, folder: str):
+        import copy
+
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+
+        self.policy = policy
+        tokenizer = copy.deepcopy(policy.tokenizer)
+        empty = policy.prompt_text("x").split("<|im_start|>user")[0]
+        tokenizer.chat_template = self.TEMPLATE.replace("SYSTEM", repr(empty))
+        tokenizer.response_template = {"role": "assistant"}  # a mark that responses can be parsed: by ours, below
+        tokenizer.__class__ = type("Parsing", (type(tokenizer),), {"parse_response": self.parse})
+
+        def search(query: str) -> str:
+            """Search.
+
+            Args:
+                query: what to look for.
+            """
+            return observe(policy, self.engine.search_batch([query], k=3)[0])
+
+        self.trainer = GRPOTrainer(
+            model=policy.model, processing_class=tokenizer, tools=[search],
+            reward_funcs=lambda completions, **_: [0.0] * len(completions),
+            train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": "x"}]] * rollouts}),
+            args=GRPOConfig(
+                output_dir=folder, use_cpu=policy.device.type == "cpu", bf16=False, report_to="none", beta=0.0,
+                per_device_train_batch_size=rollouts, num_generations=group, gradient_checkpointing=False,
+                max_completion_length=LENGTHS["max_completion_length"]))
+        self.trainer._sync_tool_dicts = [{"search": search}] * rollouts
+        self.trainer._async_tool_dicts = [{}] * rollouts
+        self.single_turn = self.trainer._generate_single_turn
+        self.trainer._generate_single_turn = self.scripted_turn
+
+    def parse(self, ids, prefix=None, tools=None):
+        """Stands in for a response template: the query of the turn that ``ids`` ends, as a call of the tool."""
+        text = self.policy.decode(ids) + ">"  # the end of message stands in its place
+        action = protocol.read_action(text)
+        call = {"type": "function", "function": {"name": "search", "arguments": {"query": action.text}}}
+        return {"role": "assistant", "content": text} | ({"tool_calls": [call]} if action.kind == "search" else {})
+
+    def scripted_turn(self, prompt_ids, *args, **kwargs):
+        turn = self.turn = self.turn + 1
+        self.script.begin([i for i, p in enumerate(self.script.plays) if len(p.turns) > turn], turn,
+                          eos=self.policy.tokenizer.eos_token_id)
+        return self.single_turn(prompt_ids, *args, **kwargs)
+
+    def run(self, script: Script, engine) -> list[list[int]]:
+        self.script, self.engine, self.turn = script, engine, -1
+        prompts = [[{"role": "user", "content": protocol.build_prompt(p.question.text, self.policy.prompt)}]
+                   for p in script.plays]
+        handle = causal_lm(self.policy).register_forward_hook(script.hook)
+        try:
+            return self.trainer._generate(prompts)[1]
+        finally:
+            handle.remove()
+
+
+def observe(policy: Policy, hits: list[Hit]) -> str:
+    return sampler.fit_observation(policy, hits, LENGTHS["max_observation_tokens"])
+
+
+def causal_lm(policy: Policy):
+    return policy.model.get_base_model() if hasattr(policy.model, "get_base_model") else policy.model
+
+
+# ---- what is played --------------------------------------------------------------------------------------
+
+
+def almanac(policy: Policy, groups: int, group: int, seed: int = 0) -> tuple[list[Question], Script, BM25Search]:
+    """Look-up questions, half of one hop and half of two, answered as the warm start demonstrates it."""
+    rng, world = random.Random(seed), build_world()
+    engine = BM25Search(world.passages)
+    pool = [[q for q in world.questions["train"] if q.known is False and q.hops == hops] for hops in (1, 2)]
+    questions = [q for i in range(groups) for q in [rng.choice(pool[i % 2])]]
+    plays = []
+    for q in questions:
+        chain = world.chains[q.id]
+        texts = [p.text for p in demonstrate(q, chain, [""] * len(chain), search=True) if p.writer == "model"]
+        for _ in range(group):  # of different lengths, as sampling gives them
+            words = " Let me see." * rng.randrange(5)
+            plays.append(Play(q, [policy.encode(t.replace(" </think>", words + " </think>", 1)) for t in texts]))
+    return questions, Script(plays, policy.pad_id), engine
+
+
+def long(policy: Policy, groups: int, group: int, turns: int, observation: int) -> tuple[list[Question], Script, Shelf]:
+    """Rollouts of so many turns with observations of so many tokens."""
+    rng = random.Random(0)
+    questions = [Question(f"q{i}", f"Who wrote letter number {i}?", ["x"]) for i in range(groups)]
+    engine = Shelf(500)
+    words = min(range(1, 500), key=lambda n: abs(len(policy.encode(observe(policy, Shelf(n).hits))) - observation))
+    engine = Shelf(words)
+
+    def turn(number: int) -> list[int]:
+        act = "<answer> me </answer>" if number == turns - 1 else f"<search> letter {rng.randrange(99)} </search>"
+        return policy.encode(f"<think> I recall nothing.{' Let me see.' * rng.randrange(5)} </think>\n{act}")
+
+    plays = [Play(q, [turn(t) for t in range(turns)]) for q in questions for _ in range(group)]
+    return questions, Script(plays, policy.pad_id), engine
+
+
+def expected(policy: Policy, script: Script, engine, *, eos: int | None = None) -> list[list[int]]:
+    """What every contestant must have recorded, turn by turn."""
+    made = []
+    for play in script.plays:
+        ids: list[int] = []
+        for turn in play.turns:
+            ids += turn if eos is None else turn[:-1] + [eos]
+            if turn is not play.turns[-1]:
+                query = protocol.read_action(policy.decode(turn)).text
+                ids += policy.encode(observe(policy, engine.search_batch([query], k=3)[0]))
+        made.append(ids)
+    return made
+
+
+# ---- the measuring ---------------------------------------------------------------------------------------
+
+
+def clock(policy: Policy) -> float:
+    if policy.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def contest(policy: Policy, name: str, questions, script, engine, group: int, runs: dict[str, int]) -> dict:
+    """Seconds of each contestant (the median of its runs, taken in turn) and how many times longer than ours."""
+    turns = max(len(p.turns) for p in script.plays)
+    with tempfile.TemporaryDirectory() as folder:
+        trl = TRL(policy, group, len(script.plays), folder) if runs.get("trl") else None
+        ways = {
+            "ours": lambda: ours(policy, script, engine, questions, group, turns - 1),
+            "one": lambda: generate(policy, script, engine, batch=1),
+            "batch": lambda: generate(policy, script, engine, batch=len(script.plays)),
+            "trl": lambda: trl.run(script, engine),
+        }
+        taken: dict[str, list[float]] = {way: [] for way in ways if runs.get(way)}
+        for number in range(max(runs.values())):
+            for way in taken:
+                if number < runs[way]:
+                    start = clock(policy)
+                    made = ways[way]()
+                    taken[way].append(clock(policy) - start)
+                    eos = policy.tokenizer.eos_token_id if way == "trl" else None
+                    assert made == expected(policy, script, engine, eos=eos), f"{way} recorded other tokens"
+    seconds = {way: statistics.median(times) for way, times in taken.items()}
+    sampled = sum(len(t) for p in script.plays for t in p.turns)
+    tokens = sum(map(len, expected(policy, script, engine)))
+    figures = {"rollouts": len(script.plays), "turns": statistics.fmean(len(p.turns) for p in script.plays),
+               "sampled_tokens": sampled, "observation_tokens": tokens - sampled,
+               **{f"{way}_s": s for way, s in seconds.items()},
+               **{f"{way}_over_ours": s / seconds["ours"] for way, s in seconds.items() if way != "ours"}}
+    print(f"{name}: {len(script.plays)} rollouts, {figures['turns']:.1f} turns, {sampled} tokens sampled, "
+          f"{tokens - sampled} read; ours {seconds['ours']:.2f} s; " + ", ".join(
+              f"{way} {s:.2f} s = {s / seconds['ours']:.1f}x" for way, s in seconds.items() if way != "ours"), flush=True)
+    return figures
+
+
+def growth(policy: Policy, runs: int) -> list[dict]:
+    """How our cost and (b)'s grow with turns, observation length and group size."""
+    rows = []
+    settings = [("turns", n, (8, 4, n, 100)) for n in (1, 2, 4, 8)] + [
+        ("observation", n, (8, 4, 3, n)) for n in (50, 100, 200, 400)] + [
+        ("group", n, (8, n, 3, 100)) for n in (1, 2, 4, 8, 16)]
+    for what, value, (groups, group, turns, observation) in settings:
+        questions, script, engine = long(policy, groups, group, turns, observation)
+        got = contest(policy, f"{what} {value}", questions, script, engine, group, {"ours": runs, "batch": 1})
+        tokens = got["sampled_tokens"] + got["observation_tokens"]
+        rows.append({"what": what, "value": value, "tokens": tokens, "ours_s": got["ours_s"], "batch_s": got["batch_s"],
+                     "ours_us_per_token": 1e6 * got["ours_s"] / tokens})
+        print(f"    {rows[-1]['ours_us_per_token']:.0f} us a token", flush=True)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Run all contests on the tiny Qwen, print the lines, return the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=str(TINY_QWEN))
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, no growth")
+    args = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    figures: dict = {"threads": torch.get_num_threads()}
+    runs = {"ours": 1, "one": 1, "batch": 1, "trl": 1} if args.quick else {"ours": 5, "one": 1, "batch": 3, "trl": 3}
+    for name, policy in (("fp32", load_policy(args.model, quantize=False, lora=False)),
+                         ("NF4 + LoRA", load_policy(args.model))):
+        ours(policy, *almanac(policy, 1, 2)[1:], almanac(policy, 1, 2)[0], 2, 2)  # warm up
+        questions, script, engine = almanac(policy, 8, 8)
+        figures[f"almanac, {name}"] = contest(policy, f"almanac, {name}", questions, script, engine, 8, runs)
+        questions, script, engine = long(policy, 8, 8, 4, 500)
+        long_runs = {way: min(n, 2) for way, n in runs.items() if way != "one"}
+        figures[f"4 turns of 500, {name}"] = contest(policy, f"4 turns of 500, {name}", questions, script, engine, 8, long_runs)
+        if name == "fp32" and not args.quick:
+            figures["growth"] = growth(policy, 3)
+    return figures
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(), indent=1))
