@@ -49,7 +49,8 @@ class Settings:
         questions_per_step: different questions a step.
         num_generations: G, rollouts a question (the group).
         learning_rate: of AdamW on the LoRA weights.
-        warmup_steps: steps over which the learning rate rises from 0; constant afterwards.
+        warmup_steps: steps over which the learning rate rises from 0.
+        decay_steps: last steps, over which it falls to a tenth; constant in between.
         temperature: of sampling, and of the log-probabilities.
         loss_type, epsilon, epsilon_high, beta, kl_estimator, entropy_coef, scale_rewards, baseline:
             see ``searchr1_lib.grpo``. ``beta`` > 0 compares with the frozen base model.
@@ -69,6 +70,7 @@ class Settings:
     num_generations: int = 8
     learning_rate: float = 1e-5
     warmup_steps: int = 0
+    decay_steps: int = 0
     temperature: float = 1.0
     loss_type: str = "grpo"
     epsilon: float = 0.2
@@ -207,7 +209,9 @@ class Trainer:
 
     def _learning_rate(self, step: int) -> float:
         s = self.settings
-        return s.learning_rate * min(1.0, (step + 1) / (s.warmup_steps + 1))
+        rise = min(1.0, (step + 1) / (s.warmup_steps + 1))
+        fall = max(0.1, min(1.0, (s.steps - step) / (s.decay_steps + 1)))
+        return s.learning_rate * rise * fall
 
     # -- the update ----------------------------------------------------------------------------------
 

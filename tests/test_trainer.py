@@ -262,3 +262,10 @@ def test_a_pass_over_the_questions_asks_each_once(tmp_path, engine, questions):
     t = trainer(tmp_path, engine, questions)
     asked = [q.id for step in range(10) for q in t.questions_of(step)]
     assert sorted(asked) == sorted(q.id for q in questions)
+
+
+def test_the_learning_rate_rises_stays_and_falls(tmp_path, engine, questions):
+    t = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, steps=20, warmup_steps=3, decay_steps=4))
+    rates = [t._learning_rate(step) / 1.5e-3 for step in range(20)]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1]) and rates[4:16] == [1.0] * 12
+    assert rates[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2])
