@@ -26,7 +26,7 @@ from .rewards import exact_match, record_choice
 
 #: Questions longer than this are cut where they only name a row of a list.
 _ROW = 90
-#: Observations up to this many characters are shown unfolded.
+#: Observations up to this many characters are shown unfolded, except where rollouts are compared.
 _SHORT = 700
 
 
@@ -154,7 +154,7 @@ def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str
     question, first, compared = group[0].question, group[0], bool(labels)
     labels = labels or [f"#{i}" for i in range(1, len(group) + 1)]
     same_prompt = all(t.prompt_ids == first.prompt_ids for t in group)
-    columns = (_rollout_html(t, label, scale, prompt=not same_prompt) for t, label in zip(group, labels))
+    columns = (_rollout_html(t, label, scale, prompt=not same_prompt, fold=compared) for t, label in zip(group, labels))
     badge = ""
     if not compared and without_variance(group):
         badge = f" <strong class=badge>no variance: every reward is {first.reward:.4g}, advantages are 0</strong>"
@@ -205,7 +205,7 @@ def _answer_html(t: Trajectory) -> str:
     return f"<span class=good>✓ {_e(t.answer)}</span>" if correct(t) else f"<span class=bad>✗ {_e(t.answer)}</span>"
 
 
-def _rollout_html(t: Trajectory, label: str, scale: _Scale, *, prompt: bool) -> str:
+def _rollout_html(t: Trajectory, label: str, scale: _Scale, *, prompt: bool, fold: bool) -> str:
     head = f"<h5>{_e(label)} · reward {_number(t.reward)} · {_answer_html(t)}</h5>"
     searches, body, turn = iter(t.searches), [], None
     *texts, rest = _pieces(t, scale)
@@ -214,7 +214,7 @@ def _rollout_html(t: Trajectory, label: str, scale: _Scale, *, prompt: bool) -> 
             turn = segment.turn
             body.append(f"<div class=turn>turn {turn + 1}</div>")
         search = next(searches, None) if segment.kind == "information" else None
-        body.append(_segment_html(segment, pieces, search, t.question.passages))
+        body.append(_segment_html(segment, pieces, search, t.question.passages, fold))
     body += [f'<div class="seg text"><b class=kind>end</b><div class=said>{rest}</div></div>'] if rest else []
     ids = (
         f"<details><summary>exact ids and mask</summary><p class=ids>completion_ids: {_ids(t.completion_ids)}</p>"
@@ -241,12 +241,12 @@ _NOTES = {
 }
 
 
-def _segment_html(segment: Segment, pieces: str, search: SearchCall | None, gold: Sequence[str]) -> str:
+def _segment_html(segment: Segment, pieces: str, search: SearchCall | None, gold: Sequence[str], fold: bool) -> str:
     note = f" <small>{_NOTES[segment.kind]}</small>" if segment.kind in _NOTES else ""
-    head = f"<b class=kind>{_e(segment.kind)}</b>{note}"
+    head = f"<b class=kind>{_e(segment.kind)}</b>{note}" if segment.text.strip() else ""
     text = f"<div class=said>{pieces}</div>"
     if segment.kind == "information":
-        folded = "" if len(segment.text) <= _SHORT else f", {segment.end - segment.start} tokens"
+        folded = f", {segment.end - segment.start} tokens" if fold or len(segment.text) > _SHORT else ""
         text = f"<details{'' if folded else ' open'}><summary>what the model read{folded}</summary>{text}</details>"
         text = (_documents_html(search, gold) if search else "") + text
     kind = segment.kind if segment.kind in _KINDS else "text"

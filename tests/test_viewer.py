@@ -339,6 +339,8 @@ def test_side_by_side_labels_both_sides_of_every_question_they_share():
     assert "no variance" not in page
     with pytest.raises(ValueError, match="share no question"):
         render_side_by_side(before[:1], after[1:2])
+    assert "<details open><summary>what the model read" in render_html(group_of(2))
+    assert "<details><summary>what the model read, " in render_side_by_side(group_of(2), group_of(2))
 
 
 def test_a_question_without_a_gold_answer_is_not_called_wrong():
