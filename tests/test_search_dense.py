@@ -71,7 +71,7 @@ def test_equal_passages_stand_in_the_order_of_the_corpus(encoder):
     assert ids(DenseSearch(same, encoder, progress=None).search("river town", k=5)) == list("01234")
 
 
-@pytest.mark.parametrize("index", ["HNSW16", "IVF8,Flat", "IVF8,PQ8x4", "PCA16,Flat"])
+@pytest.mark.parametrize("index", ["HNSW16", "IVF8,Flat", "IVF8,PQ8x4", "PQ8x4", "PCA16,Flat"])
 def test_other_indexes_find_nearly_the_same(engine, encoder, index, tmp_path):
     other = DenseSearch(PASSAGES, encoder, index=index, progress=None)
     exact, found = engine.search_batch(QUERIES, k=10), other.search_batch(QUERIES, k=10)
@@ -79,6 +79,14 @@ def test_other_indexes_find_nearly_the_same(engine, encoder, index, tmp_path):
     assert recall > (0.3 if "PQ" in index else 0.5 if "PCA" in index else 0.95)
     other.save(tmp_path / "index")
     assert LocalSearch(tmp_path / "index", encoder).search_batch(QUERIES, k=10) == found
+
+
+def test_product_quantisers_skip_their_useless_training():
+    from searchr1_lib.search.dense import _PLAIN_PQ
+
+    written = {"IVF8,PQ8": "IVF8,PQ8np", "PQ8x4": "PQ8x4np", "OPQ16_64,IVF9,PQ16": "OPQ16_64,IVF9,PQ16np",
+               "PQ8np": "PQ8np", "IVF9,PQ8x4fs": "IVF9,PQ8x4fs", "HNSW32": "HNSW32", "PQ8,RFlat": "PQ8np,RFlat"}
+    assert {given: _PLAIN_PQ.sub(r"\1np", given) for given in written} == written
 
 
 def test_search_parameters(encoder, tmp_path):

@@ -24,6 +24,8 @@ from .base import write_manifest
 INDEX, VECTORS, STATE = "index.faiss", "vectors.f32", "vectors.json"
 _CHUNK = 256  # passages encoded between two writes
 _TRAIN = 20_000  # vectors that an index is trained on, more where it has many lists
+#: A product quantiser; "np" after it leaves out its polysemous training, which we never use and which takes minutes.
+_PLAIN_PQ = re.compile(r"(?<![A-Z])(PQ\d+(?:x\d+)?)(?![\dx+a-z])")
 _PROBE = "Which river flows through the town?"  # tells one encoder from another
 
 #: What the families of encoders were trained to see before a query and before a passage.
@@ -202,7 +204,7 @@ def build_index(vectors: np.ndarray, index: str):
     import faiss
 
     try:
-        built = faiss.index_factory(vectors.shape[1], index, faiss.METRIC_INNER_PRODUCT)
+        built = faiss.index_factory(vectors.shape[1], _PLAIN_PQ.sub(r"\1np", index), faiss.METRIC_INNER_PRODUCT)
         if not built.is_trained:
             step = max(1, len(vectors) // max(_TRAIN, 64 * _lists(built)))
             built.train(np.ascontiguousarray(vectors[::step]))
