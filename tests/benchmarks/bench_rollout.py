@@ -64,9 +64,9 @@ class Script:
         width = max(map(len, turns))
         self.ids, self.at = torch.tensor([t + [self.end] * (width - len(t)) for t in turns]), 0
 
-    def bend(self, logits: torch.Tensor) -> torch.Tensor:
-        """``logits`` (A, V) of the next token, changed in place."""
-        column = self.ids[:, self.at : self.at + 1].to(logits.device)
+    def bend(self, logits: torch.Tensor, rows: list[int] | slice = slice(None)) -> torch.Tensor:
+        """``logits`` (A, V) of the next token, changed in place; ``rows`` are those that are still computed."""
+        column = self.ids[rows, self.at : self.at + 1].to(logits.device)
         self.at += 1
         return logits.scatter_(1, column, 60.0)
 
@@ -100,7 +100,7 @@ def ours(policy: Policy, script: Script, engine, questions: list[Question], grou
             super()._write_turn(active, logits, stops)
 
         def _sample(self, logits):
-            return super()._sample(script.bend(logits))
+            return super()._sample(script.bend(logits, getattr(self, "rows", slice(None))))
 
     plain, sampler._Sampler = sampler._Sampler, Scripted
     try:
@@ -277,10 +277,13 @@ def expected(policy: Policy, script: Script, engine, *, eos: int | None = None) 
 # ---- the measuring ---------------------------------------------------------------------------------------
 
 
-def clock(policy: Policy) -> float:
+def measured(policy: Policy, play) -> tuple[list[list[int]], float, float]:
+    """What ``play()`` returns, its seconds, and its CPU seconds (which a busy machine disturbs less)."""
+    start, cpu = time.perf_counter(), time.process_time()
+    made = play()
     if policy.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+    return made, time.perf_counter() - start, time.process_time() - cpu
 
 
 def contest(policy: Policy, name: str, questions, script, engine, group: int, runs: dict[str, int]) -> dict:
@@ -294,25 +297,26 @@ def contest(policy: Policy, name: str, questions, script, engine, group: int, ru
             "batch": lambda: generate(policy, script, engine, batch=len(script.plays)),
             "trl": lambda: trl.run(script, engine),
         }
-        taken: dict[str, list[float]] = {way: [] for way in ways if runs.get(way)}
+        taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways if runs.get(way)}
         for number in range(max(runs.values())):
             for way in taken:
                 if number < runs[way]:
-                    start = clock(policy)
-                    made = ways[way]()
-                    taken[way].append(clock(policy) - start)
+                    made, *seconds = measured(policy, ways[way])
+                    taken[way].append(tuple(seconds))
                     eos = policy.tokenizer.eos_token_id if way == "trl" else None
                     assert made == expected(policy, script, engine, eos=eos), f"{way} recorded other tokens"
-    seconds = {way: statistics.median(times) for way, times in taken.items()}
+    wall, cpu = ({way: statistics.median(times[k] for times in t) for way, t in taken.items()} for k in (0, 1))
     sampled = sum(len(t) for p in script.plays for t in p.turns)
-    tokens = sum(map(len, expected(policy, script, engine)))
+    read = sum(map(len, expected(policy, script, engine))) - sampled
     figures = {"rollouts": len(script.plays), "turns": statistics.fmean(len(p.turns) for p in script.plays),
-               "sampled_tokens": sampled, "observation_tokens": tokens - sampled,
-               **{f"{way}_s": s for way, s in seconds.items()},
-               **{f"{way}_over_ours": s / seconds["ours"] for way, s in seconds.items() if way != "ours"}}
-    print(f"{name}: {len(script.plays)} rollouts, {figures['turns']:.1f} turns, {sampled} tokens sampled, "
-          f"{tokens - sampled} read; ours {seconds['ours']:.2f} s; " + ", ".join(
-              f"{way} {s:.2f} s = {s / seconds['ours']:.1f}x" for way, s in seconds.items() if way != "ours"), flush=True)
+               "sampled_tokens": sampled, "observation_tokens": read}
+    lines = [f"{name}: {len(script.plays)} rollouts, {figures['turns']:.1f} turns, {sampled} tokens sampled, {read} read"]
+    for way in taken:
+        figures |= {f"{way}_s": wall[way], f"{way}_cpu_s": cpu[way], f"{way}_over_ours": wall[way] / wall["ours"],
+                    f"{way}_over_ours_cpu": cpu[way] / cpu["ours"]}
+        lines.append(f"  {way:5} {wall[way]:7.2f} s = {figures[f'{way}_over_ours']:5.1f}x   "
+                     f"CPU {cpu[way]:7.2f} s = {figures[f'{way}_over_ours_cpu']:5.1f}x")
+    print("\n".join(lines), flush=True)
     return figures
 
 
@@ -326,9 +330,9 @@ def growth(policy: Policy, runs: int) -> list[dict]:
         questions, script, engine = long(policy, groups, group, turns, observation)
         got = contest(policy, f"{what} {value}", questions, script, engine, group, {"ours": runs, "batch": 1})
         tokens = got["sampled_tokens"] + got["observation_tokens"]
-        rows.append({"what": what, "value": value, "tokens": tokens, "ours_s": got["ours_s"], "batch_s": got["batch_s"],
-                     "ours_us_per_token": 1e6 * got["ours_s"] / tokens})
-        print(f"    {rows[-1]['ours_us_per_token']:.0f} us a token", flush=True)
+        per_token = 1e6 * got["ours_cpu_s"] / tokens
+        rows.append({"what": what, "value": value, "tokens": tokens, "cpu_us_per_token": per_token} | got)
+        print(f"  ours, a token: {per_token:.0f} us of CPU", flush=True)
     return rows
 
 
