@@ -89,7 +89,7 @@ class Shelf:
 # ---- the contestants: each returns the completion ids of all rollouts ------------------------------------
 
 
-def ours(policy: Policy, script: Script, engine, questions: list[Question], group: int, max_turns: int) -> list[list[int]]:
+def ours(policy: Policy, script: Script, engine, questions: list[Question], group: int, turns: int) -> list[list[int]]:
     class Scripted(sampler._Sampler):
         def run(self, episodes):
             self.number = {id(e): i for i, e in enumerate(episodes)}
@@ -104,7 +104,7 @@ def ours(policy: Policy, script: Script, engine, questions: list[Question], grou
 
     plain, sampler._Sampler = sampler._Sampler, Scripted
     try:
-        made = sampler.rollout(policy, questions, engine, num_generations=group, max_turns=max_turns, **LENGTHS)
+        made = sampler.rollout(policy, questions, engine, num_generations=group, max_turns=turns - 1, **LENGTHS)
     finally:
         sampler._Sampler = plain
     return [t.completion_ids for t in made]
@@ -114,8 +114,8 @@ def generate(policy: Policy, script: Script, engine, *, batch: int) -> list[list
     """``batch`` rollouts at a time with transformers' ``generate``; each turn encodes the whole history."""
     handle = causal_lm(policy).register_forward_hook(script.hook)
     try:
-        numbers = range(len(script.plays))
-        return [ids for i in numbers[::batch] for ids in _generate(policy, script, engine, list(numbers[i : i + batch]))]
+        parts = torch.arange(len(script.plays)).split(batch)
+        return [ids for part in parts for ids in _generate(policy, script, engine, part.tolist())]
     finally:
         handle.remove()
 
@@ -128,11 +128,11 @@ def _generate(policy, script, engine, rows: list[int]) -> list[list[int]]:
         width = max(len(history[i]) for i in active)
         ids = [[policy.pad_id] * (width - len(history[i])) + history[i] for i in active]
         mask = [[0] * (width - len(history[i])) + [1] * len(history[i]) for i in active]
+        ids, mask = (torch.tensor(x, device=policy.device) for x in (ids, mask))
         with torch.no_grad():
             out = policy.model.generate(
-                input_ids=torch.tensor(ids, device=policy.device), attention_mask=torch.tensor(mask, device=policy.device),
-                do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=LENGTHS["max_turn_tokens"],
-                stop_strings=list(protocol.STOPS), tokenizer=policy.tokenizer, pad_token_id=policy.pad_id)
+                input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                max_new_tokens=LENGTHS["max_turn_tokens"], stop_strings=list(protocol.STOPS), tokenizer=policy.tokenizer, pad_token_id=policy.pad_id)
         queries = {}
         for i, row in zip(active, out[:, width:].tolist()):
             row = row[: row.index(policy.pad_id)] if policy.pad_id in row else row
@@ -233,7 +233,7 @@ def almanac(policy: Policy, groups: int, group: int, seed: int = 0) -> tuple[lis
     rng, world = random.Random(seed), build_world()
     engine = BM25Search(world.passages)
     pool = [[q for q in world.questions["train"] if q.known is False and q.hops == hops] for hops in (1, 2)]
-    questions = [q for i in range(groups) for q in [rng.choice(pool[i % 2])]]
+    questions = [rng.choice(pool[i % 2]) for i in range(groups)]
     plays = []
     for q in questions:
         chain = world.chains[q.id]
@@ -248,7 +248,6 @@ def long(policy: Policy, groups: int, group: int, turns: int, observation: int) 
     """Rollouts of so many turns with observations of so many tokens."""
     rng = random.Random(0)
     questions = [Question(f"q{i}", f"Who wrote letter number {i}?", ["x"]) for i in range(groups)]
-    engine = Shelf(500)
     words = min(range(1, 500), key=lambda n: abs(len(policy.encode(observe(policy, Shelf(n).hits))) - observation))
     engine = Shelf(words)
 
@@ -292,7 +291,7 @@ def contest(policy: Policy, name: str, questions, script, engine, group: int, ru
     with tempfile.TemporaryDirectory() as folder:
         trl = TRL(policy, group, len(script.plays), folder) if runs.get("trl") else None
         ways = {
-            "ours": lambda: ours(policy, script, engine, questions, group, turns - 1),
+            "ours": lambda: ours(policy, script, engine, questions, group, turns),
             "one": lambda: generate(policy, script, engine, batch=1),
             "batch": lambda: generate(policy, script, engine, batch=len(script.plays)),
             "trl": lambda: trl.run(script, engine),
@@ -310,7 +309,8 @@ def contest(policy: Policy, name: str, questions, script, engine, group: int, ru
     read = sum(map(len, expected(policy, script, engine))) - sampled
     figures = {"rollouts": len(script.plays), "turns": statistics.fmean(len(p.turns) for p in script.plays),
                "sampled_tokens": sampled, "observation_tokens": read}
-    lines = [f"{name}: {len(script.plays)} rollouts, {figures['turns']:.1f} turns, {sampled} tokens sampled, {read} read"]
+    lines = [f"{name}: {len(script.plays)} rollouts of {figures['turns']:.1f} turns, {sampled} tokens sampled, "
+             f"{read} read"]
     for way in taken:
         figures |= {f"{way}_s": wall[way], f"{way}_cpu_s": cpu[way], f"{way}_over_ours": wall[way] / wall["ours"],
                     f"{way}_over_ours_cpu": cpu[way] / cpu["ours"]}
@@ -347,12 +347,12 @@ def main(argv: list[str] | None = None) -> dict:
     runs = {"ours": 1, "one": 1, "batch": 1, "trl": 1} if args.quick else {"ours": 5, "one": 1, "batch": 3, "trl": 3}
     for name, policy in (("fp32", load_policy(args.model, quantize=False, lora=False)),
                          ("NF4 + LoRA", load_policy(args.model))):
-        ours(policy, *almanac(policy, 1, 2)[1:], almanac(policy, 1, 2)[0], 2, 2)  # warm up
-        questions, script, engine = almanac(policy, 8, 8)
-        figures[f"almanac, {name}"] = contest(policy, f"almanac, {name}", questions, script, engine, 8, runs)
-        questions, script, engine = long(policy, 8, 8, 4, 500)
-        long_runs = {way: min(n, 2) for way, n in runs.items() if way != "one"}
-        figures[f"4 turns of 500, {name}"] = contest(policy, f"4 turns of 500, {name}", questions, script, engine, 8, long_runs)
+        questions, script, engine = almanac(policy, 1, 2)
+        ours(policy, script, engine, questions, 2, 2)  # warm up
+        few = {way: min(n, 2) for way, n in runs.items() if way != "one"}
+        for title, played, count in ((f"almanac, {name}", almanac(policy, 8, 8), runs),
+                                     (f"4 turns, observations of 500, {name}", long(policy, 8, 8, 4, 500), few)):
+            figures[title] = contest(policy, title, *played, 8, count)
         if name == "fp32" and not args.quick:
             figures["growth"] = growth(policy, 3)
     return figures
