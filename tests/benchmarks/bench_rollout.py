@@ -132,7 +132,8 @@ def _generate(policy, script, engine, rows: list[int]) -> list[list[int]]:
         with torch.no_grad():
             out = policy.model.generate(
                 input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                max_new_tokens=LENGTHS["max_turn_tokens"], stop_strings=list(protocol.STOPS), tokenizer=policy.tokenizer, pad_token_id=policy.pad_id)
+                max_new_tokens=LENGTHS["max_turn_tokens"], stop_strings=list(protocol.STOPS),
+                tokenizer=policy.tokenizer, pad_token_id=policy.pad_id)
         queries = {}
         for i, row in zip(active, out[:, width:].tolist()):
             row = row[: row.index(policy.pad_id)] if policy.pad_id in row else row
