@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 _NAMES = {
     "records": "Passage Hit Question SearchCall Segment Trajectory TrajectoryLog",
     "data": "load_passages load_questions",
-    "search": "BM25Search CachedSearch LocalSearch SQLiteSearch",
+    "search": "BM25Search CachedSearch DenseSearch HybridSearch LocalSearch RemoteSearch RerankedSearch SQLiteSearch "
+    "WebSearch",
     "rewards": "normalize_answer exact_match f1_score ExactMatch F1 SearchCost Composite",
     "grpo": "group_advantages policy_loss",
     "policy": "Policy load_policy",
