@@ -2,8 +2,9 @@
 
 All rollouts of a step go through one loop. A prompt is encoded once and its key-value cache expanded to
 the group; the cache lives on across turns, and an observation is fed to it as one chunk, so nothing is
-ever encoded twice. Turns are in step with one another: a rollout that ends its turn early waits, its
-waiting places masked out of the cache, until the pending searches of all go to the engine in one batch.
+ever encoded twice. In the cache a token stands at its position, whatever the other rows hold. Turns are
+in step with one another: a rollout that ends its turn early waits, until the pending searches of all go to
+the engine in one batch; when half of them wait, the model goes on with the others alone.
 
 Token in, token out: the sampled ids are the trained ids. Stop strings are looked for in the bytes of the
 tokens, and a token in which one ends stays whole. Departures from the public Search-R1 code are listed
@@ -20,7 +21,6 @@ from typing import Sequence
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from . import protocol
 from .policy import Policy
@@ -29,6 +29,8 @@ from .records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 
 #: A stop string lies in at most this many tokens: one a byte, and the tokens that straddle its ends.
 _STOP_TOKENS = 12
+#: Tokens of one forward pass over prompts or observations: more gain nothing, and need memory.
+_CHUNK_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,10 @@ def rollout(
 
 
 class _Sampler:
-    """The loop of ``rollout`` over one batch. A = episodes still going, L = places in the cache."""
+    """The loop of ``rollout`` over one batch. A = episodes still going, L = places in the cache.
+
+    While a turn is written, the cache holds the rows of ``active`` that ``self.rows`` names.
+    """
 
     def __init__(self, policy, engine, limits, temperature, generator, first_action):
         self.policy, self.engine, self.limits = policy, engine, limits
@@ -172,6 +177,7 @@ class _Sampler:
                 module.gradient_checkpointing = False
             self._run(episodes)
         finally:
+            self.cache = None  # its memory is needed elsewhere
             for module in checkpointed:
                 module.gradient_checkpointing = True
         seconds = time.perf_counter() - started
@@ -187,59 +193,77 @@ class _Sampler:
             forcing = False
             keep = [i for i, e in enumerate(active) if e.finish_reason is None]
             if len(keep) < len(active):
-                self._select(keep)
+                self.cache = self.cache.take(keep)
                 active, replies = [active[i] for i in keep], [replies[i] for i in keep]
             if active:
                 logits = self._feed_replies(active, replies)
 
     # -- the model side ------------------------------------------------------------------------------
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Feed ``ids`` (A, N) behind the cache; ``mask`` (A, N) is 0 for places that hold nothing.
+    def _forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Feed ``ids`` (A, N) behind the rows' ends; of each row the first ``lengths`` (A,) are tokens.
 
-        Returns the logits (A, V) after the last column, which must hold a real token where it is used.
+        Returns the logits (A, V) after each row's last token; of no use where there is none.
         """
-        self.attention = torch.cat([self.attention, mask], dim=1)
-        positions = (self.position.unsqueeze(1) + mask.cumsum(1) - 1).clamp(min=0)
-        self.position = self.position + mask.sum(1)
-        hidden = self.policy.decoder(
-            input_ids=ids, attention_mask=self.attention, position_ids=positions,
-            past_key_values=self.cache, use_cache=True).last_hidden_state
-        return self.policy.lm_head(hidden[:, -1]).float()
+        width = ids.shape[1]
+        self.longest += width
+        self.cache.reserve(self.longest)
+        ahead = self.position.unsqueeze(1) + torch.arange(width, device=ids.device)
+        last = []
+        for rows in torch.arange(len(ids), device=ids.device).split(max(1, _CHUNK_TOKENS // width)):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            self.cache.write_at(part, ahead[part])
+            hidden = self.policy.decoder(
+                input_ids=ids[part], attention_mask=self._masks(ahead[part]), position_ids=ahead[part],
+                past_key_values=self.cache, use_cache=True).last_hidden_state
+            last.append(hidden[rows - part.start, (lengths[part] - 1).clamp(min=0)])
+        self.position = self.position + lengths
+        return self.policy.lm_head(torch.cat(last)).float()
+
+    def _masks(self, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """What the tokens at ``positions`` (A, N) may look at: all places up to their own, (A, 1, N, L), added."""
+        places = torch.arange(self.longest, device=positions.device)
+        hidden = places > positions[:, None, :, None]
+        blank = torch.zeros(hidden.shape, dtype=self.policy.lm_head.weight.dtype, device=positions.device)
+        low = torch.finfo(blank.dtype).min
+        if "sliding_attention" not in (getattr(self.policy.config, "layer_types", None) or ()):
+            return blank.masked_fill_(hidden, low)
+        passed = places <= positions[:, None, :, None] - self.policy.config.sliding_window
+        return {"full_attention": blank.masked_fill(hidden, low),
+                "sliding_attention": blank.masked_fill(hidden | passed, low)}
 
     def _prefill(self, episodes: list[_Episode]) -> torch.Tensor:
-        """Encode each distinct prompt once, left-padded, and expand the cache to its group."""
+        """Encode each distinct prompt once, and expand the cache to its group."""
         distinct = {e.group: e.prompt_ids for e in episodes}
-        ids, mask = self._left_padded(list(distinct.values()))
-        self.cache = new_cache(self.policy.config)
-        self.attention = mask[:, :0]
-        self.position = mask.new_zeros(len(distinct))
-        logits = self._forward(ids, mask)
+        ids, lengths = self._padded(list(distinct.values()))
+        self.cache, self.position, self.longest = RowCache(len(distinct)), torch.zeros_like(lengths), 0
+        logits = self._forward(ids, lengths)
         row = {group: i for i, group in enumerate(distinct)}
-        rows = torch.tensor([row[e.group] for e in episodes], device=logits.device)
-        self.cache.batch_select_indices(rows)
-        self.attention, self.position = self.attention[rows], self.position[rows]
+        rows = [row[e.group] for e in episodes]
+        self.cache = self.cache.take(rows)
+        self._take_stock(episodes)
         return logits[rows]
 
-    def _left_padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(map(len, rows))
-        ids = [[self.policy.pad_id] * (width - len(r)) + r for r in rows]
-        mask = [[0] * (width - len(r)) + [1] * len(r) for r in rows]
-        return torch.tensor(ids, device=self.policy.device), torch.tensor(mask, device=self.policy.device)
+    def _take_stock(self, active: list[_Episode]) -> None:
+        """How far each row of the cache is filled; the last sampled token is not in it."""
+        ends = [len(e.prompt_ids) + len(e.ids) - bool(e.mask and e.mask[-1]) for e in active]
+        self.position, self.longest = torch.tensor(ends, device=self.policy.device), max(ends)
 
-    def _select(self, keep: list[int]) -> None:
-        """Drop the finished episodes from the cache."""
-        rows = torch.tensor(keep, dtype=torch.long, device=self.policy.device)
-        self.cache.batch_select_indices(rows)
-        self.attention, self.position = self.attention[rows], self.position[rows]
+    def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of token ids as a tensor (A, N), filled up on the right, and their lengths (A,)."""
+        lengths = [len(r) for r in rows]
+        ids = [r + [self.policy.pad_id] * (max(lengths) - len(r)) for r in rows]
+        return torch.tensor(ids, device=self.policy.device), torch.tensor(lengths, device=self.policy.device)
 
     def _feed_replies(self, active: list[_Episode], replies: list[list[int]]) -> torch.Tensor:
         """Feed each episode's last sampled token (not in the cache yet) and what the environment wrote."""
-        chunks = []
+        chunks = [e.ids[-1:] + reply for e, reply in zip(active, replies)]
+        self._take_stock(active)
+        logits = self._forward(*self._padded(chunks))
         for e, reply in zip(active, replies):
-            chunks.append(e.ids[-1:] + reply)
             e.add(reply, sampled=False)
-        return self._forward(*self._left_padded(chunks))
+        self._take_stock(active)
+        return logits
 
     def _sample(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Token (A,), its log-probability (A,) and the entropy (A,) of the sampling distribution."""
@@ -258,35 +282,47 @@ class _Sampler:
         room = [max(1, min(self.limits.max_turn_tokens, self.limits.max_completion_length - len(e.ids)))
                 for e in active]
         closed_at = [0] * len(active)  # tokens sampled in this turn, once the episode has closed it
-        is_open = torch.ones(len(active), dtype=torch.bool, device=logits.device)
-        still = set(range(len(active)))
-        tokens, logprobs, entropies = [], [], []
+        whole, self.rows = self.cache, list(range(len(active)))
+        still = set(self.rows)
+        columns: list[list[torch.Tensor]] = [[], [], []]
         for count in range(1, max(room) + 1):
-            token, logprob, entropy = self._sample(logits)
-            tokens.append(token)
-            logprobs.append(logprob)
-            entropies.append(entropy)
+            drawn = self._sample(logits)
+            rows = torch.tensor(self.rows, device=logits.device)
+            for column, values in zip(columns, drawn):
+                column.append(values.new_zeros(len(active)).index_copy(0, rows, values))
+            token = drawn[0]
             ended = {i for i in still if count >= room[i]}
-            for i in (self.closers[token] & is_open).nonzero().flatten().tolist():
-                last = int(token[i])
-                if last in self.policy.stop_ids:
+            for i in rows[self.closers[token]].tolist():
+                ids = torch.stack([t[i] for t in columns[0][-_STOP_TOKENS:]]).tolist() if i in still else []
+                if ids and ids[-1] in self.policy.stop_ids:
                     active[i].ended_by_eos = True
                     ended.add(i)
-                elif self._has_stop(torch.stack([t[i] for t in tokens[-_STOP_TOKENS:]]).tolist(), stops):
+                elif ids and self._has_stop(ids, stops):
                     ended.add(i)
             for i in ended:
                 closed_at[i] = count
             still -= ended
             if not still:
                 break
-            if ended:
-                is_open[list(ended)] = False
-            logits = self._forward(token.masked_fill(~is_open, self.policy.pad_id).unsqueeze(1),
-                                   is_open.long().unsqueeze(1))
-        columns = [torch.stack(x, 1).tolist() for x in (tokens, logprobs, entropies)]
+            if 2 * len(still) <= len(self.rows):
+                token = token[self._narrow(whole, sorted(still))]
+            is_open = torch.tensor([i in still for i in self.rows], device=logits.device)
+            logits = self._forward(token.unsqueeze(1), is_open.long())
+        if self.cache is not whole:
+            whole.put(self.rows, self.cache)
+            self.cache = whole
+        written = [torch.stack(column, 1).tolist() for column in columns]
         for i, e in enumerate(active):
-            n = closed_at[i]
-            e.add(columns[0][i][:n], sampled=True, logprobs=columns[1][i][:n], entropy=columns[2][i][:n])
+            ids, logprobs, entropy = (values[i][: closed_at[i]] for values in written)
+            e.add(ids, sampled=True, logprobs=logprobs, entropy=entropy)
+
+    def _narrow(self, whole: "RowCache", rows: list[int]) -> list[int]:
+        """Go on with some rows of ``active`` only; returns where they stood among ``self.rows``."""
+        kept = [self.rows.index(i) for i in rows]
+        if self.cache is not whole:
+            whole.put(self.rows, self.cache)
+        self.cache, self.rows, self.position = whole.take(rows), rows, self.position[kept]
+        return kept
 
     def _has_stop(self, ids: list[int], stops: list[bytes]) -> bool:
         """Whether a stop string ends in the last token of ``ids`` (it may have begun tokens before)."""
@@ -391,39 +427,62 @@ class _Sampler:
             invalid_turns=e.invalid_turns, seconds=seconds, token_values={"entropy": e.entropy})
 
 
-class _GrowingLayer(DynamicLayer):
-    """A layer of the key-value cache that keeps room to grow.
+class RowCache(DynamicCache):
+    """A key-value cache of R rows, each with a length of its own: a token stands at the place of its position.
 
-    transformers' own layer copies all it holds for every token; this one copies only when its room is used
-    up, and then makes half as much again.
+    Before a forward pass ``write_at`` says where its tokens go. What padding writes stands behind its row's
+    end, where no token looks (see ``_Sampler._masks``), until the next token takes its place. There is room
+    to grow, so a token costs no copy of what is held; transformers' own cache copies all for every token.
+
+    Attributes:
+        rooms: keys and values of each layer, (2, R, places, heads, size of a head).
     """
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        length, new = self.get_seq_length(), key_states.shape[-2]
-        room = getattr(self, "room", None)
-        if room is None or room[0].shape[0] != key_states.shape[0] or room[0].shape[-2] < length + new:
-            shape = list(key_states.shape)
-            shape[-2] = (length + new) * 3 // 2 + 16
-            self.room = room = (key_states.new_empty(shape), value_states.new_empty(shape))
-            if length:
-                room[0][..., :length, :], room[1][..., :length, :] = self.keys, self.values
-        room[0][..., length : length + new, :] = key_states
-        room[1][..., length : length + new, :] = value_states
-        self.keys, self.values = (r[..., : length + new, :] for r in room)
-        return self.keys, self.values
+    def __init__(self, rows: int):
+        super().__init__()
+        self.rows, self.rooms, self.length, self.places = rows, [], 0, 0
 
-    def batch_select_indices(self, indices):
-        super().batch_select_indices(indices)
-        self.room = None
+    def reserve(self, length: int) -> None:
+        """Make room for rows of this length; the next forward pass looks at so many places."""
+        self.length = length
+        if length > self.places:
+            self.places = length * 3 // 2 + 16
+            self.rooms = [_enlarged(room, self.places) for room in self.rooms]
+
+    def write_at(self, rows: slice, positions: torch.Tensor) -> None:
+        """The next forward pass is over these rows, its tokens go to ``positions`` (rows, N)."""
+        first = torch.arange(rows.start, rows.stop, device=positions.device).unsqueeze(1) * self.places
+        self.now, self.index = rows, (first + positions).flatten()
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        """Write keys and values (rows, heads, N, size) of a layer; returns all that the rows hold."""
+        if layer_idx == len(self.rooms):
+            _, heads, _, size = key_states.shape
+            self.rooms.append(key_states.new_zeros(2, self.rows, self.places, heads, size))
+        room = self.rooms[layer_idx]
+        for part, states in zip(room, (key_states, value_states)):
+            part.flatten(0, 1).index_copy_(0, self.index, states.transpose(1, 2).flatten(0, 1))
+        keys, values = room[:, self.now, : self.length].transpose(2, 3)
+        return keys, values
+
+    def take(self, rows: list[int]) -> "RowCache":
+        """A copy of some rows, in this order; a row may come more than once."""
+        made = RowCache(len(rows))
+        made.length, made.places = self.length, self.places
+        made.rooms = [room[:, rows] for room in self.rooms]
+        return made
+
+    def put(self, rows: list[int], other: "RowCache") -> None:
+        """Write the rows of ``other`` over these rows."""
+        self.reserve(other.length)
+        for room, new in zip(self.rooms, other.rooms):
+            room[:, rows, : other.length] = new[:, :, : other.length]
 
 
-def new_cache(config) -> DynamicCache:
-    """An empty cache for a model; layers with a sliding window keep transformers' own kind."""
-    cache = DynamicCache(config=config)
-    cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
+def _enlarged(room: torch.Tensor, places: int) -> torch.Tensor:
+    made = room.new_zeros(*room.shape[:2], places, *room.shape[3:])
+    made[:, :, : room.shape[2]] = room
+    return made
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -140,7 +140,7 @@ def test_any_turn_structure_is_recorded_exactly(policy, scripts, max_turns, max_
 
         def _sample(self, logits):
             token = []
-            for e in self.active:
+            for e in [self.active[i] for i in self.rows]:
                 turn = wanted[e.question.id][e.turn % len(wanted[e.question.id])]
                 token.append(turn[self.at % len(turn)])
             self.at += 1
