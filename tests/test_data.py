@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_lib.data import DataError, load_passages, load_questions, save_passages, save_questions
+from searchr1_lib import data
+from searchr1_lib.data import (DataError, load_passages, load_questions, load_with_passages, save_passages,
+                               save_questions, select_passages)
 from searchr1_lib.records import Passage, Question
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -163,6 +165,160 @@ def test_the_hub_is_streamed_with_a_limit(tmp_path, monkeypatch):
         load_questions(f"hub:{tmp_path}")
     with pytest.raises(DataError, match="cannot stream split 'test' from the hub"):
         load_questions(f"hub:{tmp_path}", split="test", limit=4)
+
+
+# -- public question sets by name: the layouts of FlashRAG and Search-R1, read by the hub's own client ----------------
+
+
+def hotpotqa_row(number, texts="sentences"):
+    """FlashRAG's row; 2WikiMultihopQA calls the sentences "content". Two gold titles, one of them named twice."""
+    titles = [f"Gold A{number}", "Common distractor", f"Gold B{number}"]
+    return {
+        "id": f"dev_{number}", "question": f"Who made A{number}", "golden_answers": ["Ada", "A. L."],
+        "metadata": {
+            "type": "bridge", "supporting_facts": {"title": [titles[2], titles[0], titles[2]], "sent_id": [0, 1, 2]},
+            "context": {"title": titles, texts: [[f"{t} is.", " It stands."] for t in titles]},
+        },
+    }
+
+
+def musique_row(number, answerable=True):
+    steps = [{"id": n, "question": "?", "answer": "Ada", "paragraph_support_idx": 2 - n,
+              "support_paragraph": {"title": f"T{n}", "paragraph_text": f"Step {n} of {number}.", "idx": 2 - n}}
+             for n in (0, 1)]
+    return {"id": f"dev_{number}", "question": "Who?", "golden_answers": ["Ada"],
+            "metadata": {"answerable": answerable, "question_decomposition": steps}}
+
+
+@pytest.fixture(scope="module")
+def flashrag(tmp_path_factory):
+    """A folder laid out as the repository on the hub: a folder a set, its splits named in the card's head."""
+    root = tmp_path_factory.mktemp("flashrag")
+    bare = hotpotqa_row(0)
+    bare["metadata"]["context"] = {"title": [], "sentences": []}  # a few rows of the real set come so
+    plain = {"id": "test_0", "question": "Who?", "golden_answers": ["Ada"], "metadata": {}}
+    rows = {
+        "nq/test": [plain, plain | {"id": "test_1"}], "nq/train": [plain | {"id": "train_0"}],
+        "triviaqa/test": [plain], "popqa/test": [plain | {"metadata": {"subj": "Ada"}}], "bamboogle/test": [plain],
+        "hotpotqa/dev": [hotpotqa_row(1), bare, hotpotqa_row(2)],
+        "2wikimultihopqa/dev": [hotpotqa_row(1, "content")], "musique/dev": [musique_row(0), musique_row(1)],
+    }
+    card = "---\nconfigs:\n"
+    for name in dict.fromkeys(path.split("/")[0] for path in rows):
+        card += f"- config_name: {name}\n  data_files:\n"
+        (root / name).mkdir()
+        for path in (p for p in rows if p.startswith(f"{name}/")):
+            card += f"  - split: {path.split('/')[1]}\n    path: {path}.jsonl\n"
+            write(root / f"{path}.jsonl", *rows[path])
+    (root / "README.md").write_text(card + "---\n", encoding="utf-8")
+    return root
+
+
+@pytest.mark.parametrize("name", [name for name in data.SETS if name != "search-r1"])
+def test_the_seven_sets_by_name_and_from_a_folder_are_the_same(flashrag, monkeypatch, name):
+    monkeypatch.setattr(data, "_FLASHRAG", str(flashrag))
+    by_name = load_questions(name)
+    assert by_name == load_questions(flashrag / name) == load_questions(flashrag / name / f"{data.SETS[name]}.jsonl")
+    assert all(q.source == name and q.id.startswith(f"{name}/") and q.known is None for q in by_name)
+    assert load_questions(name, limit=1) == by_name[:1]
+
+
+def test_another_split_of_a_set(flashrag, monkeypatch):
+    monkeypatch.setattr(data, "_FLASHRAG", str(flashrag))
+    assert load_questions("nq", split="train") == load_questions(flashrag / "nq", split="train") != load_questions("nq")
+    with pytest.raises(DataError, match="cannot stream split 'train'"):
+        load_questions("popqa", split="train")
+    with pytest.raises(FileNotFoundError, match="train.jsonl: no such file"):
+        load_questions(flashrag / "popqa", split="train")
+
+
+@pytest.mark.parametrize("name", ["hotpotqa", "2wikimultihopqa"])
+def test_questions_with_the_passages_that_their_rows_carry(flashrag, name):
+    questions, passages = load_with_passages(flashrag / name)
+    by_id = {p.id: p for p in passages}
+    assert [by_id[id].title for id in questions[0].passages] == ["Gold B1", "Gold A1"] and questions[0].hops == 2
+    assert by_id[questions[0].passages[0]].text == "Gold B1 is. It stands."
+    assert sorted(p.title for p in passages).count("Common distractor") == 1  # of several rows, kept once
+    assert len(passages) == (5 if name == "hotpotqa" else 3)
+    assert load_questions(flashrag / name) == questions
+
+
+def test_musique_in_both_layouts(flashrag, tmp_path):
+    questions, passages = load_with_passages(flashrag / "musique")
+    texts = {p.id: p.text for p in passages}
+    assert [[texts[id] for id in q.passages] for q in questions] == [
+        [f"Step 0 of {n}.", f"Step 1 of {n}."] for n in (0, 1)]
+    paragraphs = [{"idx": n, "title": f"T{n}", "paragraph_text": text, "is_supporting": n > 0}
+                  for n, text in enumerate(["A distractor.", "Second.", "First."])]
+    own = {"id": "2hop__1_2", "question": "Who?", "answer": "Ada", "answer_aliases": ["A. L."],
+           "paragraphs": paragraphs, "question_decomposition": [{"paragraph_support_idx": 2},
+                                                                {"paragraph_support_idx": 1}]}
+    (question,), passages = load_with_passages(write(tmp_path / "musique.jsonl", own))
+    texts = {p.id: p.text for p in passages}
+    assert question.answers == ["Ada", "A. L."] and question.hops == 2 and len(passages) == 3
+    assert [texts[id] for id in question.passages] == ["First.", "Second."]
+
+
+def test_a_set_by_name_when_the_hub_is_out_of_reach():
+    with pytest.raises(DataError, match="hub:RUC-NLPIR/FlashRAG_datasets: cannot stream split 'test'.*local"):
+        load_questions("nq", limit=1)
+
+
+def test_sets_without_passages_say_what_to_do(flashrag):
+    with pytest.raises(DataError, match="carry no passages.*RemoteSearch.*select_passages"):
+        load_with_passages(flashrag / "nq")
+
+
+@pytest.mark.parametrize("broken", [
+    {"context": {"title": ["A"], "sentences": [[1]]}},
+    {"context": {"sentences": [["x"]]}},
+    {"context": {"title": [None], "sentences": [["x"]]}},
+    {"paragraphs": [{"title": "A"}]},
+    {"paragraphs": [], "question_decomposition": [{"paragraph_support_idx": 7}]},
+    {"question_decomposition": [{"support_paragraph": "text"}]},
+])
+def test_broken_passages_within_a_row_are_named(tmp_path, broken):
+    with pytest.raises(DataError, match="line 1: field '(context|question_decomposition|title)'"):
+        load_questions(write(tmp_path / "q.jsonl", QUESTION | broken))
+
+
+def test_search_r1_by_name_although_its_two_files_differ(tmp_path, monkeypatch):
+    import pyarrow
+    import pyarrow.parquet
+
+    def row(source, metadata):
+        return {"id": "x_0", "question": "Who?", "golden_answers": ["Ada"], "data_source": source,
+                "prompt": [{"role": "user", "content": "Question: Who?\n"}], "ability": "fact-reasoning",
+                "reward_model": {"style": "rule", "ground_truth": {"target": ["Ada"]}},
+                "extra_info": {"index": 0, "split": "x"}, "metadata": metadata}
+
+    hotpotqa = hotpotqa_row(1)["metadata"]
+    for split, rows in {"train": [row("nq", None), row("hotpotqa", hotpotqa)],
+                        "test": [row("bamboogle", {"subj": "Ada"}), row("popqa", {"subj": "Ada"})]}.items():
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
+    monkeypatch.setattr(data, "_SEARCH_R1", str(tmp_path))
+    assert [q.id for q in load_questions("search-r1")] == ["bamboogle/x_0", "popqa/x_0"]
+    questions, passages = load_with_passages("search-r1", split="train")
+    assert [(q.source, q.hops) for q in questions] == [("nq", 1), ("hotpotqa", 2)] and len(passages) == 3
+    assert questions == load_questions(tmp_path / "train.parquet")
+
+
+def test_a_corpus_by_name_and_its_part_about_the_questions(tmp_path, monkeypatch):
+    rows = [{"id": str(n), "contents": f'"{title}"\nText {n}.'} for n, title in enumerate(
+        ["Ada Lovelace", "Penicillin (drug)", "It", "Of", "Analytical Engine", "Penicillin V", "Nowhere", "Else"])]
+    (tmp_path / "corpus").mkdir()
+    with gzip.open(tmp_path / "corpus" / "wiki-18.jsonl.gz", "wt", encoding="utf-8") as f:
+        f.writelines(json.dumps(r) + "\n" for r in rows)
+    monkeypatch.setitem(data.CORPORA, "wiki-18", f"hub:{tmp_path / 'corpus'}")
+    assert load_passages("wiki-18", limit=3)[0] == Passage("0", "Ada Lovelace", "Text 0.")
+    with pytest.raises(ValueError, match="give limit="):
+        load_passages("wiki-18")
+    questions = [Question("a", "Who wrote of the analytical engine? Was it known?", ["Ada Lovelace"]),
+                 Question("b", "Who discovered penicillin?", ["Alexander Fleming"], passages=["6"])]
+    about = ["0", "1", "4", "6"]
+    assert [p.id for p in select_passages("wiki-18", questions, limit=100)] == about
+    assert [p.id for p in select_passages("wiki-18", questions, limit=100, others=5)] == sorted({*about, "0", "5"})
+    assert [p.id for p in select_passages("wiki-18", questions, limit=2)] == about[:2]
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples in ../shared are not here")
