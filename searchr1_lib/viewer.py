@@ -8,7 +8,7 @@ ipywidgets around it.
 Everything that a model or the web wrote is escaped, also against MathJax (``$…$`` in a page is set as a
 formula by Jupyter) and against characters that turn the reading direction. Nothing is told by colour
 alone: kinds carry their names, strengths an underline, and where a site strips styles (GitHub) the page is
-still headings, tables and lists.
+still headings, tables and lists, with the environment's words in italics and what stands out underlined.
 """
 
 from __future__ import annotations
@@ -35,41 +35,40 @@ _SHORT = 700
 
 @dataclass(frozen=True)
 class _Scale:
-    """How a value becomes one of five strengths: ``bounds[i]`` is the least magnitude of strength i + 1."""
+    """How a value becomes one of five strengths: ``bounds[i]`` is the least magnitude of strength i + 1.
+
+    ``digits`` are the decimals on hover: few, to keep the page small.
+    """
 
     color: str
     bounds: tuple[float, ...] = ()
     signed: bool = False
+    digits: int = 2
 
     def look(self, value: float) -> tuple[str, str]:
-        """Class and hover text. Values below the first bound share one text, so that their tokens share a span."""
+        """Class ("" below the first bound) and hover text."""
         strength = sum(abs(value) >= b for b in self.bounds)
-        if self.color == "logprob":
-            return (f"u{strength}", f"p {math.exp(-value):.2g}") if strength else ("", f"p > {self._p(0)}")
-        if not strength:
-            return "", f"{'±' * self.signed}{self.color} < {self.bounds[0]:.2g}"
         hue = ("n" if value < 0 else "p") if self.signed else "u"
-        return f"{hue}{strength}", f"{self.color} {value:{'+' * self.signed}.3g}"
+        shown = f"{math.exp(-value):.2g}" if self.color == "logprob" else self._rounded(value)
+        return f"{hue}{strength}" if strength else "", shown
 
-    def _p(self, i: int) -> str:
-        return f"{math.exp(-self.bounds[i]):.2g}"
+    def _rounded(self, value: float) -> str:
+        return f"{round(value, self.digits) + 0.0:{'+' * self.signed}.{self.digits}f}"  # + 0.0: no "-0"
 
     def legend(self) -> str:
         if self.color == "mask":
-            return (
-                "Colour: <span class=m>written by the model, trained</span> "
-                "<span class=env>written by the environment, masked</span>"
-            )
+            return "Colour: <span class=m>written by the model, trained</span> <i>written by the environment, masked</i>"
         if self.color == "logprob":
             what = "Colour: probability of the sampled token, below"
-            steps = [(f"u{i + 1}", self._p(i)) for i in range(len(self.bounds))]
+            steps = [(f"u{i}", f"{math.exp(-b):.2g}") for i, b in enumerate(self.bounds, 1)]
         elif self.color == "advantage":
             what = "Colour: push of the update on the token, advantage × (1 − p), from"
             steps = self._steps()
         else:
             what = f"Colour: {_e(self.color)}, from"
             steps = self._steps()
-        return f"{what} " + " ".join(f"<span class={c}>&nbsp;{text}&nbsp;</span>" for c, text in steps)
+        shown = " ".join(f"<ins class={c}>&nbsp;{text}&nbsp;</ins>" for c, text in steps)
+        return f"{what} {shown} · point at a token for its value, at unmarked ones for theirs in order"
 
     def _steps(self) -> list[tuple[str, str]]:
         signs = [("n", "−"), ("p", "+")] if self.signed else [("u", "")]
@@ -88,7 +87,9 @@ def _scale(trajectories: Sequence[Trajectory], color: str) -> _Scale:
     if color == "logprob":
         return _Scale(color, tuple(-math.log(p) for p in (0.9, 0.5, 0.2, 0.05, 0.01)))
     top = max((abs(v) for v in values), default=0.0) or 1.0
-    return _Scale(color, tuple(top * share for share in (0.05, 0.2, 0.4, 0.6, 0.8)), min(values, default=0.0) < 0)
+    digits = min(max(2 - math.floor(math.log10(top)), 0), 9)
+    bounds = tuple(top * share for share in (0.05, 0.2, 0.4, 0.6, 0.8))
+    return _Scale(color, bounds, min(values, default=0.0) < 0, digits)
 
 
 def colors(trajectories: Iterable[Trajectory]) -> list[str]:
@@ -117,7 +118,8 @@ def render_html(trajectories: Iterable[Trajectory], *, color: str = "mask", titl
     """Draw trajectories as one self-contained piece of HTML (no script, nothing loaded).
 
     Rollouts of one question (same ``step`` and ``group``) stand side by side under a table of their
-    rewards; a group whose rewards are all equal carries a badge, because its advantages are zero.
+    rewards; a group whose rewards are all equal carries a badge, because its advantages are zero. A long
+    observation that several of them read is written out once and referred to after that.
 
     Args:
         color: what colours the model's tokens: "mask" (who wrote it), "logprob" (probability under the
@@ -154,7 +156,8 @@ def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str
     question, first, compared = group[0].question, group[0], bool(labels)
     labels = labels or [f"#{i}" for i in range(1, len(group) + 1)]
     same_prompt = all(t.prompt_ids == first.prompt_ids for t in group)
-    columns = (_rollout_html(t, label, scale, prompt=not same_prompt, fold=compared) for t, label in zip(group, labels))
+    columns = (_rollout_html(t, label, scale, again, prompt=not same_prompt, fold=compared)
+               for t, label, again in zip(group, labels, _repeats(group, labels)))
     badge = ""
     if not compared and without_variance(group):
         badge = f" <strong class=badge>no variance: every reward is {first.reward:.4g}, advantages are 0</strong>"
@@ -205,22 +208,54 @@ def _answer_html(t: Trajectory) -> str:
     return f"<span class=good>✓ {_e(t.answer)}</span>" if correct(t) else f"<span class=bad>✗ {_e(t.answer)}</span>"
 
 
-def _rollout_html(t: Trajectory, label: str, scale: _Scale, *, prompt: bool, fold: bool) -> str:
+def _repeats(group: Sequence[Trajectory], labels: Sequence[str]) -> list[dict[tuple[int, int], str]]:
+    """For each rollout its long observations that stand further up already: (start, end) of the tokens -> where."""
+    first: dict[tuple, str] = {}
+    found: list[dict[tuple[int, int], str]] = []
+    for t, label in zip(group, labels):
+        found.append({})
+        for s in t.segments:
+            if s.kind == "information" and len(s.text) > _SHORT:
+                read, here = (s.text, *t.completion_ids[s.start : s.end]), f"{_e(label)}, turn {_e(s.turn + 1)}"
+                if (where := first.setdefault(read, here)) != here:
+                    found[-1][s.start, s.end] = where
+    return found
+
+
+def _rollout_html(
+    t: Trajectory, label: str, scale: _Scale, again: dict[tuple[int, int], str], *, prompt: bool, fold: bool
+) -> str:
     head = f"<h5>{_e(label)} · reward {_number(t.reward)} · {_answer_html(t)}</h5>"
     searches, body, turn = iter(t.searches), [], None
     *texts, rest = _pieces(t, scale)
     for segment, pieces in zip(t.segments, texts):
         if segment.turn != turn:
             turn = segment.turn
-            body.append(f"<div class=turn>turn {turn + 1}</div>")
-        search = next(searches, None) if segment.kind == "information" else None
-        body.append(_segment_html(segment, pieces, search, t.question.passages, fold))
+            body.append(f"<div class=turn>turn {turn + 1}{_turn_reward(t, turn)}</div>")
+        if segment.kind == "information":
+            pieces = _read_html(segment, pieces, again, fold)
+            if search := next(searches, None):
+                pieces = _documents_html(search, t.question.passages) + pieces
+        else:
+            pieces = f"<div class=said>{pieces}</div>"
+        body.append(_segment_html(segment, pieces))
     body += [f'<div class="seg text"><b class=kind>end</b><div class=said>{rest}</div></div>'] if rest else []
-    ids = (
-        f"<details><summary>exact ids and mask</summary><p class=ids>completion_ids: {_ids(t.completion_ids)}</p>"
-        f"<p class=ids>mask, as runs: {', '.join(f'{k} × {len(list(g))}' for k, g in groupby(t.mask))}</p></details>"
-    )
-    return f"<article>{head}{''.join(body)}{_prompt_html(t) if prompt else ''}{ids}</article>"
+    return f"<article>{head}{''.join(body)}{_prompt_html(t) if prompt else ''}{_ids_html(t, again)}</article>"
+
+
+def _turn_reward(t: Trajectory, turn: int) -> str:
+    """What a turn earned, where the reward came turn by turn."""
+    return f" · reward {_number(t.turn_rewards[turn])}" if any(t.turn_rewards) and turn < len(t.turn_rewards) else ""
+
+
+def _ids_html(t: Trajectory, again: dict[tuple[int, int], str]) -> str:
+    """The completion's ids, a line for each run of one mask."""
+    lines, end = [], 0
+    for mask, run in groupby(t.mask):
+        start, end = end, end + len(list(run))
+        ids = f"those of {again[start, end]}" if (start, end) in again else _ids(t.completion_ids[start:end])
+        lines.append(f"{start}–{end - 1}, mask {_e(mask)}: {ids}")
+    return f"<details><summary>exact ids and mask</summary><p class=ids>{'<br>'.join(lines)}</p></details>"
 
 
 def _prompt_html(t: Trajectory) -> str:
@@ -241,16 +276,21 @@ _NOTES = {
 }
 
 
-def _segment_html(segment: Segment, pieces: str, search: SearchCall | None, gold: Sequence[str], fold: bool) -> str:
+def _segment_html(segment: Segment, inside: str) -> str:
     note = f" <small>{_NOTES[segment.kind]}</small>" if segment.kind in _NOTES else ""
     head = f"<b class=kind>{_e(segment.kind)}</b>{note}" if segment.text.strip() else ""
-    text = f"<div class=said>{pieces}</div>"
-    if segment.kind == "information":
-        folded = f", {segment.end - segment.start} tokens" if fold or len(segment.text) > _SHORT else ""
-        text = f"<details{'' if folded else ' open'}><summary>what the model read{folded}</summary>{text}</details>"
-        text = (_documents_html(search, gold) if search else "") + text
     kind = segment.kind if segment.kind in _KINDS else "text"
-    return f'<div class="seg {kind}">{head}{text}</div>'
+    return f'<div class="seg {kind}">{head}{inside}</div>'
+
+
+def _read_html(segment: Segment, pieces: str, again: dict[tuple[int, int], str], fold: bool) -> str:
+    """The text of an observation, folded where it is long, or where else it stands."""
+    size = f"{segment.end - segment.start} tokens"
+    if where := again.get((segment.start, segment.end)):
+        return f"<p><small>what the model read, {size}: word for word that of {where}</small></p>"
+    folded = fold or len(segment.text) > _SHORT
+    summary = f"what the model read{f', {size}' * folded}"
+    return f"<details{'' if folded else ' open'}><summary>{summary}</summary><div class=said>{pieces}</div></details>"
 
 
 def _documents_html(search: SearchCall, gold: Sequence[str]) -> str:
@@ -285,9 +325,20 @@ def _pieces(t: Trajectory, scale: _Scale) -> list[str]:
     return out + [_merged(list(zip(looks[done:], t.tokens[done:])))]
 
 
-def _merged(runs: Sequence[tuple[tuple[str, str], str]]) -> str:
-    """Spans of ``((class, title), text)``, neighbours of one look in one."""
-    return "".join(_span(*look, "".join(x for _, x in run)) for look, run in groupby(runs, lambda r: r[0]))
+def _merged(runs: Iterable[tuple[tuple[str, str], str]]) -> str:
+    """Texts with their ``(class, title)``: neighbours of one look in one element, those without class in any case."""
+    out = []
+    for look, run in groupby(runs, lambda r: r[0] if r[0][0] else ""):
+        looks, texts = zip(*run)
+        css, title = look or ("", _listed(title for _, title in looks))
+        out.append(_span(css, title, "".join(texts)))
+    return "".join(out)
+
+
+def _listed(values: Iterable[str]) -> str:
+    """Values in order, a repeated one as "value×times"."""
+    counted = [(value, len(list(run))) for value, run in groupby(values) if value]
+    return " ".join(f"{value}×{n}" if n > 1 else value for value, n in counted)
 
 
 def _look(mask: int, value: float | None, scale: _Scale) -> tuple[str, str]:
@@ -299,8 +350,14 @@ def _look(mask: int, value: float | None, scale: _Scale) -> tuple[str, str]:
 
 
 def _span(css: str, title: str, text: str) -> str:
-    attributes = (f" class={css}" if css else "") + (f' title="{html.escape(title)}"' if title else "")
-    return f"<span{attributes}>{_lines(text)}</span>"
+    """Text in one look, in as few characters as can be; ``title`` holds numbers only, so it needs no escaping."""
+    if css == "env":
+        return f"<i>{_lines(text)}</i>"
+    title = f' title="{title}"' if " " in title else f" title={title}" * bool(title)
+    if not css:
+        return f"<span{title}>{_lines(text)}</span>" if title else _lines(text)
+    tag = "ins" if title else "span"
+    return f"<{tag} class={css}{title}>{_lines(text)}</{tag}>"
 
 
 def token_spans(t: Trajectory) -> list[tuple[int, int]]:
@@ -824,8 +881,12 @@ def ask(answer: Callable[[str], str], question: str = ""):
 
 # ---- escaping --------------------------------------------------------------------------------------------
 
-#: Control characters, lone surrogates, and characters that turn or hide text: shown, never obeyed.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+#: Control characters, lone surrogates, line separators, and characters that turn or hide text or cannot be seen
+#: (tags and variation selectors carry smuggled text): shown, never obeyed.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
 _MATHS = re.compile(r"([$\\])")
 
 
@@ -870,7 +931,8 @@ _STYLE = """
 .sr1 .said{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;font:13px/1.6 ui-monospace,monospace}
 .sr1 .ids{overflow-wrap:anywhere;font-family:ui-monospace,monospace}
 .sr1 ol{margin:2px 0;padding-left:22px}.sr1 summary{cursor:pointer}
-.sr1 .good{color:var(--good)}.sr1 .bad{color:var(--bad)}.sr1 .env{color:var(--dim);font-style:italic}
+.sr1 .good{color:var(--good)}.sr1 .bad{color:var(--bad)}.sr1 i{color:var(--dim)}
+.sr1 ins{text-decoration:none}.sr1 b,.sr1 .good,.sr1 .bad{unicode-bidi:isolate}
 .sr1 mark{white-space:nowrap;background:#f0e442;color:#1f2328;padding:0 4px;border-radius:3px}
 .sr1 .badge{display:inline-block;border:2px solid #d55e00;border-radius:10px;padding:0 8px;font-size:12px}
 .sr1 .m{background:rgba(86,180,233,.25)}"""

@@ -107,7 +107,7 @@ class _Page(HTMLParser):
 
 
 ALLOWED = set("meta div style section article h3 h4 h5 p b small strong span table tr th td details summary code ol li "
-              "mark br".split())
+              "mark br i ins".split())
 
 
 def test_a_group_shows_all_that_the_reader_needs():
@@ -132,24 +132,53 @@ def test_every_character_of_a_completion_is_shown():
 def test_mask_mode_tells_who_wrote_what():
     t = group_of(2)[1]
     page = render_html([t])
-    ours = "".join(re.findall(r"<span class=m>(.*?)</span>", page.split("</style>")[1].split("</p>", 1)[1], re.S))
-    theirs = "".join(re.findall(r"<span class=env>(.*?)</span>", page.split("</p>", 1)[1], re.S))
+    after_legend = page.split("</style>")[1].split("</p>", 1)[1]
+    ours = "".join(re.findall(r"<span class=m>(.*?)</span>", after_legend, re.S))
+    theirs = "".join(re.findall(r"<i>(.*?)</i>", after_legend, re.S))
     assert html.unescape(ours) == t.model_text
     assert GOLD.text in theirs and GOLD.text not in ours
 
 
+def hovered(page):
+    """What a page's rollouts say in a colour or with values, as (class, values, text)."""
+    page = "".join(re.findall("<div class=said>.*?</div>", page, re.S))
+    found = re.findall(r'<(?:ins|span)(?: class=(\w+))?(?: title="?([^">]*)"?)?>(.*?)</(?:ins|span)>', page, re.S)
+    return [(css, value, html.unescape(text)) for css, value, text in found]
+
+
 def test_values_stand_on_hover_and_grow_with_surprise():
-    t = build(QUESTION, ["<answer> x y </answer>"])
-    t.logprobs = [math.log(0.003)] + [math.log(0.95)] * (len(t.tokens) - 1)
-    page = render_html([t], color="logprob")
-    assert '<span class=u5 title="p 0.003">' in page
-    assert '<span title="p &gt; 0.9">' in page
+    t = build(QUESTION, ["<answer> x y </answer>"], split=r"\s?\w+|\W|$")
+    t.logprobs = [math.log(p) for p in (0.003, 0.95, 0.9999, 0.9999, 0.93, 0.21, 0.4, 0.91)]
+    t.tokens = ["<answer", ">", " ", "x", " y", " </", "ans", "wer>"]
+    t.mask, t.completion_ids, t.token_values = [1] * 8, [0] * 8, {}
+    t.segments = [Segment("answer", t.text, 0, 0, 8)]
+    drawn = hovered(render_html([t], color="logprob"))
+    assert drawn == [("u5", "0.003", "<answer"), ("", "0.95 1×2 0.93", "> x y"), ("u2", "0.21", " </"),
+                     ("u2", "0.4", "ans"), ("", "0.91", "wer>")]
     t.advantage = -0.5
-    page = render_html([t], color="advantage")
-    assert 'class=n5 title="advantage -0.498"' in page  # A (1 - p) = -0.5 * 0.997 = -0.4985
+    drawn = hovered(render_html([t], color="advantage"))
+    assert drawn[0] == ("n5", "-0.498", "<answer")  # A (1 - p) = -0.5 * 0.997 = -0.4985
+    assert drawn[2] == ("", "+0.000×2", " x")  # -0.00005, at three decimals
     t.advantage = None
-    with pytest.raises(ValueError, match="mask, logprob, entropy"):
+    with pytest.raises(ValueError, match="mask, logprob"):
         render_html([t], color="advantage")
+
+
+@settings(max_examples=60)
+@given(st.lists(st.floats(-1e6, 1e6) | st.floats(-1e-6, 1e-6) | st.just(math.nan), min_size=1, max_size=30))
+def test_every_value_can_be_read_back_from_the_page(values):
+    t = Trajectory(QUESTION, [], [0] * len(values), [1] * len(values), [0.0] * len(values))
+    t.tokens = [f"{i};" for i in range(len(values))]
+    t.segments = [Segment("text", "".join(t.tokens), 0, 0, len(values))]
+    t.token_values["kl"] = values
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return
+    shown = []
+    for css, listed, text in hovered(render_html([t], color="kl")):
+        for value, times in re.findall(r"([^\s×]+)(?:×(\d+))?", listed):
+            shown += [float(value)] * (text.count(";") if css else int(times or 1))
+    assert shown == pytest.approx(finite, abs=max(0.006 * max(map(abs, finite)), 1e-9))
 
 
 def test_the_badge_of_a_group_without_variance():
@@ -189,6 +218,15 @@ def test_nothing_untrusted_becomes_markup(a, b, c, d):
     render_comparison([t], [t], title=d).encode("utf-8")
 
 
+@pytest.mark.parametrize("name, unseen", [
+    ("right to left", "\u202e"), ("isolate", "\u2067"), ("Arabic mark", "\u061c"), ("zero width", "\u200b"),
+    ("soft hyphen", "\xad"), ("line separator", "\u2028"), ("tag letter", "\U000e0041"),
+    ("variation selector", "\U000e0101"), ("annotation", "\ufff9"), ("lone surrogate", "\udc00"), ("escape", "\x1b")])
+def test_what_cannot_be_seen_is_shown_by_its_number(name, unseen):
+    shown = _Page(render_html([build(QUESTION, [f"<answer> a{unseen}b </answer>"])])).text
+    assert f"a‹U+{ord(unseen):04X}›b" in shown and unseen not in shown, name
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.sampled_from("ab é字😀\ufffd"), min_size=1, max_size=20), st.data())
 def test_tokens_that_cut_characters_still_cover_the_text(text, data):
@@ -211,15 +249,61 @@ def test_tokens_of_a_cut_character_share_it():
     assert token_spans(t) == [(0, 1), (1, 2), (2, 3)]
 
 
+def long_group(size=8):
+    """Rollouts of one question with three searches each; what they read is long, and often the same."""
+    rng = random.Random(0)
+    words = [f"{a}{b}" for a in "ba ke li mo nu so ti ve".split() for b in ("", "n", "ri", "sta")]
+    texts = [" ".join(rng.choices(words, k=100)) for _ in range(12)]
+    group = []
+    for i in range(size):
+        parts = []
+        for turn in range(3):
+            start = 3 * turn + rng.choice([0, 0, 1])
+            passages = [Passage(f"p{k}", f"Title {k}", texts[k % 12]) for k in range(start, start + 3)]
+            parts += [f"<think> {' '.join(rng.choices(words, k=90))} </think><search> q {start} </search>",
+                      found("q", passages)]
+        group.append(build(QUESTION, [*parts, "<answer> x </answer>"], seed=i, advantage=0.5))
+    for t in group:
+        t.completion_ids = [sum(map(ord, token)) * 7919 % 151_936 for token in t.tokens]
+    return group
+
+
 def test_a_group_of_long_rollouts_stays_small():
-    words = " ".join(f"word{i}" for i in range(250))
-    passage = Passage("p1", "Long", words)
-    parts = [f"<think> {words[:700]} </think><search> q </search>", found("q", [passage] * 3)] * 3
-    group = [build(QUESTION, [*parts, "<answer> x </answer>"], seed=i) for i in range(8)]
-    assert sum(len(t.tokens) for t in group) > 20_000
-    for color in ("mask", "logprob"):
-        assert len(render_html(group, color=color).encode()) < 330_000  # 15 bytes a token, text and ids included
+    group = long_group()
+    assert sum(len(t.tokens) for t in group) > 9_000 and sum(sum(t.mask) for t in group) > 2_000
+    for color in colors(group):
+        assert len(render_html(group, color=color).encode()) < 150_000
         assert len(render_html(group_of(8), color=color).encode()) < 30_000
+
+
+def test_what_several_read_is_written_once_and_every_id_can_be_found():
+    group = long_group()
+    page = render_html(group)
+    passage = group[0].searches[0].hits[0].passage.text
+    readers = [i for i, t in enumerate(group) if passage in t.text]
+    assert len(readers) > 3 and page.count(passage) == len({t.segments[2].text for t in group if passage in t.text})
+    assert page.count("word for word that of #1, turn 1") == page.count("those of #1, turn 1") > 1
+    columns = [re.findall(r"(\d+)–(\d+), mask ([01]): ([^<]*)", c) for c in page.split("<article>")[1:]]
+    for t, column in zip(group, columns):
+        ids, mask = [], []
+        for start, end, m, written in column:
+            assert (int(start), len(ids)) == (len(ids), int(start))
+            mask += [int(m)] * (int(end) + 1 - int(start))
+            if where := re.fullmatch(r"those of #(\d+), turn (\d+)", written):
+                first = group[int(where[1]) - 1]
+                there = next(s for s in first.segments if s.kind == "information" and s.turn == int(where[2]) - 1)
+                ids += first.completion_ids[there.start : there.end]
+            else:
+                ids += map(int, written.split())
+        assert ids == t.completion_ids and mask == t.mask
+
+
+def test_the_reward_of_a_turn_stands_at_the_turn():
+    t = group_of(2)[1]
+    assert "turn 1 · reward" not in _Page(render_html([t])).text
+    t.turn_rewards = [-0.15, 1.0]
+    page = _Page(render_html([t])).text
+    assert "turn 1 · reward -0.15" in page and "turn 2 · reward 1" in page
 
 
 def test_empty_lists_and_bare_trajectories_are_drawn():
