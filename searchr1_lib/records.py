@@ -205,12 +205,15 @@ class TrajectoryLog:
         self.path = Path(path)
 
     def append(self, trajectories: Iterable[Trajectory]) -> None:
-        """Add trajectories and flush them to disk. A last line that a crash cut off is removed first."""
+        """Add trajectories and flush them to disk. A last line that a crash cut off is removed first.
+
+        One process writes a log at a time; others may read it meanwhile.
+        """
         lines = "".join(json.dumps(t.to_dict(), ensure_ascii=False) + "\n" for t in trajectories)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b") as f:
             _drop_cut_line(f)
-            f.write(lines.encode("utf-8"))
+            f.write(lines.encode("utf-8", "backslashreplace"))  # a lone surrogate stays, as its JSON escape
             f.flush()
             os.fsync(f.fileno())
 
@@ -237,7 +240,10 @@ class TrajectoryLog:
         return list(self)
 
     def to_parquet(self, path: str | os.PathLike) -> None:
-        """Write the log as a Parquet file, whole or not at all; a log larger than memory is no problem."""
+        """Write the log as a Parquet file, whole or not at all; a log larger than memory is no problem.
+
+        Lone surrogates, which no Parquet text can hold, become "?".
+        """
         import pyarrow.parquet as pq
 
         schema = arrow_schema()
@@ -246,7 +252,7 @@ class TrajectoryLog:
                 writer.write_table(table)
 
     def to_dataset(self):
-        """The log as a ``datasets.Dataset`` in memory; ``Trajectory.from_row`` reads its rows."""
+        """The log as a ``datasets.Dataset`` in memory; ``Trajectory.from_row`` reads its rows. As ``to_parquet``."""
         import pyarrow as pa
         from datasets import Dataset
 
@@ -259,7 +265,11 @@ class TrajectoryLog:
 
         log = iter(self)
         while part := [t.to_row() for t in islice(log, rows)]:
-            yield pa.Table.from_pylist(part, schema=schema)
+            try:
+                yield pa.Table.from_pylist(part, schema=schema)
+            except UnicodeEncodeError:
+                clean = json.dumps(part, ensure_ascii=False).encode("utf-8", "replace")
+                yield pa.Table.from_pylist(json.loads(clean), schema=schema)
 
 
 def read_parquet(path: str | os.PathLike) -> list[Trajectory]:
@@ -327,7 +337,7 @@ def _whole(path: str | os.PathLike) -> Iterator[Path]:
 def write_whole(path: str | os.PathLike, text: str) -> None:
     """Write a text file whole or not at all: under a temporary name first, then moved into place."""
     with _whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json_lines(path: str | os.PathLike, rows: Iterable[dict]) -> None:

@@ -51,6 +51,14 @@ class Replayed:
         pairs = zip(self.trajectory.completion_ids, self.choices)
         return next((i for i, (old, new) in enumerate(pairs) if new is not None and new != old), None)
 
+    @property
+    def kl(self) -> list[float]:
+        """Per token, (T,), in nats: the estimate "k3" of KL(recorded policy || other policy), ``e^d - d - 1`` with
+        ``d`` the other's log-probability minus the recorded one (Schulman 2020). 0.0 where the mask is 0; empty
+        without a policy. As ``trajectory.token_values["kl"]`` the viewer colours tokens by it.
+        """
+        return [math.expm1(new - old) - (new - old) for old, new in zip(self.trajectory.logprobs, self.logprobs)]
+
 
 @dataclass
 class ReplayReport:

@@ -1,13 +1,15 @@
 """Records and the trajectory log: one JSON form, and nothing lost in a crash."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr1_lib.records import (Hit, Passage, Question, SearchCall, Segment, Trajectory, TrajectoryLog,
-                                  write_json_lines, write_whole)
+                                  read_parquet, write_json_lines, write_whole)
 
 
 def trajectory(text="<answer> é\u2028 </answer>", logprob=-0.1):
@@ -33,6 +35,48 @@ def test_a_cut_last_line_is_left_out_and_removed_by_the_next_append(tmp_path):
         assert len(log.read()) == 2
         log.append([trajectory("third")])
         assert [t.text for t in log][2] == "third" and len(log.read()) == 3
+
+
+def test_a_log_cut_at_any_byte_gives_its_whole_lines(tmp_path):
+    log = TrajectoryLog(tmp_path / "log.jsonl")
+    log.append([trajectory("one é"), trajectory("two"), trajectory("three")])
+    whole = log.path.read_bytes()
+    for cut in range(len(whole) + 1):
+        log.path.write_bytes(whole[:cut])
+        assert len(log.read()) == whole[:cut].count(b"\n")
+
+
+def test_a_writer_killed_in_mid_write_loses_nothing_that_was_whole(tmp_path):
+    path = tmp_path / "log.jsonl"
+    code = ("import sys; from searchr1_lib.records import Question, Trajectory, TrajectoryLog\n"
+            "t = Trajectory(Question('q', 'x' * 50_000, ['x']), [], [], [], [])\n"
+            "log = TrajectoryLog(sys.argv[1])\n"
+            "while True: log.append([t] * 40); print('.', flush=True)")
+    with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as writer:
+        for _ in range(3):
+            writer.stdout.readline()
+        size = path.stat().st_size
+        while path.stat().st_size == size:  # until it is writing
+            assert writer.poll() is None
+        writer.kill()
+        promised = 40 * (3 + writer.stdout.read().count(b"."))
+    log = TrajectoryLog(path)
+    found = len(log.read())
+    assert found >= promised
+    log.append([trajectory("after")])
+    assert [t.text for t in log.read()][found:] == ["after"]
+
+
+def test_a_lone_surrogate_from_the_web_is_kept_and_stops_nothing(tmp_path):
+    t, log = trajectory("a \ud800 b"), TrajectoryLog(tmp_path / "log.jsonl")
+    t.question.text = "\udfff?"
+    log.append([t, trajectory("whole")])
+    assert log.read()[0] == t and len(log.path.read_bytes().decode("utf-8").splitlines()) == 2
+    log.to_parquet(tmp_path / "log.parquet")
+    assert [x.text for x in read_parquet(tmp_path / "log.parquet")] == ["a ? b", "whole"]
+    assert log.to_dataset()[0]["question"]["text"] == "??"
+    write_json_lines(log.path, [t.to_dict()])
+    assert log.read() == [t]
 
 
 def test_a_log_that_is_only_a_cut_line_starts_again(tmp_path):

@@ -157,6 +157,24 @@ def test_log_probabilities_are_those_of_a_plain_forward(policy, other, engine, t
         assert row.choices == [int(c) if m else None for c, m in zip(logits.argmax(-1), t.mask)]
 
 
+def test_the_kl_per_token_is_k3_and_the_viewer_colours_by_it(policy, other, engine):
+    from searchr1_lib.grpo import policy_loss
+    from searchr1_lib.viewer import render_html
+
+    ts = rollout(policy, QUESTIONS, engine, num_generations=2, max_turns=1, max_turn_tokens=20,
+                 generator=torch.Generator().manual_seed(3), first_action="search")
+    for row in replay(ts, policy=other).rows:
+        t = row.trajectory
+        old, new, mask = (torch.tensor([x]) for x in (t.logprobs, row.logprobs, t.mask))
+        metrics = policy_loss(old, old, torch.zeros(1), mask, beta=1.0, ref_logprobs=new, kl_estimator="k3")[1]
+        assert sum(row.kl) / sum(t.mask) == pytest.approx(float(metrics["kl"]), rel=1e-4)
+        assert len(row.kl) == len(t.mask) and min(row.kl) >= 0.0 < max(row.kl)
+        assert not any(k for k, m in zip(row.kl, t.mask) if not m)
+        t.token_values["kl"] = row.kl
+        assert "Colour: kl" in render_html([t], color="kl")
+    assert replay(ts, engine=engine).rows[0].kl == []
+
+
 def test_a_record_of_another_tokenizer_is_refused(policy, engine):
     (t, _) = greedy(policy, engine)
     for foreign in (replace(t, prompt_ids=t.prompt_ids[1:]), replace(t, completion_ids=[10**6] * len(t.mask)),
