@@ -7,6 +7,7 @@ by papermill) beats the profile. So a notebook opened by hand, one under papermi
 
     python -m searchr1_lib.suite run --profile cpu -p steps=20
     python -m searchr1_lib.suite seeds --profile cpu --seeds 0 1 2
+    python -m searchr1_lib.suite sweep experiments/search_cost.yaml --jobs 2
 
 This module knows only notebooks and files; it loads papermill and torch inside the functions that need them.
 """
@@ -24,9 +25,11 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -556,17 +559,21 @@ def run_seeds(profile: str = "auto", seeds: Sequence[int] = (0, 1, 2)) -> str:
 def _run_seed(profile: str, seed: int) -> Path:
     """Run what is missing of one seed; returns its folder."""
     run_dir = _run_dir(f"{profile}-seed-{seed}")
-    paths = notebooks(SEED_NOTEBOOKS)
-    done = [(ROOT / run_dir / "notebooks" / path.name).exists() for path in paths]
-    if all(done):
+    rest = [path.stem for path in _rest(run_dir, notebooks(SEED_NOTEBOOKS))]
+    if not rest:
         open_run(run_dir, profile, {})
         print(f"seed {seed}: {run_dir} is complete", flush=True)
         return ROOT / run_dir
-    rest = [path.stem for path in paths[done.index(False) :]]
     _, outcomes = run_suite(profile, run_dir.name, [f"seed={seed}"], only=rest, overwrite=True)
     if error := outcomes[-1].error:
         raise RuntimeError(f"seed {seed}: {outcomes[-1].notebook}, {error}")
     return ROOT / run_dir
+
+
+def _rest(run_dir: Path, paths: Sequence[Path]) -> list[Path]:
+    """The notebooks that a run still lacks: from the first one without an executed copy on."""
+    done = [(ROOT / run_dir / "notebooks" / path.name).exists() for path in paths]
+    return list(paths[done.index(False) :]) if not all(done) else []
 
 
 def _seed_table(figures: dict[int, dict[str, Any]]) -> str:
@@ -608,6 +615,268 @@ def write_section(path: str | os.PathLike, name: str, text: str) -> None:
     write_whole(path, before + begin + text.strip("\n") + "\n" + end + rest.split(end)[1])
 
 
+# -- experiments ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment's file asks for: every one of ``settings`` with every one of ``seeds``.
+
+    Attributes:
+        name: the file's name without its ending.
+        profile: gives all parameters that are not set here.
+        notebooks: the paths to run, in reading order.
+        common: parameters that all runs share, by name.
+        settings: the parameters by which the runs differ, one dict a setting.
+    """
+
+    name: str
+    about: str
+    profile: str
+    notebooks: list[Path]
+    common: dict[str, Any]
+    settings: list[dict[str, Any]]
+    seeds: list[int]
+
+    @property
+    def folder(self) -> Path:
+        """Where its runs stand, one folder each: NAME-PROFILE under ``runs/`` (or under SEARCHR1_RUNS)."""
+        return Path(os.environ.get("SEARCHR1_RUNS", "runs")) / f"{self.name}-{self.profile}"
+
+    def runs(self) -> dict[Path, dict[str, Any]]:
+        """The folder of each run and its parameters, seed included.
+
+        Raises:
+            ValueError: two runs are the same, or differ only in signs that no folder's name can hold.
+        """
+        found: dict[Path, dict[str, Any]] = {}
+        for setting, seed in product(self.settings, self.seeds):
+            words = [f"{name}-{_plain(value)}" for name, value in {**setting, "seed": seed}.items()]
+            path = self.folder / "_".join(words)
+            if path in found:
+                raise ValueError(f"experiment {self.name}: two of its runs would share the folder {path}")
+            found[path] = {**self.common, **setting, "seed": seed}
+        return found
+
+
+def _plain(value: Any) -> str:
+    """A value as a part of a folder's name."""
+    return re.sub(r"[^\w.-]+", "-", str(value)).strip("-") or "none"
+
+
+_EXPERIMENT = {
+    "about": (str, "one sentence"), "profile": (str, "a profile's name"),
+    "notebooks": (list, "a list of beginnings of names, such as [\"01\", \"05\"]"),
+    "parameters": (dict, "lines 'name: value'"), "grid": (dict, "lines 'name: [values]'"),
+    "list": (list, "a list of settings, each with lines 'name: value'"),
+    "seeds": (list, "a list of whole numbers"),
+}
+
+
+def read_experiment(path: str | os.PathLike, profile: str = "", seeds: Sequence[int] = ()) -> Experiment:
+    """Read an experiment's file.
+
+    Its keys: ``notebooks`` (beginnings of their names), ``seeds``, and either ``grid`` (name: [values]; every
+    combination is a setting) or ``list`` (of settings); optionally ``about``, ``profile`` ("auto") and
+    ``parameters`` (the same in all runs).
+
+    Args:
+        profile, seeds: instead of the file's own, where given.
+
+    Raises:
+        ValueError: no such file, no YAML, a key or a parameter that is unknown, missing, twice there or of the wrong
+            type; names file and line.
+    """
+    path = Path(path)
+    value, lines = _read_yaml(path)
+
+    def fail(message: str, *at: Any):
+        raise ValueError(f"{_shown(path)}, line {lines.get(at, 1)}: {message}")
+
+    if not isinstance(value, dict):
+        fail(f"an experiment has lines 'key: value', with the keys {', '.join(_EXPERIMENT)}")
+    for key in value:
+        if key not in _EXPERIMENT:
+            fail(f"unknown key {key!r}; an experiment has {', '.join(_EXPERIMENT)}", key)
+        wanted, words = _EXPERIMENT[key]
+        if not isinstance(value[key], wanted) or not value[key]:
+            fail(f"{key} must be {words}", key)
+    for key in ("notebooks", "seeds"):
+        if key not in value:
+            fail(f"the key {key!r} is missing: {_EXPERIMENT[key][1]}")
+    if ("grid" in value) == ("list" in value):
+        fail("give either 'grid' or 'list'", *(["list"] if "list" in value else []))
+    for key, kind in (("notebooks", str), ("seeds", int)):
+        for i, item in enumerate(value[key]):
+            if not isinstance(item, kind) or isinstance(item, bool):
+                hint = 'a notebook\'s name begins so, in quotes: "01"' if kind is str else "a seed is a whole number"
+                fail(f"{key}: {item!r}: {hint}", key, i)
+    try:
+        paths = notebooks(value["notebooks"])
+    except ValueError as e:
+        fail(str(e).replace("--only", "notebooks:"), "notebooks")
+    declared = {notebook.stem: parameters_of(notebook) for notebook in paths}
+    common, settings = value.get("parameters", {}), _settings(value, fail)
+    for at, setting in [(("parameters",), common), *settings]:
+        for name, given in setting.items():
+            _check_setting(name, given, declared, lambda message, name=name, at=at: fail(message, *at, name))
+            if setting is not common and name in common:
+                fail(f"{name!r} stands under 'parameters' too", *at, name)
+    if not any("seed" in names for names in declared.values()):
+        fail(f"none of {', '.join(declared)} has a parameter 'seed'", "seeds")
+    resolved, _ = resolve_profile(profile or value.get("profile", "auto"))
+    check_profile(resolved)
+    seeds = list(dict.fromkeys(seeds or value["seeds"]))
+    settings = [setting for _, setting in settings]
+    return Experiment(path.stem, value.get("about", ""), resolved, paths, common, settings, seeds)
+
+
+def _settings(value: dict[str, Any], fail) -> list[tuple[tuple, dict[str, Any]]]:
+    """The settings of a grid or a list, each with its place in the file."""
+    if "list" in value:
+        for i, setting in enumerate(value["list"]):
+            if not isinstance(setting, dict):
+                fail(f"list: a setting has lines 'name: value', this one is {setting!r}", "list", i)
+        return [(("list", i), setting) for i, setting in enumerate(value["list"])]
+    for name, values in value["grid"].items():
+        if not isinstance(values, list) or not values:
+            fail(f"grid: {name} must be a list of values, [{values!r}]", "grid", name)
+    names = list(value["grid"])
+    return [(("grid",), dict(zip(names, values))) for values in product(*value["grid"].values())]
+
+
+def _check_setting(name: Any, value: Any, declared: dict[str, dict[str, Parameter]], fail) -> None:
+    """Fail unless a parameter of an experiment is known to its notebooks and of their type."""
+    if name in ("seed", "profile", "run"):
+        fail(f"{name!r} is set by the sweep itself" + (": use 'seeds'" if name == "seed" else ""))
+    takers = {stem: names[name] for stem, names in declared.items() if name in names}
+    if not takers:
+        known = sorted({key for names in declared.values() for key in names} - {"seed", "profile", "run"})
+        fail(f"unknown parameter {name!r}; {', '.join(declared)} know {', '.join(known)}")
+    for stem, parameter in takers.items():
+        try:
+            _check_type(name, value, parameter.type, f"for {stem}")
+        except ValueError as e:
+            fail(str(e))
+
+
+def _read_yaml(path: Path) -> tuple[Any, dict[tuple, int]]:
+    """A YAML file's value, and the line of each key and item by its place, such as ``("grid", "topk")``."""
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        lines: dict[tuple, int] = {}
+        for at, line in _places(node):
+            if at in lines:
+                raise ValueError(f"{_shown(path)}, line {line}: {at[-1]!r} stands in line {lines[at]} already")
+            lines[at] = line
+        return loader.construct_document(node) if node else None, lines
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read: {e.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{_shown(path)} is not UTF-8 text") from None
+    except (yaml.YAMLError, RecursionError) as e:
+        mark, problem = getattr(e, "problem_mark", None), getattr(e, "problem", None) or str(e)
+        raise ValueError(f"{_shown(path)}, line {mark.line + 1 if mark else 1}: not YAML: {problem}") from None
+
+
+def _places(node: Any, at: tuple = ()) -> Iterator[tuple[tuple, int]]:
+    """Each key and item below a YAML node: its place and its line."""
+    kind, value = getattr(node, "id", None), getattr(node, "value", None)
+    pairs = [(key.value, key, child) for key, child in value] if kind == "mapping" else []
+    pairs += [(i, child, child) for i, child in enumerate(value)] if kind == "sequence" else []
+    for name, marked, child in pairs:
+        name = name if isinstance(name, (str, int)) else str(name)
+        yield (*at, name), marked.start_mark.line + 1
+        yield from _places(child, (*at, name))
+
+
+def sweep(experiment: Experiment, jobs: int = 1) -> dict[Path, tuple[float, str | None]]:
+    """Run what an experiment lacks, ``jobs`` runs at a time, each in a process and a folder of its own.
+
+    A run whose notebooks all have executed copies is complete and is not run again; one that failed, or was
+    interrupted, goes on with the notebook that it failed in. A run that fails stops no other one.
+
+    Returns:
+        folder -> (minutes that it took now, 0 if it was complete; why it failed, or None).
+
+    Raises:
+        ValueError: ``jobs`` is not positive, or a folder holds a run with other parameters, under another profile or
+            of another version; nothing has run then.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    runs = experiment.runs()
+    for run_dir, values in runs.items():
+        _check_run(run_dir, experiment.profile, values)
+    print(f"{experiment.name}: {len(experiment.settings)} settings x {len(experiment.seeds)} seeds under the profile "
+          f"{experiment.profile}, into {experiment.folder}", flush=True)
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        pending = {pool.submit(_sweep_one, experiment, run_dir, values, jobs): run_dir
+                   for run_dir, values in runs.items()}
+        outcomes = {}
+        for number, future in enumerate(as_completed(pending), 1):
+            minutes, error = outcomes[pending[future]] = future.result()
+            said = f"FAILED: {error}" if error else f"{minutes:.1f} min" if minutes else "complete already"
+            print(f"  {number}/{len(runs)}  {pending[future].name}: {said}", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C: what runs ends, what waits does not begin
+    return {run_dir: outcomes[run_dir] for run_dir in runs}
+
+
+def _check_run(run_dir: Path, profile: str, values: dict[str, Any]) -> None:
+    """Refuse a folder that holds another run than ours."""
+    if not (ROOT / run_dir / "manifest.json").exists():
+        return
+    open_run(run_dir, profile, values)
+    found = _read_json(ROOT / run_dir / "manifest.json").get("parameters", {})
+    differ = [f"{k} = {found.get(k)!r}, not {values.get(k)!r}" for k in {**found, **values}
+              if found.get(k) != values.get(k)]
+    if differ:
+        raise ValueError(f"{_shown(run_dir)} was run with {'; '.join(differ)}: move it away")
+
+
+def _sweep_one(experiment: Experiment, run_dir: Path, values: dict[str, Any], jobs: int) -> tuple[float, str | None]:
+    """Run what is missing of one run; returns the minutes and why it failed."""
+    rest = _rest(run_dir, experiment.notebooks)
+    if not rest:
+        return 0.0, None
+    declared = {name for path in rest for name in parameters_of(path)}
+    given = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items() if k in declared]
+    command = [sys.executable, "-m", "searchr1_lib.suite", "run", "--profile", experiment.profile, "--run",
+               run_dir.name, "--overwrite", "--only", *(path.stem for path in rest)]
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    start, log = time.monotonic(), ROOT / run_dir / "sweep.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as out:
+        done = subprocess.run(
+            [*command, *(word for text in given for word in ("-p", text))], cwd=ROOT, stdout=out, stderr=out,
+            env={**os.environ, "SEARCHR1_RUNS": str(run_dir.parent), "OMP_NUM_THREADS": threads})
+    error = None
+    if done.returncode:
+        said = log.read_text(encoding="utf-8", errors="replace").split()
+        error = failure_of(ROOT / run_dir) or f"exit code {done.returncode}: {' '.join(said[-30:])} (see {_shown(log)})"
+    return (time.monotonic() - start) / 60, error
+
+
+def failure_of(run_dir: str | os.PathLike) -> str | None:
+    """Why a run is unfinished: notebook, cell and error, read from the copy that it left; None if there is none."""
+    import nbformat
+
+    for copy in sorted(Path(run_dir).glob("notebooks/*.unfinished.ipynb")):
+        name = copy.name.removesuffix(".unfinished.ipynb")
+        for cell in nbformat.read(copy, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                if output.output_type == "error":
+                    what = f"{output.ename}: {output.evalue}".splitlines()[0][:300]
+                    return f"{name}, cell In [{cell.execution_count}]: {what}"
+        return f"{name}: its kernel died (out of memory?) or was stopped"
+    return None
+
+
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -624,11 +893,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     several.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     for command in (run, several):
         command.add_argument("--profile", default="auto", help="smoke, cpu, t4, gpu or auto (default)")
+    grid = commands.add_parser("sweep", help="run an experiment: settings x seeds, what is complete is skipped")
+    grid.add_argument("experiment", metavar="FILE", help="such as experiments/search_cost.yaml")
+    grid.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    grid.add_argument("--profile", default="", help="instead of the file's")
+    grid.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="instead of the file's")
     asked = parser.parse_args(arguments)
     try:
         if asked.command == "seeds":
             print("\n" + run_seeds(asked.profile, asked.seeds))
             return 0
+        if asked.command == "sweep":
+            return _report_sweep(read_experiment(asked.experiment, asked.profile, asked.seeds), asked.jobs)
         run_dir, outcomes = run_suite(
             asked.profile, asked.run, asked.given, only=asked.only, overwrite=asked.overwrite
         )
@@ -639,6 +915,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 1
     return _report(run_dir, outcomes)
+
+
+def _report_sweep(experiment: Experiment, jobs: int) -> int:
+    """Run an experiment and print how its runs ended; returns the exit code."""
+    outcomes = sweep(experiment, jobs)
+    rows = [(run_dir.name, f"{minutes:.1f} min", "FAILED" if error else "ok")
+            for run_dir, (minutes, error) in outcomes.items()]
+    print("\n" + _table(rows))
+    failed = {run_dir: error for run_dir, (_, error) in outcomes.items() if error}
+    for run_dir, error in failed.items():
+        print(f"error: {run_dir}: {error}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(rows)} runs failed; the same command runs only these again", file=sys.stderr)
+    print(f"\nNotebook 08_experiment_report reads {experiment.folder}.")
+    return 1 if failed else 0
 
 
 def _report(run_dir: Path, outcomes: Sequence[Outcome]) -> int:

@@ -282,6 +282,32 @@ def _entities(part: Part, names: _Names, rng: random.Random) -> dict[str, list]:
     return {"people": people, "companies": companies, "books": books, "cities": cities}
 
 
+def _namesakes(entities: dict[str, list], count: int, taken: set[str], rng: random.Random) -> dict[str, list]:
+    """For every entity ``count`` others with nearly its name and facts of their own; fewer where names run out."""
+    cities, people = entities["cities"], entities["people"]
+    alike = {
+        "people": lambda e: (Person(f"{first} {e.name.split()[1]}", rng.choice(cities), rng.choice(TRADES),
+                                    rng.choice(MONTHS)) for first in _shuffled(FIRST_NAMES, rng)),
+        "companies": lambda e: (Company(f"{e.name.split()[0]} {firm}", rng.choice(people), rng.choice(cities),
+                                        rng.choice(PRODUCTS)) for firm in _shuffled(_FIRMS, rng)),
+        "books": lambda e: (Book(f"The {adjective} {e.name.split(' ', 2)[2]}", rng.choice(people),
+                                 rng.randint(1700, 1979), rng.choice(_GENRES))
+                            for adjective in _shuffled(_BOOK_ADJECTIVES, rng)),
+        "cities": lambda e: (City(e.name, country, rng.choice(RIVERS)) for country in _shuffled(COUNTRIES, rng)),
+    }
+    found: dict[str, list] = {kind: [] for kind in entities}
+    for kind, members in entities.items():
+        for entity in members:
+            free = [e for e in alike[kind](entity) if e.title not in taken and not _unwanted(e.title)][:count]
+            taken.update(e.title for e in free)
+            found[kind] += free
+    return found
+
+
+def _shuffled(values: list[str], rng: random.Random) -> list[str]:
+    return rng.sample(values, len(values))
+
+
 _PERSON = (
     "{n} was born in {c} in {m} and worked as {t}.",
     "{n} was {t}, born in {m} in {c}.",
@@ -388,13 +414,16 @@ class _Builder:
         self.world.chains[q.id] = chain
 
 
-def build_world(seed: int = 0, *, avoid: set[str] = frozenset(), lookup: dict[str, Part] = LOOKUP) -> World:
+def build_world(seed: int = 0, *, avoid: set[str] = frozenset(), lookup: dict[str, Part] = LOOKUP,
+                near_duplicates: int = 0) -> World:
     """Generate a world; the same arguments always give the same world.
 
     Args:
         seed: draws the look-up part; the known part does not depend on it.
         avoid: names that the look-up part must not use (those of another world).
         lookup: how many entities the look-up part has, by split.
+        near_duplicates: for every entity so many passages more, about others with nearly its name (the same
+            surname, the same town in another country); they come last, and nothing asks for them.
 
     Splits are disjoint: no entity that a question of one split needs stands in a question of another.
     """
@@ -413,7 +442,31 @@ def build_world(seed: int = 0, *, avoid: set[str] = frozenset(), lookup: dict[st
     for split, known, entities, r in parts:
         builder.questions(entities, split, known, r)
     builder.world.lookup_names = fresh.taken - known_names - set(avoid)
+    rng = random.Random(f"{seed}/near")
+    for _, _, entities, _ in parts if near_duplicates else ():
+        builder.passages(_namesakes(entities, near_duplicates, set(builder.ids), rng), rng, notes=0)
     return builder.world
+
+
+def near_duplicates(data: str | Path, count: int) -> list[Passage]:
+    """Passages to add to the almanac in the folder ``data``, so that a careless retriever errs more often.
+
+    Args:
+        count: for every entity so many others with nearly its name, see ``build_world``.
+
+    Raises:
+        ValueError: a negative count, or a folder without an ``almanac.json``: only our own world can be extended.
+    """
+    if count < 0:
+        raise ValueError(f"near_duplicates must not be negative, got {count}")
+    if count == 0:
+        return []
+    try:
+        seed = json.loads((Path(data) / "almanac.json").read_text(encoding="utf-8"))["seed"]
+    except (OSError, ValueError, KeyError):
+        raise ValueError(f"near_duplicates = {count} needs an almanac, and {data} holds no readable almanac.json: "
+                         "set it to 0") from None
+    return build_world(seed, near_duplicates=count).passages[len(build_world(seed).passages) :]
 
 
 def sample_questions(questions: list[Question], known: bool, count: int, rng: random.Random) -> list[Question]:

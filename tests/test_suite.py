@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -196,6 +197,131 @@ def test_seeds_refuse_before_running(seeded, capsys):
     (folder.parent / "manifest.json").write_text('{"searchr1_lib": "7.0.0"}')
     assert suite.main(["seeds", "--profile", "small", "--seeds", "0"]) == 2
     assert "made by searchr1_lib 7.0.0" in capsys.readouterr().err
+
+
+EXPERIMENT = """about: what the rate does
+profile: small
+notebooks: ["00", "A1"]
+parameters: {steps: 5}
+grid:
+  lr: [0.1, 0.2]
+  name: [a/b]
+seeds: [0, 3]
+"""
+
+
+@pytest.fixture
+def swept(project, monkeypatch):
+    """The repository with the library in it, as its runs are processes of their own; one setting fails at one seed."""
+    shutil.copytree(ROOT / "searchr1_lib", project / "searchr1_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    head = "from searchr1_lib import suite\n"
+    write_notebook(
+        project / "notebooks" / "00_first.ipynb",
+        HEAD + "steps: int = None\nlr: float = None\nseed: int = 0",
+        head + "p = suite.parameters(profile, run, steps=steps, lr=lr, seed=seed)",
+        'if (p.lr, p.seed) == (0.2, 3):\n    raise RuntimeError("diverged\\nhere")',
+        'suite.record(p.run_dir, "00_first", {"rate": p.lr * p.steps, "seed": p.seed})',
+    )
+    write_notebook(
+        project / "notebooks" / "A1_second.ipynb",
+        HEAD + "name: str = None",
+        head + 'p = suite.parameters(profile, run, name=name)\n(p.run_dir / "name.txt").write_text(p.name)',
+    )
+    (project / "rate.yaml").write_text(EXPERIMENT)
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    return project
+
+
+def test_a_sweep_runs_all_keeps_failures_and_runs_only_these_again(swept, capsys):
+    sweep = ["sweep", "rate.yaml", "--seeds", "3", "--jobs", "2"]
+    assert suite.main(sweep) == 1
+    shown = capsys.readouterr()
+    runs = swept / "runs" / "rate-small"
+    assert sorted(p.name for p in runs.iterdir()) == [
+        "lr-0.1_name-a-b_seed-3", "lr-0.2_name-a-b_seed-3"]
+    assert "2/2" in shown.out and "lr-0.2_name-a-b_seed-3  " in shown.out and "FAILED" in shown.out
+    failed = "lr-0.2_name-a-b_seed-3: 00_first, cell In [4]: RuntimeError: diverged\n1 of 2 runs failed"
+    assert failed in shown.err and suite.failure_of(runs / "lr-0.2_name-a-b_seed-3").endswith("diverged")
+    good = runs / "lr-0.1_name-a-b_seed-3"
+    assert json.loads((good / "summary.json").read_text()) == {"00_first": {"rate": 0.5, "seed": 3}}
+    assert (good / "name.txt").read_text() == "a/b" and suite.failure_of(good) is None
+    given = json.loads((good / "manifest.json").read_text())["parameters"]
+    assert given == {"steps": 5, "lr": 0.1, "name": "a/b", "seed": 3}
+
+    first = swept / "notebooks" / "00_first.ipynb"
+    first.write_text(first.read_text().replace("(0.2, 3)", "(0.3, 3)"))
+    times = {p: p.stat().st_mtime_ns for p in good.rglob("*.ipynb")}
+    assert suite.main(sweep) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("complete already") == 1 and not shown.err
+    assert len(times) == 2 and all(p.stat().st_mtime_ns == before for p, before in times.items())
+    assert not list(runs.rglob("*.unfinished.ipynb"))
+
+    (swept / "rate.yaml").write_text(EXPERIMENT.replace("steps: 5", "steps: 6"))
+    assert suite.main(sweep) == 2
+    assert "was run with steps = 5, not 6: move it away" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_even_start_is_reported(swept, capsys):
+    (swept / "rate.yaml").write_text(EXPERIMENT.replace("[0.1, 0.2]", "[0.1]").replace("[0, 3]", "[0]"))
+    (swept / "searchr1_lib" / "records.py").write_text("raise ImportError('no records')")
+    assert suite.main(["sweep", "rate.yaml"]) == 1
+    error = capsys.readouterr().err
+    assert "exit code 1: " in error and "ImportError: no records (see runs" in error and "sweep.log" in error
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("grid:\n", "grid: [\n", r"rate.yaml, line 7: not YAML"),
+        ("about: what the rate does", "abuot: x", r"line 1: unknown key 'abuot'; an experiment has about, profile"),
+        ("seeds: [0, 3]\n", "", r"line 1: the key 'seeds' is missing: a list of whole numbers"),
+        ("seeds: [0, 3]", "seeds: 3", r"line 8: seeds must be a list of whole numbers"),
+        ("seeds: [0, 3]", "seeds:\n- 0\n- x", r"line 10: seeds: 'x': a seed is a whole number"),
+        ('["00", "A1"]', "[00, A1]", r"line 3: notebooks: 0: a notebook's name begins so, in quotes"),
+        ('["00", "A1"]', '["07"]', r"line 3: notebooks: 07: no such notebook; there are 00_first, A1_second"),
+        ("  lr: [0.1, 0.2]", "  lr: 0.1", r"line 6: grid: lr must be a list of values, \[0.1\]"),
+        ("  lr: [0.1, 0.2]", "  lr: [fast]", r"line 6: for 00_first: lr must be of type float, got 'fast'"),
+        ("  lr: [0.1, 0.2]", "  rl: [0.1]", r"line 6: unknown parameter 'rl'; 00_first, A1_second know lr, name, steps"),
+        ("  lr: [0.1, 0.2]", "  lr: [0.1]\n  lr: [0.2]", r"line 7: 'lr' stands in line 6 already"),
+        ("  lr: [0.1, 0.2]", "  lr: [0.1, 0.1]", r"two of its runs would share the folder"),
+        ("  lr: [0.1, 0.2]", "  steps: [1]", r"line 6: 'steps' stands under 'parameters' too"),
+        ("  lr: [0.1, 0.2]", "  seed: [1]", r"line 6: 'seed' is set by the sweep itself: use 'seeds'"),
+        ("profile: small", "profile: huge", r"profile = 'huge' is unknown: choose auto or one of small"),
+        ("grid:\n", "list: [{lr: 0.1}]\ngrid:\n", r"line 5: give either 'grid' or 'list'"),
+        ("grid:\n  lr: [0.1, 0.2]\n  name: [a/b]", "list:\n- lr: 0.1\n- lr", r"line 7: list: a setting has lines"),
+    ],
+)
+def test_bad_experiments_are_refused_with_their_line(swept, capsys, old, new, message):
+    assert old in EXPERIMENT
+    (swept / "rate.yaml").write_text(EXPERIMENT.replace(old, new))
+    assert suite.main(["sweep", "rate.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert not (swept / "runs").exists()
+
+
+def test_experiments_as_lists_and_with_other_seeds(swept):
+    text = EXPERIMENT.replace("grid:\n  lr: [0.1, 0.2]\n  name: [a/b]", "list:\n- {lr: 1}\n- {name: b, lr: 0.2}")
+    (swept / "rate.yaml").write_text(text)
+    found = suite.read_experiment("rate.yaml", seeds=[7]).runs()
+    folder = Path("runs/rate-small")
+    assert found == {folder / "lr-1_seed-7": {"steps": 5, "lr": 1, "seed": 7},
+                     folder / "name-b_lr-0.2_seed-7": {"steps": 5, "name": "b", "lr": 0.2, "seed": 7}}
+    for bad in ("none.yaml", "notebooks"):
+        with pytest.raises(ValueError, match="cannot be read"):
+            suite.read_experiment(bad)
+    (swept / "rate.yaml").write_text("a: &x [*x]\n")
+    with pytest.raises(ValueError, match="line 1: "):
+        suite.read_experiment("rate.yaml")
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        suite.sweep(suite.Experiment("x", "", "small", [], {}, [{}], [0]), 0)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_experiments_that_ship_are_readable(path):
+    found = suite.read_experiment(path)
+    assert found.about and len(found.runs()) == len(found.settings) * len(found.seeds) >= 9
 
 
 def test_half_a_section_is_left_alone(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from searchr1_lib.data import load_passages, load_questions
-from searchr1_lib.world import ASKED, MONTHS, SPLITS, Part, build_world, write_almanac
+from searchr1_lib.world import ASKED, MONTHS, SPLITS, Part, build_world, near_duplicates, write_almanac
 
 ALMANAC = Path("data/almanac")
 
@@ -90,3 +90,22 @@ def test_another_seed_keeps_the_known_part_and_shares_no_lookup_name(world):
 def test_the_description_is_true():
     made = json.loads((ALMANAC / "almanac.json").read_text())
     assert made["passages"] == len(load_passages(ALMANAC / "passages.jsonl"))
+
+
+def test_near_duplicates_come_on_top_and_answer_nothing(world):
+    more = near_duplicates(ALMANAC, 2)
+    assert world.passages + more == build_world(0, near_duplicates=2).passages
+    titles = [p.title for p in world.passages + more]
+    assert len(set(titles)) == len({p.id for p in world.passages + more}) == len(titles)
+    gold = {i for qs in world.questions.values() for q in qs for i in q.passages}
+    assert len(more) > 1.9 * len(gold) and not gold & {p.id for p in more}
+    words = {word for p in world.passages if p.id in gold for word in p.title.split()}
+    assert all(words & set(p.title.split()) for p in more)  # each bears a name that is asked for
+
+
+def test_near_duplicates_refuse():
+    assert near_duplicates("nowhere", 0) == []
+    with pytest.raises(ValueError, match="holds no readable almanac.json"):
+        near_duplicates("tests", 1)
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        near_duplicates(ALMANAC, -1)
