@@ -1,6 +1,7 @@
-"""A model and its tokenizer, ready to sample and to train: the tiny Qwen or any Qwen, NF4 and LoRA.
+"""A model and its tokenizer, ready to sample and to train: the tiny Qwen or any Qwen2 or Qwen3, NF4 and LoRA.
 
-The base weights are 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, "QLoRA", arXiv
+Base and instruct models go the same way, as in Search-R1: one user message, in the tokenizer's chat template when it
+has one (Qwen's base tokenizers have it too). The base weights are 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, "QLoRA", arXiv
 2305.14314) and stay frozen; the LoRA matrices (Hu et al. 2021, arXiv 2106.09685) are trained in fp32.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shutil
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +20,18 @@ from typing import Iterator
 import torch
 
 from . import protocol
+from .records import write_whole
 
 TINY_QWEN = "data/tiny_qwen"
+#: Bytes that unpacked weights may take on a CPU while sampling.
+_DENSE_ON_CPU = 2**30
+#: In a model's folder, names the prompt that the model was taught with.
+PROMPT_FILE = "search_r1.json"
+
+#: Qwen ends a message with the first and a text with the second; a base or an instruct model may write either.
+QWEN_ENDS = ("<|im_end|>", "<|endoftext|>")
+_ATTENTION = ("full_attention", "sliding_attention")
+_OPENED_THINK = re.compile(r"<think>\s*\Z")
 
 
 class Policy:
@@ -30,22 +43,27 @@ class Policy:
             weights on some CPUs into a layout that has no backward pass.
         tokenizer: its fast tokenizer.
         prompt: template of the user message, with ``{question}``.
+        thinking: what a chat template with a thinking mode is told (Qwen3's ``enable_thinking``). True leaves the
+            model to write ``<think>``; False closes an empty one in the prompt, so that it answers at once.
 
     Raises:
-        ValueError: the model uses dropout (recorded and recomputed log-probabilities would differ).
+        ValueError: model and tokenizer do not belong together; the tokenizer has lost its chat template; the
+            model uses dropout (recorded and recomputed log-probabilities would differ) or layers without a
+            key-value cache.
     """
 
-    def __init__(self, model, tokenizer, prompt: str = protocol.PROMPT):
+    def __init__(self, model, tokenizer, prompt: str = protocol.PROMPT, *, thinking: bool = True):
         if dropout := _dropout(model):
             raise ValueError(f"the policy must not use dropout, found {', '.join(dropout)}: set it to 0")
-        self.model, self.tokenizer, self.prompt = model.train(), tokenizer, prompt
+        self.model, self.tokenizer, self.prompt, self.thinking = model.train(), tokenizer, prompt, thinking
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # no repacking, whatever mode somebody puts it in
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder, self.lm_head, self.config = base.get_decoder(), base.get_output_embeddings(), base.config
-        self.token_bytes = token_bytes(tokenizer, self.config.vocab_size)
         self.stop_ids = _stop_ids(tokenizer, base)
+        _check_pair(self.config, tokenizer, self.stop_ids)
+        self.token_bytes = token_bytes(tokenizer, self.config.vocab_size)
 
     @property
     def device(self) -> torch.device:
@@ -57,12 +75,18 @@ class Policy:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
     def prompt_text(self, question: str) -> str:
-        """The whole prompt for a question, in the tokenizer's chat template when it has one."""
+        """The whole prompt for a question, in the tokenizer's chat template when it has one.
+
+        A ``<think>`` that the template opens for the model (as Qwen3's thinking-only models have it) is taken
+        back: the model writes it itself, so that the tag is sampled, recorded and stands there once.
+        """
         user = protocol.build_prompt(question, self.prompt)
         if not self.tokenizer.chat_template:
             return user
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True,
+            enable_thinking=self.thinking)
+        return _OPENED_THINK.sub("", text)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, nothing added."""
@@ -87,6 +111,27 @@ class Policy:
             raise ValueError("a reference policy needs LoRA adapters to switch off; load the policy with lora=True")
         with self.model.disable_adapter():
             yield
+
+    @contextmanager
+    def unpacked(self) -> Iterator[None]:
+        """Within it, for sampling, 4-bit layers are dense: unpacked once, not again for every token.
+
+        In fp32 the LoRA matrices are merged in as well: the same function, rounding apart. In 16 bits they are too
+        fine to be added to the base weights and stay beside them. Nothing changes where the dense weights would
+        take more than a quarter of the GPU's memory, or ``_DENSE_ON_CPU``.
+        """
+        layers = _layers_to_unpack(self.model)
+        gpu = self.device.type == "cuda"
+        room = torch.cuda.get_device_properties(self.device).total_memory // 4 if gpu else _DENSE_ON_CPU
+        if sum(m.in_features * m.out_features * _computes_in(m).itemsize for m in layers) > room:
+            layers = []
+        try:
+            for layer in layers:
+                layer.forward = _dense_forward(layer)
+            yield
+        finally:
+            for layer in layers:
+                layer.__dict__.pop("forward", None)
 
     def save_adapter(self, folder: str | os.PathLike) -> None:
         """Write the LoRA adapter in PEFT's format (safetensors)."""
@@ -124,6 +169,8 @@ def load_policy(
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
+    prompt: str | None = None,
+    thinking: bool = True,
 ) -> Policy:
     """Load a model from a folder or the hub, in NF4, with fresh or saved LoRA adapters.
 
@@ -137,12 +184,15 @@ def load_policy(
         dtype: of computation: "float32", "bfloat16", "float16", or "auto": fp32 on a CPU, bf16 on a GPU
             that has it in hardware, else fp16.
         seed: of the LoRA initialisation.
+        prompt: template of the user message, with ``{question}``; None takes the one the model was taught with
+            (see ``prompt_of``).
+        thinking: see ``Policy``.
 
     Raises:
-        FileNotFoundError: the folder does not exist or lacks a file; says which.
-        ValueError: a parameter that cannot be.
+        FileNotFoundError: the folder does not exist or lacks a file, or the hub does not give the model; says which.
+        ValueError: a parameter that cannot be, an unknown architecture, or what ``Policy`` refuses.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     _quiet_bitsandbytes()
     name = str(model)
@@ -154,15 +204,92 @@ def load_policy(
         kwargs["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute)
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    with _no_progress_bar():
-        net = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    net, tokenizer = _pretrained(name, **kwargs)
     net.requires_grad_(False)
     if lora:
         net = attach_lora(net, adapter=adapter, r=lora_r, alpha=lora_alpha, seed=seed)
     elif adapter:
         raise ValueError("adapter is given, but lora=False: nothing to load it into")
-    return Policy(net, tokenizer, prompt_of(name))
+    return Policy(net, tokenizer, prompt or prompt_of(name), thinking=thinking)
+
+
+def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.PathLike | None = None) -> Path:
+    """Write a model of its own: the policy's LoRA merged into the base weights, in the precision they are stored in.
+
+    The base is loaded again, unquantised, on the CPU (two bytes a weight for a 16-bit model): merging into NF4 would
+    round the adapter away. The folder then holds all that ``AutoModelForCausalLM`` and ``load_policy`` need; it is
+    there whole or not at all.
+
+    Args:
+        policy: with LoRA adapters, quantised or not.
+        folder: a new folder.
+        base: where the base model is, a folder or a name on the hub; None where the policy's was loaded from.
+
+    Returns:
+        the folder.
+
+    Raises:
+        FileExistsError: there is such a folder.
+        FileNotFoundError: the base is not where it was.
+        ValueError: the policy has no adapter, the base is quantised itself, or nobody knows the base.
+    """
+    from peft import PeftModel
+
+    folder, base = Path(folder), str(base or policy.config._name_or_path)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: name a new folder for the merged model")
+    if not hasattr(policy.model, "disable_adapter"):
+        raise ValueError("nothing to merge: the policy has no LoRA adapter")
+    if not base:
+        raise ValueError("this model does not say where it was loaded from: name its base model in base=")
+    check_model_folder(base)
+    net, tokenizer = _pretrained(base, dtype="auto")
+    if getattr(net, "is_quantized", False):
+        raise ValueError(f"{base} is stored quantised: name the 16-bit model it was made from in base=")
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        policy.save_adapter(part / "adapter")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            net = PeftModel.from_pretrained(net, str(part / "adapter")).merge_and_unload(safe_merge=True)
+        shutil.rmtree(part / "adapter")
+        with _no_progress_bar():
+            net.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        names = {text: name for name, text in protocol.PROMPTS.items()}
+        write_whole(part / PROMPT_FILE, json.dumps({"prompt": names.get(policy.prompt, policy.prompt)}) + "\n")
+        os.rename(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _pretrained(name: str, **kwargs):
+    """Model and tokenizer as transformers loads them: no foreign code, no pickled weights."""
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    own = {"trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(name, **own)
+        if type(config) not in AutoModelForCausalLM._model_mapping:
+            raise ValueError(f"a {config.model_type} is no causal language model")
+        tokenizer = AutoTokenizer.from_pretrained(name, **own)
+        with _no_progress_bar():
+            return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **own, **kwargs), tokenizer
+    except ValueError as e:
+        raise ValueError(f"{name}: transformers {transformers.__version__} cannot load this model "
+                         f"({_first_line(e)}). Qwen2 and Qwen3 models are what is tested") from None
+    except OSError as e:
+        if Path(name).is_dir():
+            raise
+        raise FileNotFoundError(
+            f"the hub does not give {name!r} ({_first_line(e)}). Check the name, the network and HF_HUB_OFFLINE "
+            "(a gated model needs HF_TOKEN), or give a local folder") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def attach_lora(net, *, adapter=None, r: int = 16, alpha: int = 32, seed: int = 0):
@@ -203,6 +330,8 @@ def check_model_folder(name: str) -> None:
         return
     files = {p.name for p in folder.iterdir()}
     missing = [f for f in ("config.json", "tokenizer_config.json") if f not in files]
+    if not {"tokenizer.json"} <= files and not {"vocab.json", "merges.txt"} <= files:
+        missing.append("tokenizer.json")
     if not files & {"model.safetensors", "model.safetensors.index.json"}:
         missing.append("model.safetensors")
     index = folder / "model.safetensors.index.json"
@@ -215,14 +344,17 @@ def check_model_folder(name: str) -> None:
 
 
 def prompt_of(name: str) -> str:
-    """The prompt a model was taught with: ``search_r1.json`` in its folder names it, else the full one."""
-    file = Path(name) / "search_r1.json"
+    """The prompt a model was taught with: ``search_r1.json`` in its folder names it or holds it, else the full one."""
+    file = Path(name) / PROMPT_FILE
     if not file.is_file():
         return protocol.PROMPT
     chosen = json.loads(file.read_text(encoding="utf-8")).get("prompt")
-    if chosen not in protocol.PROMPTS:
-        raise ValueError(f"{file}: unknown prompt {chosen!r}, known: {', '.join(protocol.PROMPTS)}")
-    return protocol.PROMPTS[chosen]
+    if chosen in protocol.PROMPTS:
+        return protocol.PROMPTS[chosen]
+    if not isinstance(chosen, str) or "{question}" not in chosen:
+        raise ValueError(f"{file}: unknown prompt {chosen!r}; known are {', '.join(protocol.PROMPTS)}, or a text "
+                         "with {question}")
+    return chosen
 
 
 def compute_dtype(device: str) -> torch.dtype:
@@ -238,7 +370,6 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
     Byte-level BPE writes each byte as a printable character; this undoes it, so that text and tokens
     correspond exactly, also where a token is a part of a character.
     """
-    special = set(tokenizer.all_special_ids)
     tokens = tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))
     if "Ġ" in "".join(t or "" for t in tokens):  # byte-level
         from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -247,16 +378,64 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
         table = [bytes(byte[c] for c in t) if t and all(c in byte for c in t) else (t or "").encode() for t in tokens]
     else:
         table = [tokenizer.decode([i]).encode() for i in range(len(tokens))]
-    table = [b"" if i in special else b for i, b in enumerate(table)]
+    for i, added in tokenizer.added_tokens_decoder.items():  # stand for themselves, such as Qwen3's <think>
+        table[i] = b"" if added.special else added.content.encode()
     return table + [b""] * (vocab_size - len(table))
 
 
+def _layers_to_unpack(model) -> list[torch.nn.Module]:
+    """Layers whose forward pass is a matrix product with a matrix that can be made beforehand."""
+    adapted = [m for m in model.modules() if hasattr(m, "lora_A") and _computes_in(m) == torch.float32]
+    inner = {id(m.get_base_layer()) for m in adapted}
+    packed = (m for m in model.modules() if getattr(getattr(m, "weight", None), "quant_state", None) is not None)
+    return adapted + [m for m in packed if not hasattr(m, "lora_A") and id(m) not in inner]
+
+
+def _computes_in(layer) -> torch.dtype:
+    base = layer.get_base_layer() if hasattr(layer, "lora_A") else layer
+    return getattr(base, "compute_dtype", None) or base.weight.dtype
+
+
+def _dense_forward(layer):
+    """The forward pass of a linear layer as one product with a dense matrix."""
+    base = layer.get_base_layer() if hasattr(layer, "lora_A") else layer
+    weight, dtype = base.weight.data, _computes_in(layer)
+    if getattr(base.weight, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight = dequantize_4bit(weight, base.weight.quant_state)
+    weight = weight.to(dtype)
+    for name in getattr(layer, "active_adapters", ()):
+        if name in layer.lora_A and not layer.disable_adapters:
+            weight = weight + layer.get_delta_weight(name).detach().to(dtype)
+    bias = None if base.bias is None else base.bias.data.to(dtype)
+    return lambda x: torch.nn.functional.linear(x.to(dtype), weight, bias).to(x.dtype)
+
+
 def _stop_ids(tokenizer, model) -> set[int]:
-    """Token ids that end the model's message."""
-    ids = {tokenizer.eos_token_id}
+    """Token ids that end the model's message: the tokenizer's, the generation config's, and Qwen's two."""
+    known = tokenizer.get_added_vocab()
+    ids = {tokenizer.eos_token_id} | {known.get(end) for end in QWEN_ENDS}
     generation = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids |= set(generation) if isinstance(generation, (list, tuple)) else {generation}
     return ids - {None}
+
+
+def _check_pair(config, tokenizer, stop_ids: set[int]) -> None:
+    """Raise ValueError where a model and a tokenizer cannot work together here."""
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}: "
+                         "they do not belong together")
+    if beyond := sorted(i for i in stop_ids if i >= len(tokenizer)):
+        raise ValueError(f"the model ends its messages with token {beyond[0]}, but the tokenizer has only "
+                         f"{len(tokenizer)} tokens: they do not belong together")
+    if tokenizer.eos_token == QWEN_ENDS[0] and not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer ends messages with {QWEN_ENDS[0]}, so this is a chat model, but its chat "
+                         "template is missing: copy chat_template.jinja (or the template in tokenizer_config.json) "
+                         "from the original model")
+    if other := sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENTION)):
+        raise ValueError(f"the model has layers of type {', '.join(other)}; rollouts need a key-value cache in every "
+                         "layer, as Qwen2 and Qwen3 models have it")
 
 
 def _dropout(model) -> list[str]:

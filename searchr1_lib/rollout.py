@@ -175,7 +175,8 @@ class _Sampler:
         try:
             for module in checkpointed:  # it would switch the cache off
                 module.gradient_checkpointing = False
-            self._run(episodes)
+            with self.policy.unpacked():
+                self._run(episodes)
         finally:
             self.cache = None  # its memory is needed elsewhere
             for module in checkpointed:

@@ -82,7 +82,7 @@ class Settings:
     baseline: str = "group_mean"
     num_iterations: int = 1
     max_grad_norm: float = 1.0
-    tokens_per_micro_batch: int = 8192
+    tokens_per_micro_batch: int = 4096
     gradient_checkpointing: bool = False
     checkpoint_every: int = 50
     keep_checkpoints: int = 2
@@ -199,12 +199,16 @@ class Trainer:
         return row
 
     def questions_of(self, step: int) -> list[Question]:
-        """The questions of a step: consecutive ones of an endless row of shuffled passes."""
+        """The questions of a step: consecutive ones of an endless row of shuffled passes.
+
+        A pass mixes known and look-up questions evenly (``evenly``). Where a step has four of one kind by chance and
+        six of another, the policy is pulled towards searching or towards answering, whatever is asked.
+        """
         n, size = len(self.questions), self.settings.questions_per_step
         chosen = []
         for i in range(step * size, (step + 1) * size):
-            order = random.Random(f"{self.settings.seed}/{i // n}").sample(range(n), n)
-            chosen.append(self.questions[order[i % n]])
+            order = evenly(self.questions, random.Random(f"{self.settings.seed}/{i // n}"))
+            chosen.append(order[i % n])
         return chosen
 
     def _learning_rate(self, step: int) -> float:
@@ -471,6 +475,23 @@ def _column(values: list[list[float]], batch: Batch) -> torch.Tensor:
 
 def _length(t: Trajectory) -> int:
     return len(t.prompt_ids) + len(t.completion_ids)
+
+
+def evenly(questions: Sequence[Question], rng: random.Random) -> list[Question]:
+    """The questions in random order, but each stretch with nearly the same share of known, look-up and unmarked.
+
+    >>> qs = [Question(str(i), "?", ["x"], known=i < 2) for i in range(4)]
+    >>> [q.known for q in evenly(qs, random.Random(0))] in ([True, False] * 2, [False, True] * 2)
+    True
+    """
+    kinds: dict[bool | None, list[Question]] = {}
+    for q in questions:
+        kinds.setdefault(q.known, []).append(q)
+    placed = []
+    for kind in rng.sample(sorted(kinds, key=str), len(kinds)):
+        shuffled = rng.sample(kinds[kind], len(kinds[kind]))
+        placed += [((k + 0.5) / len(shuffled), q) for k, q in enumerate(shuffled)]
+    return [q for _, q in sorted(placed, key=lambda pair: pair[0])]
 
 
 def describe(trajectories: list[Trajectory], num_generations: int) -> dict:
