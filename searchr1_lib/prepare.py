@@ -1,0 +1,155 @@
+"""Makes a folder of data as the notebooks read it: ``passages.jsonl``, ``train``, ``validation`` and ``test.jsonl``.
+
+    python -m searchr1_lib.prepare mixed --out data/real/mixed
+    python -m searchr1_lib.prepare hotpotqa --out runs/data/hotpotqa
+    python -m searchr1_lib.prepare nq --out runs/data/nq --corpus wiki-18 --rows 21100000
+    python -m searchr1_lib.prepare questions.jsonl --out runs/data/mine --corpus corpus.jsonl --others 1
+
+The parameter ``data`` of a notebook or a profile then names the folder.
+
+"mixed" is for real models: common knowledge, which a Qwen has without searching, beside the almanac's look-up
+questions, which nobody can answer without. So "when to search" can be taught and measured with nothing to download
+but the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Mapping, Sequence
+
+from .data import (load_passages, load_questions, load_with_passages, save_passages, save_questions,
+                   select_passages)
+from .records import Passage, Question, write_whole
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+#: Out of ten questions in a row, so many go to each split; the common knowledge stands in the order of its topics.
+DEALT = {"train": 6, "validation": 1, "test": 3}
+#: How many questions of a public set go to each split.
+COUNTS = {"train": 1000, "validation": 100, "test": 200}
+
+
+def mix_questions(
+    known: Sequence[Question], lookup: Sequence[Question], known_share: float = 0.5, seed: int = 0,
+) -> list[Question]:
+    """Known and look-up questions in a proportion, shuffled: as many as the scarcer of the two allows.
+
+    Raises:
+        ValueError: a share that is not between 0 and 1, or a part without questions.
+    """
+    if not 0 < known_share < 1:
+        raise ValueError(f"known_share must be between 0 and 1, got {known_share}")
+    if not known or not lookup:
+        raise ValueError("mix_questions: one of the two parts is empty")
+    total = min(len(known) / known_share, len(lookup) / (1 - known_share))
+    counts = [max(1, round(total * share)) for share in (known_share, 1 - known_share)]
+    rng = random.Random(seed)
+    mixed = [q for part, n in zip((known, lookup), counts) for q in rng.sample(list(part), min(n, len(part)))]
+    rng.shuffle(mixed)
+    return mixed
+
+
+def load_mixed(split: str, known_share: float = 0.5, seed: int = 0) -> list[Question]:
+    """Common knowledge (``known`` True) mixed with the look-up questions of the almanac (``known`` False).
+
+    The splits are disjoint, and so are the almanac's entities in them. Raises as ``mix_questions``; KeyError for a
+    split other than train, validation and test.
+    """
+    lookup = [q for q in load_questions(DATA / "almanac" / f"{split}.jsonl") if q.known is False]
+    return mix_questions(_deal(load_questions(DATA / "common_knowledge.jsonl"))[split], lookup, known_share, seed)
+
+
+def load_set(
+    source: str, counts: Mapping[str, int] = COUNTS, *, corpus: str | None = None, rows: int | None = None,
+    others: int = 50,
+) -> tuple[dict[str, list[Question]], list[Passage]]:
+    """Questions by split, and the passages that they need.
+
+    Args:
+        source: a name of ``data.SETS`` or a folder in that layout: "train" and "validation" come from its training
+            split, "test" from the split that papers report on. Or a file: its rows go to the splits in order.
+        counts: how many questions go to each split; a split with 0 is left out.
+        corpus: where the passages are (see ``data.load_passages``); None: the questions' own rows carry them.
+        rows: rows of the corpus to read; required if it comes from the hub.
+        others: every so many-th passage that is not about the questions is kept too; 1: the whole corpus.
+
+    Raises:
+        FileNotFoundError, data.DataError: as in ``data.load_questions``; also where there are no passages.
+    """
+    learnt = counts["train"] + counts["validation"]
+    if Path(source).is_file():
+        parts = [(list(COUNTS), None, learnt + counts["test"])]
+    else:
+        parts = [(["train", "validation"], "train", learnt), (["test"], None, counts["test"])]
+    questions: dict[str, list[Question]] = {}
+    passages: dict[str, Passage] = {}
+    for splits, split, limit in parts:
+        if limit == 0:
+            continue
+        if corpus:
+            found = load_questions(source, split=split, limit=limit)
+        else:
+            found, carried = load_with_passages(source, split=split, limit=limit)
+            passages |= {p.id: p for p in carried}
+        for name in splits:
+            questions[name], found = found[: counts[name]], found[counts[name]:]
+    questions = {name: part for name, part in questions.items() if part}
+    asked = [q for part in questions.values() for q in part]
+    if corpus and others == 1:
+        return questions, load_passages(corpus, limit=rows)
+    return questions, select_passages(corpus, asked, others=others, limit=rows) if corpus else list(passages.values())
+
+
+def write_folder(
+    out: str | Path, questions: Mapping[str, Sequence[Question]], passages: Sequence[Passage], made: dict,
+) -> None:
+    """Write a data folder; ``made`` says how, in ``made.json``, which is written last."""
+    out = Path(out)
+    save_passages(out / "passages.jsonl", passages)
+    for split, part in questions.items():
+        save_questions(out / f"{split}.jsonl", part)
+    counts = {"passages": len(passages), "questions": {split: len(part) for split, part in questions.items()}}
+    write_whole(out / "made.json", json.dumps({"by": "searchr1_lib.prepare", **made, **counts}, indent=1) + "\n")
+
+
+def write_mixed(out: str | Path, known_share: float = 0.5, seed: int = 0) -> None:
+    """Write the mixed set of ``load_mixed`` with the almanac's passages."""
+    questions = {split: load_mixed(split, known_share, seed) for split in DEALT}
+    made = {"source": "mixed", "known_share": known_share, "seed": seed}
+    write_folder(out, questions, load_passages(DATA / "almanac" / "passages.jsonl"), made)
+
+
+def _deal(questions: Sequence[Question]) -> dict[str, list[Question]]:
+    order = [split for split, n in DEALT.items() for _ in range(n)]
+    return {split: [q for i, q in enumerate(questions) if order[i % len(order)] == split] for split in DEALT}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m searchr1_lib.prepare", description="Makes a folder of data as the notebooks read it.")
+    parser.add_argument("source", help="mixed; a question set by name, e.g. hotpotqa; a folder or a file of one")
+    parser.add_argument("--out", required=True, help="the folder to write")
+    parser.add_argument("--known-share", type=float, default=0.5, help="mixed: share of common knowledge")
+    parser.add_argument("--seed", type=int, default=0, help="mixed: of the choice and the order of the questions")
+    for split, count in COUNTS.items():
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"questions in {split}.jsonl")
+    parser.add_argument("--corpus", help="wiki-18, hub:owner/name or a file (default: what the questions carry)")
+    parser.add_argument("--rows", type=int, help="rows of the corpus to read")
+    parser.add_argument("--others", type=int, default=50, help="keep every N-th passage that is about no question")
+    args = parser.parse_args(argv)
+    try:
+        if args.source == "mixed":
+            write_mixed(args.out, args.known_share, args.seed)
+        else:
+            counts = {split: getattr(args, split) for split in COUNTS}
+            how = {"corpus": args.corpus, "rows": args.rows, "others": args.others}
+            write_folder(args.out, *load_set(args.source, counts, **how), {"source": Path(args.source).name, **how})
+    except (ValueError, OSError) as e:
+        parser.exit(2, f"error: {e}\n")
+    print((Path(args.out) / "made.json").read_text(encoding="utf-8"), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Data folders as the notebooks read them: the common knowledge, the mixed set, public sets with their passages."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_data import SAMPLES, hotpotqa_row, write
+
+from searchr1_lib import prepare
+from searchr1_lib.data import load_passages, load_questions
+from searchr1_lib.records import Question
+from searchr1_lib.rewards import normalize_answer
+
+COMMON = load_questions(prepare.DATA / "common_knowledge.jsonl")
+SPLITS = ("train", "validation", "test")
+
+
+def test_common_knowledge_is_well_formed():
+    assert 180 <= len(COMMON) <= 250 and all(q.known and q.text.endswith("?") for q in COMMON)
+    assert len({normalize_answer(q.text) for q in COMMON}) == len(COMMON)
+    assert min(Counter(q.source for q in COMMON).values()) >= 15
+
+
+def test_every_common_answer_can_be_matched_and_is_not_given_away():
+    for q in COMMON:
+        answers = [normalize_answer(a) for a in q.answers]
+        assert all(answers) and len({a.casefold() for a in q.answers}) == len(q.answers), q
+        asked = f" {normalize_answer(q.text)} "
+        assert not any(f" {a} " in asked for a in answers), q
+
+
+def test_the_shipped_mixed_set_is_what_the_generator_makes(tmp_path):
+    prepare.main(["mixed", "--out", str(tmp_path)])
+    shipped = prepare.DATA / "real" / "mixed"
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in shipped.iterdir()}
+
+
+def test_the_mixed_set_keeps_its_splits_apart():
+    parts = {split: prepare.load_mixed(split) for split in SPLITS}
+    ids = [q.id for part in parts.values() for q in part]
+    assert len(set(ids)) == len(ids)
+    assert sum(q.known for part in parts.values() for q in part) == len(COMMON)  # at one half, all of it is used
+    known_to = {p.id for p in load_passages(prepare.DATA / "real" / "mixed" / "passages.jsonl")}
+    for part in parts.values():
+        assert sum(q.known for q in part) * 2 == len(part)
+        assert all(q.passages and set(q.passages) <= known_to for q in part if not q.known)
+    topics = {split: {q.source for q in part if q.known} for split, part in parts.items()}
+    assert topics["train"] == topics["test"] == topics["validation"]
+
+
+@pytest.mark.parametrize("share", [0.1, 1 / 3, 0.5, 0.8, 0.99])
+def test_the_proportion_is_the_one_asked_for(share):
+    mixed = prepare.load_mixed("train", share)
+    assert sum(q.known for q in mixed) / len(mixed) == pytest.approx(share, abs=1 / len(mixed))
+    assert mixed == prepare.load_mixed("train", share) != prepare.load_mixed("train", share, seed=1)
+
+
+def test_a_mixture_that_cannot_be():
+    one = [Question("a", "Who?", ["Ada"])]
+    for share in (0, 1, -0.2, 1.5):
+        with pytest.raises(ValueError, match="known_share must be between 0 and 1"):
+            prepare.mix_questions(one, one, share)
+    with pytest.raises(ValueError, match="empty"):
+        prepare.mix_questions(one, [])
+
+
+def test_a_public_set_becomes_a_folder(tmp_path, capsys):
+    (tmp_path / "hotpotqa").mkdir()
+    write(tmp_path / "hotpotqa" / "train.jsonl", *map(hotpotqa_row, range(5)))
+    write(tmp_path / "hotpotqa" / "dev.jsonl", *map(hotpotqa_row, range(10, 14)))
+    out = tmp_path / "out"
+    prepare.main([str(tmp_path / "hotpotqa"), "--out", str(out), "--train", "3", "--validation", "1", "--test", "2"])
+    parts = {split: load_questions(out / f"{split}.jsonl") for split in SPLITS}
+    assert {split: [q.text[-2:].strip("A") for q in part] for split, part in parts.items()} == {
+        "train": ["0", "1", "2"], "validation": ["3"], "test": ["10", "11"]}
+    ids = {p.id for p in load_passages(out / "passages.jsonl")}
+    assert all(len(q.passages) == 2 and set(q.passages) <= ids for part in parts.values() for q in part)
+    assert json.loads(capsys.readouterr().out) == json.loads((out / "made.json").read_text())
+
+
+def test_what_cannot_be_prepared_is_said_in_one_line(tmp_path, capsys):
+    for arguments in (["nq"], [str(tmp_path / "none.jsonl")], ["mixed", "--known-share", "2"]):
+        with pytest.raises(SystemExit) as e:
+            prepare.main([*arguments, "--out", str(tmp_path / "out")])
+        assert e.value.code == 2 and capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples in ../shared are not here")
+def test_a_sample_of_hotpotqa_from_search_to_evaluation(tmp_path):
+    """Real questions on the real machinery; the tiny model knows nothing of them, so only the mechanics count."""
+    from searchr1_lib import LocalSearch, load_policy
+    from searchr1_lib.evaluate import evaluate
+
+    sample, out = SAMPLES / "hotpotqa_train100", tmp_path / "hotpotqa"
+    questions, passages = prepare.load_set(
+        str(sample / "questions.jsonl"), {"train": 6, "validation": 2, "test": 4},
+        corpus=str(sample / "corpus.jsonl"), others=1)
+    prepare.write_folder(out, questions, passages, {})
+    assert len(passages) == 994 and [len(questions[s]) for s in SPLITS] == [6, 2, 4]
+    policy = load_policy(str(Path(__file__).resolve().parents[1] / "data" / "tiny_qwen"))
+    report = evaluate(policy, load_questions(out / "test.jsonl"), LocalSearch(out), first_action="search",
+                      max_turns=1, max_turn_tokens=24)
+    assert len(report.rows) == 4 and all(row["known"] is None and row["need"] is None for row in report.rows)
+    assert sum(len(t.searches) for t in report.trajectories) > 0
+    assert all(call.hits for t in report.trajectories for call in t.searches)
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples in ../shared are not here")
+def test_the_part_of_a_corpus_about_some_questions(tmp_path):
+    sample = SAMPLES / "hotpotqa_train100"
+    counts = {"train": 10, "validation": 0, "test": 0}
+    questions, part = prepare.load_set(
+        str(sample / "questions.jsonl"), counts, corpus=str(sample / "corpus.jsonl"), others=10)
+    gold = {id for q in questions["train"] for id in q.passages}
+    assert list(questions) == ["train"] and gold <= {p.id for p in part} and 110 < len(part) < 300
