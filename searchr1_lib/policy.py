@@ -1,7 +1,9 @@
 """A model and its tokenizer, ready to sample and to train: the tiny Qwen or any Qwen2 or Qwen3, NF4 and LoRA.
 
 Base and instruct models go the same way, as in Search-R1: one user message, in the tokenizer's chat template when it
-has one (Qwen's base tokenizers have it too). The base weights are 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, "QLoRA", arXiv
+has one (Qwen's base tokenizers have it too).
+
+The base weights are 4-bit NormalFloat with double quantisation (Dettmers et al. 2023, "QLoRA", arXiv
 2305.14314) and stay frozen; the LoRA matrices (Hu et al. 2021, arXiv 2106.09685) are trained in fp32.
 """
 
@@ -23,13 +25,12 @@ from . import protocol
 from .records import write_whole
 
 TINY_QWEN = "data/tiny_qwen"
-#: Bytes that unpacked weights may take on a CPU while sampling.
-_DENSE_ON_CPU = 2**30
-#: In a model's folder, names the prompt that the model was taught with.
+#: In a model's folder, names or holds the prompt that the model was taught with.
 PROMPT_FILE = "search_r1.json"
-
 #: Qwen ends a message with the first and a text with the second; a base or an instruct model may write either.
 QWEN_ENDS = ("<|im_end|>", "<|endoftext|>")
+#: Bytes that unpacked weights may take on a CPU while sampling.
+_DENSE_ON_CPU = 2**30
 _ATTENTION = ("full_attention", "sliding_attention")
 _OPENED_THINK = re.compile(r"<think>\s*\Z")
 
@@ -48,8 +49,8 @@ class Policy:
 
     Raises:
         ValueError: model and tokenizer do not belong together; the tokenizer has lost its chat template; the
-            model uses dropout (recorded and recomputed log-probabilities would differ) or layers without a
-            key-value cache.
+            model uses dropout (recorded and recomputed log-probabilities would differ), experts, or layers without
+            a key-value cache.
     """
 
     def __init__(self, model, tokenizer, prompt: str = protocol.PROMPT, *, thinking: bool = True):
@@ -433,6 +434,8 @@ def _check_pair(config, tokenizer, stop_ids: set[int]) -> None:
         raise ValueError(f"the tokenizer ends messages with {QWEN_ENDS[0]}, so this is a chat model, but its chat "
                          "template is missing: copy chat_template.jinja (or the template in tokenizer_config.json) "
                          "from the original model")
+    if getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
+        raise ValueError("a mixture of experts: NF4 and LoRA reach the experts of no such model here; take a dense one")
     if other := sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENTION)):
         raise ValueError(f"the model has layers of type {', '.join(other)}; rollouts need a key-value cache in every "
                          "layer, as Qwen2 and Qwen3 models have it")

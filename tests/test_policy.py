@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from searchr1_lib.policy import Policy, check_model_folder, load_policy, prompt_of, token_bytes
+from searchr1_lib.policy import Policy, check_model_folder, export_merged, load_policy, prompt_of, token_bytes
 from searchr1_lib.protocol import PROMPT, SHORT_PROMPT
 
 TINY = "data/tiny_qwen"
@@ -59,6 +59,71 @@ def test_an_adapter_comes_back_as_it_was(policy, tmp_path):
         pass  # adapters off and on again
     with pytest.raises(ValueError, match="does not fit"):
         load_policy(TINY, lora_r=4).load_adapter(tmp_path)
+
+
+def changed_policy(**how):
+    """A policy whose adapter does something."""
+    policy = load_policy(TINY, **how)
+    torch.manual_seed(0)
+    for p in policy.parameters():
+        p.data.add_(torch.randn_like(p) * 0.05)
+    return policy
+
+
+def logits(model, policy):
+    ids = torch.tensor([policy.encode(policy.prompt_text("Where was Sito Junick born?"))])
+    with torch.no_grad():
+        return model(input_ids=ids).logits.float()
+
+
+def test_peft_loads_a_saved_adapter_by_itself(tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    policy = changed_policy(quantize=False)
+    policy.save_adapter(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == TINY
+    alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(TINY), str(tmp_path))
+    assert torch.allclose(logits(alone, policy), logits(policy.model, policy), atol=1e-5)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_merge_goes_into_the_stored_base_never_into_nf4(tmp_path, stored):
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    base = shutil.copytree(TINY, tmp_path / "base")
+    save_file({k: v.to(stored) for k, v in load_file(base / "model.safetensors").items()}, base / "model.safetensors",
+              metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"dtype": str(stored).removeprefix("torch.")}))
+    policy = changed_policy()  # NF4
+    export_merged(policy, tmp_path / "merged", base=base)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    assert merged.dtype == stored and not hasattr(merged.config, "quantization_config")
+    want = logits(changed_policy(quantize=False).model, policy)
+    near = (logits(merged, policy) - want).abs().max()
+    nf4 = (logits(policy.model, policy) - want).abs().max()
+    assert near < (1e-4 if stored == torch.float32 else nf4 / 2)  # nearer than what was trained: NF4 rounds more
+    assert load_policy(tmp_path / "merged", quantize=False, lora=False).prompt == SHORT_PROMPT
+
+
+def test_a_merge_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("searchr1_lib.policy.write_whole", full)  # the last file of the folder
+    with pytest.raises(OSError, match="No space"):
+        export_merged(changed_policy(), tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="no LoRA adapter"):
+        export_merged(load_policy(TINY, lora=False), tmp_path / "merged")
+    with pytest.raises(FileNotFoundError, match="no model folder at 'data/none'"):
+        export_merged(changed_policy(), tmp_path / "merged", base="data/none")
+    policy = changed_policy()
+    policy.config._name_or_path = ""
+    with pytest.raises(ValueError, match="name its base model"):
+        export_merged(policy, tmp_path / "merged")
 
 
 def test_the_reference_is_the_base(policy):
@@ -117,6 +182,8 @@ def test_other_mistakes_are_named(tmp_path):
     (tmp_path / "search_r1.json").write_text('{"prompt": "odd"}')
     with pytest.raises(ValueError, match="unknown prompt 'odd'"):
         prompt_of(str(tmp_path))
+    (tmp_path / "search_r1.json").write_text('{"prompt": "My own: {question}"}')
+    assert prompt_of(str(tmp_path)) == "My own: {question}"
     assert prompt_of("Qwen/x") == PROMPT
 
 
