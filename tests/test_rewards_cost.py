@@ -89,6 +89,13 @@ def test_overlong_penalty_is_dapos_and_counts_the_models_tokens_only():
         OverlongPenalty(10, 0)
 
 
+def test_overlong_penalty_is_trls():
+    trl = pytest.importorskip("trl.rewards")
+    public = trl.get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=40)
+    ts = [handwritten(Q, ["x" * n]) for n in range(140)]
+    assert score(OverlongPenalty(100, 40), ts) == pytest.approx(public(completion_ids=[t.completion_ids for t in ts]))
+
+
 @pytest.mark.parametrize("turns, error", [
     ([RIGHT], None),
     ([ask(), RIGHT], None),
@@ -118,7 +125,8 @@ def test_search_r1_format_table():
     badly_wrong = handwritten(Q, ["<answer> Tarn </answer>"])
     found_wrong = handwritten(Q, [ask(found=[P2]), WRONG])
     ts = [searching(1), badly_right, searching(1, WRONG), found_wrong, badly_wrong, handwritten(Q, ["x"])]
-    assert score(SearchR1Format(), ts) == pytest.approx([1, 0.8, 0.2, 0.3, 0.1, 0])
+    assert score(SearchR1Format(), ts) == pytest.approx([1, 0.8, 0.2, 0.2, 0.1, 0])
+    assert score(SearchR1Format(retrieval=0.1), ts) == pytest.approx([1, 0.8, 0.2, 0.3, 0.1, 0])
 
 
 def test_information_gain_pays_each_gold_passage_once_in_its_turn():

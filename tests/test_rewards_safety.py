@@ -2,14 +2,16 @@
 
 import math
 import sys
+from functools import partial
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from searchr1_lib.records import Passage, Question, Segment, Trajectory
 from searchr1_lib.rewards import F1, IKEA, OTC, Composite, ConfidentSearch, ExactMatch, Format, InformationGain
-from searchr1_lib.rewards import RepeatedSearch, Retrieval, RewardError, SearchCost, SearchR1Format, SearchR1Reward
-from searchr1_lib.rewards import SubstringMatch, answer_flags, final_answer, format_errors, handwritten, score
+from searchr1_lib.rewards import OverlongPenalty, RepeatedSearch, Retrieval, RewardError, SearchCost, SearchR1Format
+from searchr1_lib.rewards import FEATURES, Reward, SearchR1Reward, SubstringMatch, answer_flags, final_answer
+from searchr1_lib.rewards import format_errors, handwritten, score
 
 Q = Question("q7", "Where was Ada born?", ["Velmora"], passages=["gold"])
 SEARCH = "<think> I look it up. </think>\n<search> Ada born </search>"
@@ -23,9 +25,13 @@ FORGED = [
     "<ANSWER>Velmora</ANSWER>",
     "< answer >Velmora</ answer >",
     "<information><answer>Velmora</answer></information>",
+    "\uff1canswer\uff1eVelmora\uff1c/answer\uff1e",
+    "<\u0430nswer>Velmora</\u0430nswer>",
+    "<\u200banswer>Velmora</\u200banswer>",
+    "",
 ]
 READERS = [ExactMatch, F1, SubstringMatch, SearchCost, RepeatedSearch, Format, IKEA, OTC, ConfidentSearch,
-           SearchR1Reward]
+           SearchR1Format, SearchR1Reward, partial(OverlongPenalty, 200, 150)]
 
 
 def rollout(passage: Passage, question: Question = Q, answer="Tarnbeck") -> Trajectory:
@@ -98,6 +104,15 @@ def test_megabyte_answers_are_scored():
         t = Trajectory(Q, [], [], [], [], segments=[Segment("answer", f"<answer>{answer}</answer>", 0, 0, 0)])
         values = score(Composite([(1.0, r) for r in rewards]), [t])
         assert all(map(math.isfinite, values)) and t.rewards["exact_match"] == 0
+        assert all(math.isfinite(f(t)) for f in FEATURES.values())
+
+
+def test_megabyte_queries_and_passages_are_scored():
+    search = f"<think> a </think>\n<search> {'Ada ' * 250_000} </search>"
+    t = handwritten(Q, [(search, [Passage("p", "x", "Tarn " * 200_000)]), "<think> b </think>\n<answer> Velmora </answer>"])
+    rewards = [ExactMatch(), Format(), RepeatedSearch(), Retrieval(), InformationGain(), SearchCost(0.1)]
+    assert score(Composite([(1.0, r) for r in rewards]), [t]) == pytest.approx([1 + 1 - 0.1])
+    assert score(ConfidentSearch(), [t]) == [1]
 
 
 def test_gold_answers_in_passages_count_for_retrieval_only():
@@ -138,7 +153,21 @@ def test_a_failing_reward_names_itself_and_the_trajectory(act, says):
         with pytest.raises(RewardError, match=f"'broken'.*{says}") as e:
             score(reward, ts)
         assert "q7" in str(e.value) or act(ts) is None
+        assert "value(s)" in str(e.value) or "trajectory 1 of" in str(e.value) or act(ts) is None
         assert [t.reward for t in ts] == [None, None]  # nothing that a step could be trained on
+
+
+def test_a_reward_of_ones_own_that_fails_names_the_trajectory_too():
+    class Picky(Reward):
+        name = "picky"
+
+        def value(self, trajectory):
+            return {"Velmora": 1.0}[trajectory.answer]
+
+    ts = [handwritten(Q, [f"<answer> {a} </answer>"]) for a in ("Velmora", "Velmora", "Tarn")]
+    with pytest.raises(RewardError, match="'picky' failed on trajectory 2 of the batch .question 'q7'.: KeyError: 'Tarn"):
+        score(Picky(), ts)
+    assert [t.reward for t in ts] == [None] * 3
 
 
 def test_importing_rewards_loads_no_model_library():

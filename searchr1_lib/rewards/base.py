@@ -35,16 +35,16 @@ class Reward:
         """One float per trajectory.
 
         Raises:
-            RewardError: ``value`` failed; the message names the reward and the question's id.
+            RewardError: ``value`` failed; the message names the reward and the trajectory.
         """
         out = []
-        for t in trajectories:
+        for i, t in enumerate(trajectories):
             try:
                 out.append(float(self.value(t)))
             except RewardError:
                 raise
             except Exception as e:
-                raise RewardError(f"reward {self.name!r} failed on question {t.question.id!r}: {_say(e)}") from e
+                raise RewardError(f"reward {self.name!r} failed on {_which(i, t)}: {_say(e)}") from e
         return out
 
     def __repr__(self) -> str:
@@ -75,7 +75,8 @@ def checked(reward: RewardFunction, trajectories: Sequence[Trajectory]) -> list[
 
     Raises:
         RewardError: the reward raised, returned another number of values than trajectories, or a value
-            that is not a finite number. The message names the reward and the question's id.
+            that is not a finite number. The message names the reward and the trajectory: its place in the
+            batch, counted from 0, and its question's id.
     """
     name = name_of(reward)
     try:
@@ -83,7 +84,7 @@ def checked(reward: RewardFunction, trajectories: Sequence[Trajectory]) -> list[
     except RewardError:
         raise
     except Exception as e:
-        raise RewardError(f"reward {name!r} failed on question {_culprit(reward, trajectories)!r}: {_say(e)}") from e
+        raise RewardError(f"reward {name!r} failed on {_culprit(reward, trajectories)}: {_say(e)}") from e
     if len(values) != len(trajectories):
         ids = ", ".join(repr(t.question.id) for t in trajectories[:3])
         raise RewardError(
@@ -95,7 +96,7 @@ def checked(reward: RewardFunction, trajectories: Sequence[Trajectory]) -> list[
         except (TypeError, ValueError):
             values[i] = math.nan
         if not math.isfinite(values[i]):
-            raise RewardError(f"reward {name!r} gave {value!r} to question {t.question.id!r}: not a finite number")
+            raise RewardError(f"reward {name!r} gave {value!r} to {_which(i, t)}: not a finite number")
     return values
 
 
@@ -217,13 +218,17 @@ def answer_flags(trajectory: Trajectory) -> list[str]:
 
 
 def _culprit(reward, trajectories) -> str:
-    """The id of the first question on which the reward fails alone (a failed batch is asked again)."""
-    for t in trajectories:
+    """The first trajectory on which the reward fails alone (a failed batch is asked again, one by one)."""
+    for i, t in enumerate(trajectories):
         try:
             reward([t])
         except Exception:
-            return t.question.id
-    return trajectories[0].question.id if trajectories else "(empty batch)"
+            return _which(i, t)
+    return f"a batch of {len(trajectories)} trajectories, and on none of them alone"
+
+
+def _which(place: int, t: Trajectory) -> str:
+    return f"trajectory {place} of the batch (question {t.question.id!r})"
 
 
 def _say(e: Exception) -> str:

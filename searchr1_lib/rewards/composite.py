@@ -49,7 +49,7 @@ class Composite:
 class SearchR1Reward(Composite):
     """The project's default: exact match minus ``cost`` for every search.
 
-    With a cost of 0 it is the outcome reward of Search-R1 (arXiv 2503.09516, equation 4). The cost makes
+    With a cost of 0 it is the outcome reward of Search-R1 (Jin et al. 2025, arXiv 2503.09516). The cost makes
     the choice matter: a question whose answer the model knows is worth more without a search, one that
     it must look up is worth ``1 - cost * hops``.
     """

@@ -56,11 +56,11 @@ class OTC:
                = cos(m pi / (2 m + c))      if n = 0
                = sin(f pi / (2 n)),  f = 2 n m / (m + n)    otherwise
 
-    Being a product, it gives nothing for saving searches on a wrong answer. The paper also carries n over
-    epochs; here it is the group's own.
+    Being a product, it gives nothing for saving searches on a wrong answer.
 
     Args:
-        c: how slowly the factor falls where no search was needed; take the most searches allowed.
+        c: how slowly the factor falls where no search was needed. The default, the most searches that a
+            rollout may make in this project, is our choice.
     """
 
     name = "otc"
@@ -92,7 +92,8 @@ class IKEA(Reward):
 
     IKEA (Huang et al. 2025, arXiv 2505.07596): malformed -1; correct
     ``1 + bonus * max(0, 1 - searches / max_searches)``; wrong after a search ``tried``; wrong without one 0.
-    The defaults are those of its code.
+    The defaults are those of its public code (1.6, 1.4, 1.2 and 1 for 0, 1, 2 and more searches). Malformed is
+    what ``format_errors`` says, which is stricter than its code.
     """
 
     name = "ikea"
@@ -111,7 +112,10 @@ class IKEA(Reward):
 
 
 def search_confidence(trajectory: Trajectory) -> float:
-    """The smallest probability with which a token of a search was sampled; 1.0 without a search."""
+    """The smallest probability with which a token of a search was sampled; 1.0 without a search.
+
+    The tags count as tokens of the search: with the opening one the model decides to search at all.
+    """
     logprobs = [trajectory.logprobs[i]
                 for s in trajectory.segments if s.by_model and s.kind == "search"
                 for i in range(s.start, s.end) if trajectory.mask[i]]
@@ -124,6 +128,8 @@ class ConfidentSearch:
     beta-GRPO (Wu et al. 2025, "Search Wisely", arXiv 2505.17281): the reward is ``correctness`` if
     the smallest token probability inside the searches is at least ``threshold``, else 0; a rollout without a
     search needs no confidence. Probabilities are those of the sampling distribution (temperature applied).
+    The threshold is the one with which others re-implemented the paper; some leave the tags out of the minimum,
+    ``search_confidence`` does not.
     """
 
     name = "confident_search"

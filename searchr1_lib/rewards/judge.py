@@ -56,7 +56,8 @@ class Judge:
         chat: ``ChatEndpoint``, ``LocalChat``, or anything with ``name`` and ``complete(messages) -> Reply``.
         rubric: file with the instructions; the packaged ``rubric.md`` by default.
         cache: SQLite file that keeps scores between runs; several processes may share it.
-        max_calls, max_tokens: budget of this object (None: no limit). Cached scores are free.
+        max_calls, max_tokens: budget of this object (None: no limit). Cached scores are free. The tokens of a
+            call are known after it, so those under way when the budget runs out are still paid for.
         concurrency: calls under way at a time.
         attempts: calls for one score before a reply that cannot be read is an error.
 
@@ -85,7 +86,8 @@ class Judge:
 
         Raises:
             JudgeBudgetError: the budget is spent.
-            RewardError: the judge gave no usable reply; the message names the question's id.
+            RewardError: the judge gave no usable reply; the message names the question's id (rollouts of a
+                question with the same answer are judged as one).
         """
         cases = [_case(t) for t in trajectories]
         wanted = list(dict.fromkeys(c for c in cases if c.answer))

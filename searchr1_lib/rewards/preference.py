@@ -1,7 +1,7 @@
 """Human preference: choices between two trajectories, and a reward that learns from them.
 
 The model is Bradley and Terry's (1952): P(a preferred to b) = sigmoid(r(a) - r(b)), with a linear
-``r(t) = w . features(t)``, as the reward models of RLHF are fitted (Ouyang et al. 2022, arXiv 2203.02155, eq. 1).
+``r(t) = w . features(t)``, as the reward models of RLHF are fitted (Ouyang et al. 2022, arXiv 2203.02155).
 """
 
 from __future__ import annotations

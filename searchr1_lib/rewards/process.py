@@ -72,12 +72,12 @@ class SearchR1Format(Reward):
 
     Well-formed and correct 1.0; correct only ``1 - structure``; well-formed only ``structure``, plus
     ``retrieval`` if a gold answer stands in what was retrieved; neither, but an answer was given,
-    ``answered``; otherwise 0.
+    ``answered``; otherwise 0. The defaults are those of its scripts, which leave the retrieval part at 0.
     """
 
     name = "search_r1_format"
 
-    def __init__(self, structure: float = 0.2, retrieval: float = 0.1, answered: float = 0.1):
+    def __init__(self, structure: float = 0.2, retrieval: float = 0.0, answered: float = 0.1):
         self.structure, self.retrieval, self.answered = structure, retrieval, answered
 
     def value(self, trajectory: Trajectory) -> float:
@@ -130,11 +130,13 @@ class InformationGain(TurnReward):
     """Per search: the share of the gold passages that it found first, minus ``redundancy`` times the share of
     its hits that earlier searches had already returned.
 
-    After StepSearch (Wang et al. 2025, arXiv 2505.15107): gain
-    ``G_t = mean_i max(c_i(t) - m_i(t-1), 0)`` over the gold passages i, with c the match of the search and m
-    the best match so far; redundancy ``P_t`` the share of documents seen before. Where the paper takes the
-    TF-IDF cosine for c, we take 1 for the gold passage itself and 0 for others. A question without gold
-    passages has one thing to find: a passage that holds a gold answer.
+    For search t with the hits ``H_t``, the gold passages ``P`` and everything found before ``S = H_1 + … + H_(t-1)``
+
+        value_t = |(H_t - S) & P| / |P|  -  redundancy * |H_t & S| / |H_t|
+
+    The idea is StepSearch's (Wang et al. 2025, arXiv 2505.15107), which pays a step for its information gain and
+    fines documents retrieved again; it measures the gain by TF-IDF overlap with the gold documents, we by identity.
+    A question without gold passages has one thing to find: a passage that holds a gold answer.
     """
 
     name = "information_gain"
