@@ -109,7 +109,8 @@ def test_megabyte_answers_are_scored():
 
 def test_megabyte_queries_and_passages_are_scored():
     search = f"<think> a </think>\n<search> {'Ada ' * 250_000} </search>"
-    t = handwritten(Q, [(search, [Passage("p", "x", "Tarn " * 200_000)]), "<think> b </think>\n<answer> Velmora </answer>"])
+    found = [Passage("p", "x", "Tarn " * 200_000)]
+    t = handwritten(Q, [(search, found), "<think> b </think>\n<answer> Velmora </answer>"])
     rewards = [ExactMatch(), Format(), RepeatedSearch(), Retrieval(), InformationGain(), SearchCost(0.1)]
     assert score(Composite([(1.0, r) for r in rewards]), [t]) == pytest.approx([1 + 1 - 0.1])
     assert score(ConfidentSearch(), [t]) == [1]
@@ -165,7 +166,7 @@ def test_a_reward_of_ones_own_that_fails_names_the_trajectory_too():
             return {"Velmora": 1.0}[trajectory.answer]
 
     ts = [handwritten(Q, [f"<answer> {a} </answer>"]) for a in ("Velmora", "Velmora", "Tarn")]
-    with pytest.raises(RewardError, match="'picky' failed on trajectory 2 of the batch .question 'q7'.: KeyError: 'Tarn"):
+    with pytest.raises(RewardError, match="'picky' failed on trajectory 2 of the batch .question 'q7'.: KeyError"):
         score(Picky(), ts)
     assert [t.reward for t in ts] == [None] * 3
 
