@@ -335,6 +335,46 @@ def policy_loss(
     return loss, {"loss": loss.detach(), "tokens": kept.sum().float(), **metrics}
 
 
+def value_loss(
+    values: torch.Tensor,
+    old_values: torch.Tensor,
+    returns: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    cliprange_value: float = 0.2,
+    num_tokens: float | None = None,
+) -> torch.Tensor:
+    """The loss of PPO's value head: ``max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2``, mean over tokens.
+
+    Schulman et al. 2017 (arXiv 1707.06347) leave the form open; this is the clipped one of OpenAI's baselines, which
+    TRL's PPO has as well.
+
+    Args:
+        values: (B, T), the only input that gets a gradient; old_values: (B, T), while sampling.
+        returns: (B, T), R; see ``gae``.
+        mask: (B, T).
+        cliprange_value: c.
+        num_tokens: sampled tokens of the whole batch where this call is one micro-batch of it.
+
+    Raises:
+        ValueError: shapes do not fit, or cliprange_value is negative.
+        FloatingPointError: NaN or infinity on a sampled token.
+
+    The value went from 0 to 0.5, but only 0.2 of it counts; the return is 1:
+
+    >>> value_loss(torch.tensor([[0.5]]), torch.tensor([[0.0]]), torch.tensor([[1.0]]), torch.tensor([[1]]))
+    tensor(0.3200)
+    """
+    if cliprange_value < 0:
+        raise ValueError(f"cliprange_value must not be negative, got {cliprange_value}")
+    kept = mask.bool()
+    values = _on_mask("values", values, kept)
+    old_values, returns = _on_mask("old_values", old_values, kept).detach(), _on_mask("returns", returns, kept).detach()
+    clipped = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    error = torch.max((values - returns).square(), (clipped - returns).square())
+    return error.sum() / 2 / max(1, int(kept.sum()) if num_tokens is None else num_tokens)
+
+
 def merge_metrics(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, float]:
     """The metrics of a batch from those of its micro-batches: "loss" and "tokens" add up, the others are means
     over tokens. Exact, because each part carries its number of tokens. Raises ValueError where there is no part.

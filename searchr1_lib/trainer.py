@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Callable, Iterator, Sequence
@@ -27,89 +27,15 @@ from typing import Callable, Iterator, Sequence
 import torch
 
 from .evaluate import row_of
-from .grpo import group_advantages, groups_without_variance, merge_metrics, policy_loss, token_logprobs_and_entropy
+from .grpo import groups_without_variance
+from .learner import Learner, TrainingError
 from .policy import Policy, attach_lora
 from .records import Question, Trajectory, TrajectoryLog, write_whole
 from .rewards import SearchR1Reward, score
-from .rollout import Limits, rollout
+from .rollout import rollout
+from .settings import Settings
 
-FORMAT = 1  # of a run's folder; another number is another layout
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on. The last good checkpoint stands; the message says what to try."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All settings of a training run. Names are TRL's where the meaning is the same.
-
-    Attributes:
-        steps: rollout batches, each followed by ``num_iterations`` updates.
-        questions_per_step: different questions a step.
-        num_generations: G, rollouts a question (the group).
-        learning_rate: of AdamW on the LoRA weights.
-        warmup_steps: steps over which the learning rate rises from 0.
-        decay_steps: last steps, over which it falls to a tenth; constant in between.
-        temperature: of sampling, and of the log-probabilities.
-        loss_type, epsilon, epsilon_high, beta, kl_estimator, entropy_coef, scale_rewards, baseline:
-            see ``searchr1_lib.grpo``. ``beta`` > 0 compares with the frozen base model.
-        num_iterations: updates on one batch of rollouts.
-        max_grad_norm: gradients are clipped to this norm.
-        tokens_per_micro_batch: padded tokens that one forward pass holds.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        checkpoint_every: steps between checkpoints; the last step always has one.
-        keep_checkpoints: how many to keep, the newest ones.
-        max_turns, max_turn_tokens, max_observation_tokens, max_completion_length, topk, search_timeout:
-            see ``searchr1_lib.rollout.Limits``.
-        seed: of the order of questions and the sampling.
-    """
-
-    steps: int = 200
-    questions_per_step: int = 8
-    num_generations: int = 8
-    learning_rate: float = 1e-5
-    warmup_steps: int = 0
-    decay_steps: int = 0
-    temperature: float = 1.0
-    loss_type: str = "grpo"
-    epsilon: float = 0.2
-    epsilon_high: float | None = None
-    beta: float = 0.0
-    kl_estimator: str = "k3"
-    entropy_coef: float = 0.0
-    scale_rewards: str = "group"
-    baseline: str = "group_mean"
-    num_iterations: int = 1
-    max_grad_norm: float = 1.0
-    tokens_per_micro_batch: int = 4096
-    gradient_checkpointing: bool = False
-    checkpoint_every: int = 50
-    keep_checkpoints: int = 2
-    max_turns: int = 4
-    max_turn_tokens: int = 500
-    max_observation_tokens: int = 500
-    max_completion_length: int = 2048
-    topk: int = 3
-    search_timeout: float | None = 60.0
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("steps", "questions_per_step", "num_iterations", "tokens_per_micro_batch", "checkpoint_every",
-                     "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        if self.num_generations < 2 and self.baseline != "none":
-            raise ValueError("num_generations must be at least 2: a group of one has no other to be compared with")
-        if not 0 < self.learning_rate < 1:
-            raise ValueError(f"learning_rate must lie between 0 and 1, got {self.learning_rate!r}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive in training, got {self.temperature!r}")
-        Limits(**self.limits())
-
-    def limits(self) -> dict:
-        """The part that ``rollout`` takes."""
-        return {f.name: getattr(self, f.name) for f in fields(Limits)}
+FORMAT = 2  # of a run's folder; another number is another layout
 
 
 class Trainer:
@@ -140,11 +66,8 @@ class Trainer:
             raise ValueError("Trainer: no questions to train on")
         if not policy.parameters():
             raise ValueError("Trainer: the policy has nothing to train; load it with lora=True")
-        self.optimizer = torch.optim.AdamW(policy.parameters(), lr=self.settings.learning_rate, weight_decay=0.0)
-        half = next(iter(policy.decoder.parameters())).dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=half)
+        self.learner = Learner(policy, self.settings, self.report)
         self.step, self.metrics = 0, []
-        self.token_budget = self.settings.tokens_per_micro_batch
         self.log = TrajectoryLog(self.run_dir / "trajectories.jsonl")
         self._stop = False
         self._open_run()
@@ -161,7 +84,7 @@ class Trainer:
         """
         s, started, first = self.settings, time.perf_counter(), self.step
         shown = -1e9
-        with self._checkpointing(), self._gentle_interrupt():
+        with self.learner.checkpointing(), self._gentle_interrupt():
             while self.step < s.steps and not self._stop:
                 row = self._one_step()
                 stop = [c(self, row) for c in self.callbacks]
@@ -175,28 +98,47 @@ class Trainer:
         return self.policy
 
     def _one_step(self) -> dict:
-        s, started = self.settings, time.perf_counter()
-        generator = torch.Generator(device=self.policy.device).manual_seed(s.seed * 1_000_003 + self.step)
-        trajectories = rollout(
-            self.policy, self.questions_of(self.step), self.engine, num_generations=s.num_generations,
-            temperature=s.temperature, generator=generator, **s.limits())
+        started = time.perf_counter()
+        drawn, chosen = self._collect()
         rolled = time.perf_counter()
-        score(self.reward, trajectories)
-        rewards = [t.reward for t in trajectories]
-        advantages = group_advantages(rewards, s.num_generations, scale_rewards=s.scale_rewards, baseline=s.baseline)
-        for t, a in zip(trajectories, advantages.tolist()):
-            t.advantage, t.step, t.group = a, self.step, f"{self.step}:{t.group}"
-        update = self._update(trajectories)
+        try:
+            self.learner.assign_advantages(chosen)
+            update = self.learner.update(chosen, self.step)
+        except FloatingPointError as e:
+            self._fail(str(e))
         done = time.perf_counter()
-        self.step += 1
-        row = {"step": self.step, **describe(trajectories, s.num_generations), **update,
-               "learning_rate": self._learning_rate(self.step - 1),
-               "tokens_per_second": sum(sum(t.mask) for t in trajectories) / (rolled - started),
+        row = {"step": self.step + 1, **describe(drawn, self.settings.num_generations), **update,
+               "resampled_groups": (len(drawn) - len(chosen)) // self.settings.num_generations,
+               "learning_rate": self.settings.learning_rate_at(self.step),
+               "tokens_per_second": sum(sum(t.mask) for t in drawn) / (rolled - started),
                "seconds": done - started, "seconds_rollout": rolled - started, "seconds_update": done - rolled,
                "peak_memory_mb": peak_memory_mb(self.policy.device)}
+        self.step += 1
         self.metrics.append(row)
-        self._write(trajectories, row)
+        self._write(drawn, row)
         return row
+
+    def _collect(self) -> tuple[list[Trajectory], list[Trajectory]]:
+        """The scored rollouts of a step: all that were drawn, and those to train on.
+
+        With ``dynamic_sampling`` (DAPO, arXiv 2503.14476, section 3.2) other questions are drawn in place of those
+        whose groups have no variance, until none is left or the budget is used up; the last ones then stay in.
+        """
+        s, size = self.settings, self.settings.num_generations
+        generator = torch.Generator(device=self.policy.device).manual_seed(s.seed * 1_000_003 + self.step)
+        questions, drawn, chosen = self.questions_of(self.step), [], []
+        for attempt in range(s.dynamic_sampling + 1):
+            made = rollout(self.policy, questions, self.engine, num_generations=size, temperature=s.temperature,
+                           generator=generator, **s.limits())
+            score(self.reward, made)
+            for i, t in enumerate(made):
+                t.step, t.group, t.advantage = self.step, f"{self.step}:{len(drawn) // size + i // size}", 0.0
+            drawn += made
+            flat = groups_without_variance([t.reward for t in made], size).tolist() if s.dynamic_sampling else []
+            if not any(flat) or attempt == s.dynamic_sampling:
+                return drawn, chosen + made
+            chosen += [t for i, t in enumerate(made) if not flat[i // size]]
+            questions = random.Random(f"{s.seed}/{self.step}/{attempt}").choices(self.questions, k=sum(flat))
 
     def questions_of(self, step: int) -> list[Question]:
         """The questions of a step: consecutive ones of an endless row of shuffled passes.
@@ -210,111 +152,6 @@ class Trainer:
             order = evenly(self.questions, random.Random(f"{self.settings.seed}/{i // n}"))
             chosen.append(order[i % n])
         return chosen
-
-    def _learning_rate(self, step: int) -> float:
-        s = self.settings
-        rise = min(1.0, (step + 1) / (s.warmup_steps + 1))
-        fall = max(0.1, min(1.0, (s.steps - step) / (s.decay_steps + 1)))
-        return s.learning_rate * rise * fall
-
-    # -- the update ----------------------------------------------------------------------------------
-
-    def _update(self, trajectories: list[Trajectory]) -> dict:
-        """``num_iterations`` optimiser steps on the rollouts; returns the metrics of the last."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(self.step)
-        references = self._references(trajectories) if self.settings.beta > 0 else None
-        for _ in range(self.settings.num_iterations):
-            metrics = self._with_less_memory(lambda: self._backward(trajectories, references))
-            self.scaler.unscale_(self.optimizer)
-            norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.settings.max_grad_norm))
-            if norm != norm or norm == float("inf"):
-                if not self.scaler.is_enabled():  # with fp16 the scaler skips the update and scales down
-                    self._fail(f"the gradient norm is {norm}")
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": metrics["loss"], "ratio": metrics["ratio"], "grad_norm": norm,
-                "clip_fraction": metrics["clip_low"] + metrics["clip_high"], "kl": metrics.get("kl"),
-                "entropy": metrics["entropy"]}
-
-    def _backward(self, trajectories: list[Trajectory], references: dict[int, list[float]] | None) -> dict:
-        s = self.settings
-        counts = {"num_sequences": len(trajectories), "num_tokens": max(1, sum(sum(t.mask) for t in trajectories))}
-        self.optimizer.zero_grad(set_to_none=True)
-        parts = []
-        for part in self._micro_batches(trajectories):
-            logprobs, entropy, batch = self.token_logprobs(part)
-            old = _column([t.logprobs for t in part], batch)
-            reference = _column([references[id(t)] for t in part], batch) if references else None
-            advantages = torch.tensor([t.advantage for t in part], device=logprobs.device)
-            try:
-                loss, metrics = policy_loss(
-                    logprobs, old, advantages, batch.mask, loss_type=s.loss_type, epsilon=s.epsilon,
-                    epsilon_high=s.epsilon_high, beta=s.beta, ref_logprobs=reference, kl_estimator=s.kl_estimator,
-                    entropy=entropy, entropy_coef=s.entropy_coef, max_completion_length=s.max_completion_length,
-                    **counts)
-            except FloatingPointError as e:
-                self._fail(str(e))
-            self.scaler.scale(loss).backward()
-            parts.append(metrics)
-        return merge_metrics(parts)
-
-    def token_logprobs(self, part: list[Trajectory]) -> tuple[torch.Tensor, torch.Tensor, "Batch"]:
-        """Log-probabilities and entropy of every sampled token under the policy as it is now, (B, T) each."""
-        batch = Batch.of(part, self.policy.pad_id, self.policy.device)
-        hidden = self.policy.decoder(input_ids=batch.ids, attention_mask=batch.attention,
-                                     use_cache=False).last_hidden_state
-        logprobs, entropy = token_logprobs_and_entropy(
-            hidden[:, :-1], self.policy.lm_head.weight, batch.ids[:, 1:], bias=self.policy.lm_head.bias,
-            mask=batch.mask, temperature=self.settings.temperature)
-        return logprobs, entropy, batch
-
-    @torch.no_grad()
-    def _references(self, trajectories: list[Trajectory]) -> dict[int, list[float]]:
-        """Log-probabilities under the frozen base, by trajectory; 0.0 where the model wrote nothing."""
-        found = {}
-        with self.policy.reference():
-            for part in self._micro_batches(trajectories):
-                logprobs, _, batch = self.token_logprobs(part)
-                for t, row, start in zip(part, logprobs.tolist(), batch.starts):
-                    found[id(t)] = row[start : start + len(t.completion_ids)]
-        return found
-
-    def _micro_batches(self, trajectories: list[Trajectory]) -> Iterator[list[Trajectory]]:
-        """Parts of similar length, each of at most ``token_budget`` padded tokens (one rollout at least)."""
-        part: list[Trajectory] = []
-        for t in sorted(trajectories, key=_length):
-            if part and (len(part) + 1) * _length(t) > self.token_budget:
-                yield part
-                part = []
-            part.append(t)
-        yield part
-
-    def _with_less_memory(self, compute):
-        """``compute()``, again in smaller micro-batches for as long as memory runs out."""
-        while True:
-            try:
-                return compute()
-            except torch.OutOfMemoryError:
-                if self.token_budget < 256:
-                    raise TrainingError("out of memory with one rollout at a time; lower max_completion_length or "
-                                        "num_generations, or set gradient_checkpointing=True") from None
-                self.token_budget //= 2
-                torch.cuda.empty_cache()
-                self.report(f"out of memory: going on with micro-batches of {self.token_budget} tokens")
-
-    @contextmanager
-    def _checkpointing(self) -> Iterator[None]:
-        if not self.settings.gradient_checkpointing:
-            yield
-            return
-        self.policy.model.enable_input_require_grads()
-        self.policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        try:
-            yield
-        finally:
-            self.policy.model.gradient_checkpointing_disable()
 
     @contextmanager
     def _gentle_interrupt(self) -> Iterator[None]:
@@ -384,8 +221,9 @@ class Trainer:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             self.policy.save_adapter(unfinished)
-            save_file(self._optimizer_tensors(), unfinished / "optimizer.safetensors")
-            state = {"step": self.step, "scaler": self.scaler.state_dict(), "token_budget": self.token_budget,
+            save_file(self.learner.tensors(), unfinished / "learner.safetensors")
+            state = {"step": self.step, "scaler": self.learner.scaler.state_dict(),
+                     "token_budget": self.learner.token_budget,
                      "sizes": {f.name: f.stat().st_size for f in (self.run_dir / "metrics.jsonl", self.log.path)
                                if f.exists()}}
             write_whole(unfinished / "state.json", json.dumps(state, indent=1) + "\n")
@@ -400,11 +238,6 @@ class Trainer:
             shutil.rmtree(old)
         return folder
 
-    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        """AdamW's state, flat: "number/name" -> tensor."""
-        return {f"{i}/{name}": value.detach().clone().contiguous()
-                for i, state in self.optimizer.state_dict()["state"].items() for name, value in state.items()}
-
     def _resume(self) -> None:
         """Load the newest checkpoint; what was logged after it is cut off, it will be done again."""
         from safetensors.torch import load_file
@@ -416,14 +249,9 @@ class Trainer:
             return
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self.policy.load_adapter(folder)
-        flat = load_file(folder / "optimizer.safetensors", device=str(self.policy.device))
-        saved = self.optimizer.state_dict()
-        for key, value in flat.items():
-            number, name = key.split("/")
-            saved["state"].setdefault(int(number), {})[name] = value.cpu() if name == "step" else value
-        self.optimizer.load_state_dict(saved)
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.token_budget = state["step"], state["token_budget"]
+        self.learner.load_tensors(load_file(folder / "learner.safetensors", device=str(self.policy.device)))
+        self.learner.scaler.load_state_dict(state["scaler"])
+        self.step, self.learner.token_budget = state["step"], state["token_budget"]
         for f in (metrics, self.log.path):
             if f.exists():
                 os.truncate(f, state["sizes"].get(f.name, 0))
@@ -438,43 +266,6 @@ class Trainer:
                 f.write(json.dumps(row) + "\n")
         except OSError as e:
             self._fail(f"could not write the log ({e.strerror or e})")
-
-
-@dataclass
-class Batch:
-    """Trajectories as tensors: prompt and completion in a row, padded on the right.
-
-    ids, attention: (B, L); mask: (B, L - 1), 1 where ``ids[:, 1:]`` was sampled by the model; starts: the
-    column of ``ids[:, 1:]`` at which each completion begins.
-    """
-
-    ids: torch.Tensor
-    attention: torch.Tensor
-    mask: torch.Tensor
-    starts: list[int]
-
-    @classmethod
-    def of(cls, part: list[Trajectory], pad: int, device) -> "Batch":
-        width = max(map(_length, part))
-        ids, attention, mask = [], [], []
-        for t in part:
-            fill = width - _length(t)
-            ids.append(t.prompt_ids + t.completion_ids + [pad] * fill)
-            attention.append([1] * (width - fill) + [0] * fill)
-            mask.append([0] * (len(t.prompt_ids) - 1) + t.mask + [0] * fill)
-        made = [torch.tensor(x, device=device) for x in (ids, attention, mask)]
-        return cls(*made, starts=[len(t.prompt_ids) - 1 for t in part])
-
-
-def _column(values: list[list[float]], batch: Batch) -> torch.Tensor:
-    """Per-token values of the completions laid out like ``batch.mask``, (B, L - 1), 0 elsewhere."""
-    width = batch.mask.shape[1]
-    rows = [[0.0] * start + v + [0.0] * (width - start - len(v)) for v, start in zip(values, batch.starts)]
-    return torch.tensor(rows, device=batch.mask.device)
-
-
-def _length(t: Trajectory) -> int:
-    return len(t.prompt_ids) + len(t.completion_ids)
 
 
 def evenly(questions: Sequence[Question], rng: random.Random) -> list[Question]:

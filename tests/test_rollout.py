@@ -11,7 +11,7 @@ from searchr1_lib import protocol
 from searchr1_lib.policy import load_policy
 from searchr1_lib.records import Hit, Passage, Question, Trajectory
 from searchr1_lib.rollout import _Sampler, fit_observation, rollout
-from searchr1_lib.trainer import Batch
+from searchr1_lib.learner import Batch
 from searchr1_lib.grpo import token_logprobs_and_entropy
 
 

@@ -17,6 +17,7 @@ from searchr1_lib.records import Question, TrajectoryLog
 from searchr1_lib.rewards import RewardError, SearchR1Reward, score
 from searchr1_lib.rollout import rollout
 from searchr1_lib.search import BM25Search, LocalSearch
+from searchr1_lib.learner import Learner
 from searchr1_lib.trainer import Settings, Trainer, TrainingError, train_grpo
 from searchr1_lib.grpo import group_advantages
 
@@ -141,8 +142,8 @@ def gradients(tmp_path, engine, trajectories, budget, **kwargs):
     settings = dataclasses.replace(SHORT, tokens_per_micro_batch=budget, **kwargs)
     t = Trainer(load_policy(TINY), [trajectories[0].question], engine, settings=settings,
                 run_dir=tmp_path / f"run{budget}{kwargs}", report=None)
-    with t._checkpointing():
-        metrics = t._backward(trajectories, None)
+    with t.learner.checkpointing():
+        metrics = t.learner.gradient(trajectories)
     return metrics, [p.grad.clone() for p in t.policy.parameters()]
 
 
@@ -163,7 +164,7 @@ def test_micro_batches_and_checkpointing_change_nothing(tmp_path, engine, questi
 
 def test_memory_running_out_makes_smaller_micro_batches(tmp_path, engine, questions, monkeypatch):
     t = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, steps=1))
-    real, seen = t.token_logprobs, []
+    real, seen = t.learner._hidden, []
 
     def tight(part):
         seen.append(len(part))
@@ -171,9 +172,9 @@ def test_memory_running_out_makes_smaller_micro_batches(tmp_path, engine, questi
             raise torch.OutOfMemoryError("no")
         return real(part)
 
-    monkeypatch.setattr(t, "token_logprobs", tight)
+    monkeypatch.setattr(t.learner, "_hidden", tight)
     t.train()
-    assert t.step == 1 and t.token_budget < SHORT.tokens_per_micro_batch
+    assert t.step == 1 and t.learner.token_budget < SHORT.tokens_per_micro_batch
 
 
 def test_nan_stops_with_advice_and_the_checkpoint_stands(tmp_path, engine, questions):
@@ -266,6 +267,129 @@ def test_a_pass_over_the_questions_asks_each_once(tmp_path, engine, questions):
 
 def test_the_learning_rate_rises_stays_and_falls(tmp_path, engine, questions):
     t = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, steps=20, warmup_steps=3, decay_steps=4))
-    rates = [t._learning_rate(step) / 1.5e-3 for step in range(20)]
+    rates = [t.settings.learning_rate_at(step) / 1.5e-3 for step in range(20)]
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1]) and rates[4:16] == [1.0] * 12
     assert rates[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+
+
+VARIANTS = {
+    "value head": dict(baseline="value", scale_rewards="batch", num_iterations=2),
+    "snapshot": dict(beta=0.01, ref_model_sync_steps=1),
+    "8 bit": dict(optim="adamw_8bit"),
+    "dynamic sampling": dict(dynamic_sampling=2, entropy_coef=0.0),
+    "turn credit": dict(credit="turn"),
+}
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_every_variant_trains_and_resumes_exactly(tmp_path, engine, questions, kind):
+    settings = dataclasses.replace(SHORT, steps=2, checkpoint_every=1, **VARIANTS[kind])
+    whole = trainer(tmp_path / "whole", engine, questions, settings)
+    before = [p.detach().clone() for p in whole.learner.parameters()]
+    whole.train()
+    moved = [not torch.equal(a, b) for a, b in zip(before, whole.learner.parameters())]
+    assert moved[-1] and sum(moved) > len(moved) / 2  # the last parameter is the value head's bias, if there is one
+    trainer(tmp_path / "part", engine, questions, settings, callbacks=[lambda t, row: True]).train()
+    trainer(tmp_path / "part", engine, questions, settings).train()
+    assert outcome(tmp_path / "part") == outcome(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def scored(engine, questions):
+    got = rollout(load_policy(TINY), questions[:6], engine, num_generations=4, max_turns=2, max_turn_tokens=60,
+                  generator=torch.Generator().manual_seed(2))
+    score(SearchR1Reward(), got)
+    return got
+
+
+def learner(**kwargs):
+    return Learner(load_policy(TINY), dataclasses.replace(SHORT, entropy_coef=0.0, **kwargs))
+
+
+def test_rollouts_that_teach_nothing_cost_no_backward_pass(scored, monkeypatch):
+    one = learner()
+    one.assign_advantages(scored)
+    idle = [t for t in scored if t.advantage == 0]
+    assert idle and len(idle) < len(scored)
+    metrics, grads = one.gradient(scored), [p.grad for p in one.parameters()]
+    other = learner()
+    monkeypatch.setattr(other, "_is_idle", lambda t: False)
+    assert other.gradient(scored) == pytest.approx(metrics, abs=1e-6)
+    for a, b in zip(grads, other.parameters()):
+        assert torch.allclose(a, b.grad, atol=1e-7)
+
+
+def test_a_batch_of_idle_rollouts_still_moves_by_momentum(scored):
+    one = learner(optim="adamw_torch", learning_rate=1e-3)
+    one.assign_advantages(scored)
+    one.update(scored, 0)
+    before = [p.detach().clone() for p in one.parameters()]
+    for t in scored:
+        t.advantage = 0.0
+    row = one.update(scored, 1)
+    assert row["grad_norm"] == 0 and any(not torch.equal(a, b) for a, b in zip(before, one.parameters()))
+
+
+def test_the_value_head_learns_what_to_expect(scored):
+    one = learner(baseline="value", scale_rewards="none", learning_rate=5e-3, num_iterations=8, cliprange_value=1.0)
+    one.assign_advantages(scored)
+    assert all(t.advantage == pytest.approx(t.reward, abs=1e-6) for t in scored)  # the head begins with 0 everywhere
+    first = float(one.gradient(scored)["value_loss"])
+    assert first == pytest.approx(sum(t.reward**2 * sum(t.mask) for t in scored) / 2
+                                  / sum(sum(t.mask) for t in scored), rel=1e-4)
+    assert one.update(scored, 0)["value_loss"] < 0.9 * first
+
+
+def test_credit_by_turn_differs_from_turn_to_turn(scored):
+    for i, t in enumerate(scored):
+        t.turn_rewards = [float(i % 2)] + [0.0] * (t.turns - 1)
+    one = learner(credit="turn")
+    one.assign_advantages(scored)
+    for t in scored:
+        if t.turns > 1:
+            first = [t.token_values["advantage"][k] for s in t.segments if s.turn == 0 for k in range(s.start, s.end)]
+            later = [t.token_values["advantage"][k] for s in t.segments if s.turn > 0 for k in range(s.start, s.end)]
+            assert len(set(first)) == 1 and set(later) == {0.0}  # every later turn earned the same
+    assert any(t.turns > 1 and t.token_values["advantage"][0] != 0 for t in scored)
+
+
+def test_dynamic_sampling_draws_again_and_keeps_the_size(tmp_path, engine, questions):
+    settings = dataclasses.replace(SHORT, dynamic_sampling=3)
+    order = trainer(tmp_path / "look", engine, questions, settings).questions_of(0)
+    flat = {order[0].id, *(q.id for q in questions[::2] if q.id != order[1].id)}
+    t = trainer(tmp_path / "run", engine, questions, settings,
+                reward=lambda ts: [1.0 if x.question.id in flat else float(i % 2) for i, x in enumerate(ts)])
+    drawn, chosen = t._collect()
+    assert len(chosen) == 8 and len(drawn) > 8
+    assert [x.question.id in flat for x in drawn].count(True) % 4 == 0
+    assert len({x.group for x in drawn}) == len(drawn) // 4  # a group each, also of a question drawn twice
+    ids = set(map(id, chosen))
+    assert all(x.question.id in flat and x.advantage == 0 for x in drawn if id(x) not in ids)
+
+
+def test_the_reference_is_the_base_or_a_snapshot(scored):
+    torch.manual_seed(1)
+    one = learner(beta=0.1, ref_model_sync_steps=2, learning_rate=1e-3)
+    for p in one.parameters():
+        p.data.add_(torch.randn_like(p) * 0.01)
+    one.assign_advantages(scored)
+    base = one.references(scored)
+    assert one.update(scored, 0)["kl"] == pytest.approx(0, abs=1e-6)  # the snapshot was taken just now
+    again = one.references(scored)
+    assert any(max(abs(a - b) for a, b in zip(base[id(t)], again[id(t)])) > 1e-3 for t in scored)
+    assert one.update(scored, 1)["kl"] > 1e-6
+
+
+@pytest.mark.parametrize("wrong", [
+    dict(baseline="value"), dict(credit="turn", baseline="leave_one_out"), dict(optim="sgd"), dict(gamma=1.5),
+    dict(dynamic_sampling=1, baseline="none", scale_rewards="none"), dict(kl_every=-1), dict(loss_type="ppo"),
+])
+def test_settings_that_cannot_be_name_the_parameter(wrong):
+    with pytest.raises(ValueError, match="|".join(wrong)):
+        Settings(**wrong)
+
+
+def test_a_paged_optimiser_needs_a_gpu():
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="paged_adamw_8bit"):
+            learner(optim="paged_adamw_8bit")

@@ -1,0 +1,360 @@
+"""The learning half of a step: from scored rollouts to advantages, gradients and new weights.
+
+``Learner`` holds what changes while a policy learns: the LoRA weights, the optimiser, a value head (PPO only) and a
+reference policy. It never asks the model for text and knows nothing of files; ``trainer.Trainer`` does that.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Callable, Iterator, Sequence
+
+import torch
+
+from .grpo import (
+    ADVANTAGE_EPS, gae, group_advantages, merge_metrics, policy_loss, token_logprobs_and_entropy, turn_advantages,
+    value_loss,
+)
+from .policy import Policy
+from .records import Trajectory
+from .settings import Settings
+
+#: The value head learns so many times faster than the policy (Search-R1, arXiv 2503.09516: 1e-5 against 1e-6).
+VALUE_HEAD_SPEED = 10
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on. The last good checkpoint stands; the message says what to try."""
+
+
+class Learner:
+    """Updates a policy on scored rollouts.
+
+    Args:
+        policy: with LoRA adapters; they are changed in place.
+        settings: see ``Settings``; all but those of sampling and of files are used here.
+        report: is told when memory runs short.
+
+    Attributes:
+        value_head: with ``baseline="value"``, a linear map from last hidden states to the expected reward, else None.
+        token_budget: padded tokens a micro-batch, lowered by itself when memory runs out.
+    """
+
+    def __init__(self, policy: Policy, settings: Settings, report: Callable[[str], None] = lambda line: None):
+        self.policy, self.settings, self.report = policy, settings, report
+        self.token_budget = settings.tokens_per_micro_batch
+        self.value_head = self._new_value_head() if settings.baseline == "value" else None
+        self.optimizer = self._new_optimizer()
+        half = next(iter(policy.decoder.parameters())).dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=half)
+        self.snapshot: list[torch.Tensor] | None = None  # the reference, where it is not the base
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Everything that is trained."""
+        return self.policy.parameters() + ([] if self.value_head is None else list(self.value_head.parameters()))
+
+    # -- advantages ----------------------------------------------------------------------------------
+
+    def assign_advantages(self, trajectories: Sequence[Trajectory]) -> None:
+        """Set ``advantage`` of scored rollouts, the G of a question next to each other.
+
+        With credit per token (``credit="turn"``, ``baseline="value"``) each token's advantage stands in
+        ``token_values["advantage"]``, and ``advantage`` is the mean over the sampled tokens.
+        """
+        s = self.settings
+        if s.baseline == "value":
+            by_token = self._by_value(trajectories)
+        elif s.credit == "turn":
+            by_token = self._by_turn(trajectories)
+        else:
+            found = group_advantages([t.reward for t in trajectories], s.num_generations,
+                                     scale_rewards=s.scale_rewards, baseline=s.baseline)
+            for t, advantage in zip(trajectories, found.tolist()):
+                t.advantage = advantage
+            return
+        for t, row in zip(trajectories, by_token.tolist()):
+            row = row[: len(t.mask)]
+            t.token_values["advantage"] = row
+            t.advantage = sum(a for a, m in zip(row, t.mask) if m) / max(1, sum(t.mask))
+
+    def _by_turn(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
+        width = max(len(t.turn_rewards) for t in trajectories)
+        rewards = torch.tensor([t.turn_rewards + [0.0] * (width - len(t.turn_rewards)) for t in trajectories])
+        turns = torch.full((len(trajectories), max(len(t.mask) for t in trajectories)), -1)
+        for row, t in zip(turns, trajectories):
+            for segment in t.segments:
+                row[segment.start : segment.end] = segment.turn
+        return turn_advantages(rewards, turns, self.settings.num_generations, scale_rewards=self.settings.scale_rewards)
+
+    def _by_value(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
+        """Advantages by GAE (B, T); leaves each token's "value" and "return" in ``token_values``."""
+        s, width = self.settings, max(len(t.mask) for t in trajectories)
+        self._with_less_memory(lambda: self._estimate(trajectories))
+        padded = lambda rows: torch.tensor([r + [0] * (width - len(r)) for r in rows])  # noqa: E731
+        mask, values = padded([t.mask for t in trajectories]), padded([t.token_values["value"] for t in trajectories])
+        found, returns = gae(torch.tensor([t.reward for t in trajectories]), values.float(), mask,
+                             gamma=s.gamma, lam=s.lam)
+        for t, row in zip(trajectories, returns.tolist()):
+            t.token_values["return"] = row[: len(t.mask)]
+        if s.scale_rewards == "batch":  # PPO's usual whitening
+            chosen = found[mask.bool()]
+            found = (found - chosen.mean()) / (chosen.std() + ADVANTAGE_EPS)
+        return found.masked_fill(~mask.bool(), 0.0)
+
+    @torch.no_grad()
+    def _estimate(self, trajectories: Sequence[Trajectory]) -> None:
+        for part in self._micro_batches(trajectories):
+            hidden, batch = self._hidden(part)
+            for t, values, start in zip(part, self._values(hidden).tolist(), batch.starts):
+                t.token_values["value"] = values[start : start + len(t.mask)]
+
+    # -- the update ----------------------------------------------------------------------------------
+
+    def update(self, trajectories: Sequence[Trajectory], step: int) -> dict[str, float | None]:
+        """``num_iterations`` optimiser steps on rollouts that have advantages; returns the metrics of the last.
+
+        Raises:
+            FloatingPointError: the loss or the gradient is no number any more; nothing was changed by this step.
+            TrainingError: memory does not suffice for one rollout at a time.
+        """
+        s = self.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = s.learning_rate_at(step) * group["speed"]
+        if s.ref_model_sync_steps and step % s.ref_model_sync_steps == 0:
+            self.snapshot = [p.detach().clone() for p in self.policy.parameters()]
+        measure_kl = s.beta > 0 or (s.kl_every and step % s.kl_every == 0)
+        references = self._with_less_memory(lambda: self.references(trajectories)) if measure_kl else None
+        for _ in range(s.num_iterations):
+            metrics = self._with_less_memory(lambda: self.gradient(trajectories, references))
+            self.scaler.unscale_(self.optimizer)
+            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), s.max_grad_norm))
+            if not norm < float("inf") and not self.scaler.is_enabled():  # fp16's scaler skips the update by itself
+                raise FloatingPointError(f"the gradient norm is {norm}")
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        shown = {name: metrics.get(name) for name in ("loss", "ratio", "kl", "entropy", "value_loss")}
+        return {**shown, "grad_norm": norm, "clip_fraction": metrics["clip_low"] + metrics["clip_high"]}
+
+    def gradient(self, trajectories: Sequence[Trajectory], references: dict[int, list[float]] | None = None) -> dict:
+        """Leave the gradient of the loss in ``.grad`` of all ``parameters()``; returns the loss's metrics.
+
+        Rollouts that cannot have a gradient (advantage 0, no penalty, no bonus) are measured, without a backward
+        pass. ``references`` are log-probabilities under the reference, by ``id`` of the trajectory; ``beta`` > 0
+        needs them, without it they are only compared.
+        """
+        counts = {"num_sequences": len(trajectories), "num_tokens": max(1, sum(sum(t.mask) for t in trajectories))}
+        for p in self.parameters():
+            p.grad = torch.zeros_like(p)
+        parts = []
+        idle = [t for t in trajectories if self._is_idle(t)]
+        ids = set(map(id, idle))
+        busy = [t for t in trajectories if id(t) not in ids]
+        for learns, group in ((True, busy), (False, idle)):
+            for part in self._micro_batches(group):
+                with torch.set_grad_enabled(learns):
+                    loss, metrics = self._loss(part, references, counts)
+                if learns:
+                    self.scaler.scale(loss).backward()
+                parts.append(metrics)
+        return merge_metrics(parts)
+
+    def _is_idle(self, t: Trajectory) -> bool:
+        s = self.settings
+        return not (s.beta or s.entropy_coef or s.baseline == "value" or any(t.token_values.get("advantage", ()))
+                    or t.advantage)
+
+    def _loss(self, part, references, counts) -> tuple[torch.Tensor, dict]:
+        s = self.settings
+        hidden, batch = self._hidden(part)
+        logprobs, entropy = self._logprobs(hidden, batch)
+        if "advantage" in part[0].token_values:
+            advantages = _column([t.token_values["advantage"] for t in part], batch)
+        else:
+            advantages = torch.tensor([t.advantage for t in part], device=logprobs.device)
+        loss, metrics = policy_loss(
+            logprobs, _column([t.logprobs for t in part], batch), advantages, batch.mask, loss_type=s.loss_type,
+            epsilon=s.epsilon, epsilon_high=s.epsilon_high, beta=s.beta,
+            ref_logprobs=_column([references[id(t)] for t in part], batch) if references else None,
+            kl_estimator=s.kl_estimator, entropy=entropy, entropy_coef=s.entropy_coef,
+            max_completion_length=s.max_completion_length, **counts)
+        if self.value_head is not None:
+            old, returns = (_column([t.token_values[name] for t in part], batch) for name in ("value", "return"))
+            error = value_loss(self._values(hidden), old, returns, batch.mask, cliprange_value=s.cliprange_value,
+                               num_tokens=counts["num_tokens"])
+            loss = loss + s.vf_coef * error
+            share = counts["num_tokens"] / max(1.0, float(metrics["tokens"]))  # to a mean over this part's tokens
+            metrics = {**metrics, "loss": loss.detach(), "value_loss": error.detach() * share}
+        return loss, metrics
+
+    # -- forward passes ------------------------------------------------------------------------------
+
+    def token_logprobs(self, part: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor, "Batch"]:
+        """Log-probabilities and entropy of every sampled token under the policy as it is now, (B, T) each."""
+        hidden, batch = self._hidden(part)
+        return (*self._logprobs(hidden, batch), batch)
+
+    @torch.no_grad()
+    def references(self, trajectories: Sequence[Trajectory]) -> dict[int, list[float]]:
+        """Log-probabilities under the reference, by ``id`` of the trajectory; 0.0 where the model wrote nothing."""
+        found = {}
+        with self._as_reference():
+            for part in self._micro_batches(trajectories):
+                logprobs, _, batch = self.token_logprobs(part)
+                for t, row, start in zip(part, logprobs.tolist(), batch.starts):
+                    found[id(t)] = row[start : start + len(t.completion_ids)]
+        return found
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        if self.snapshot is None:
+            with self.policy.reference():
+                yield
+            return
+        now = [p.data for p in self.policy.parameters()]
+        try:
+            for p, data in zip(self.policy.parameters(), self.snapshot):
+                p.data = data
+            yield
+        finally:
+            for p, data in zip(self.policy.parameters(), now):
+                p.data = data
+
+    def _hidden(self, part: Sequence[Trajectory]) -> tuple[torch.Tensor, "Batch"]:
+        """The states (B, T, H) that predict each token, and the tokens."""
+        batch = Batch.of(part, self.policy.pad_id, self.policy.device)
+        hidden = self.policy.decoder(input_ids=batch.ids, attention_mask=batch.attention,
+                                     use_cache=False).last_hidden_state
+        return hidden[:, :-1], batch
+
+    def _logprobs(self, hidden: torch.Tensor, batch: "Batch") -> tuple[torch.Tensor, torch.Tensor]:
+        head = self.policy.lm_head
+        return token_logprobs_and_entropy(hidden, head.weight, batch.ids[:, 1:], bias=head.bias, mask=batch.mask,
+                                          temperature=self.settings.temperature)
+
+    def _values(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.value_head(hidden.float()).squeeze(-1)
+
+    def _micro_batches(self, trajectories: Sequence[Trajectory]) -> Iterator[list[Trajectory]]:
+        """Parts of similar length, each of at most ``token_budget`` padded tokens (one rollout at least)."""
+        part: list[Trajectory] = []
+        for t in sorted(trajectories, key=_length):
+            if part and (len(part) + 1) * _length(t) > self.token_budget:
+                yield part
+                part = []
+            part.append(t)
+        if part:
+            yield part
+
+    def _with_less_memory(self, compute):
+        """``compute()``, again in smaller micro-batches for as long as memory runs out."""
+        while True:
+            try:
+                return compute()
+            except torch.OutOfMemoryError:
+                if self.token_budget < 256:
+                    raise TrainingError("out of memory with one rollout at a time; lower max_completion_length or "
+                                        "num_generations, or set gradient_checkpointing=True") from None
+                self.token_budget //= 2
+                torch.cuda.empty_cache()
+                self.report(f"out of memory: going on with micro-batches of {self.token_budget} tokens")
+
+    @contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """Within it activations are recomputed in the backward pass, if the settings say so."""
+        if not self.settings.gradient_checkpointing:
+            yield
+            return
+        self.policy.model.enable_input_require_grads()
+        self.policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            yield
+        finally:
+            self.policy.model.gradient_checkpointing_disable()
+
+    # -- what is trained, and its state --------------------------------------------------------------
+
+    def _new_value_head(self) -> torch.nn.Linear:
+        head = torch.nn.Linear(self.policy.lm_head.in_features, 1, device=self.policy.device, dtype=torch.float32)
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        return head
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        s = self.settings
+        groups = [{"params": self.policy.parameters(), "speed": 1}]
+        if self.value_head is not None:
+            groups.append({"params": list(self.value_head.parameters()), "speed": VALUE_HEAD_SPEED})
+        if s.optim == "adamw_torch":
+            return torch.optim.AdamW(groups, lr=s.learning_rate, weight_decay=0.0)
+        if s.optim == "paged_adamw_8bit" and self.policy.device.type != "cuda":
+            raise ValueError("optim 'paged_adamw_8bit' needs a GPU, whose memory it pages out; here choose "
+                             "'adamw_8bit' or 'adamw_torch'")
+        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+        made = AdamW8bit if s.optim == "adamw_8bit" else PagedAdamW8bit
+        return made(groups, lr=s.learning_rate, weight_decay=0.0)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything but the adapter that a later run needs to go on exactly, flat."""
+        flat = {f"optimizer/{i}/{name}": torch.as_tensor(value) for i, p in enumerate(self.parameters())
+                for name, value in self.optimizer.state[p].items()}
+        if self.value_head is not None:
+            flat |= {f"value_head/{name}": v for name, v in self.value_head.state_dict().items()}
+        flat |= {f"reference/{i}": v for i, v in enumerate(self.snapshot or ())}
+        return {name: v.detach().clone().contiguous() for name, v in flat.items()}
+
+    def load_tensors(self, flat: dict[str, torch.Tensor]) -> None:
+        """Put back what ``tensors`` gave."""
+        parameters, head, snapshot = self.parameters(), {}, {}
+        for key, value in flat.items():
+            part, *rest = key.split("/")
+            if part == "optimizer":
+                if rest[1] == "step":  # a tensor on the CPU for torch, a number for bitsandbytes
+                    value = value.cpu() if self.settings.optim == "adamw_torch" else int(value)
+                self.optimizer.state[parameters[int(rest[0])]][rest[1]] = value
+            elif part == "value_head":
+                head[rest[0]] = value
+            else:
+                snapshot[int(rest[0])] = value
+        if head:
+            self.value_head.load_state_dict(head)
+        self.snapshot = [snapshot[i] for i in sorted(snapshot)] or None
+
+
+@dataclass
+class Batch:
+    """Trajectories as tensors: prompt and completion in a row, padded on the right.
+
+    ids, attention: (B, L); mask: (B, L - 1), 1 where ``ids[:, 1:]`` was sampled by the model; starts: the
+    column of ``ids[:, 1:]`` at which each completion begins.
+    """
+
+    ids: torch.Tensor
+    attention: torch.Tensor
+    mask: torch.Tensor
+    starts: list[int]
+
+    @classmethod
+    def of(cls, part: Sequence[Trajectory], pad: int, device) -> "Batch":
+        width = max(map(_length, part))
+        ids, attention, mask = [], [], []
+        for t in part:
+            fill = width - _length(t)
+            ids.append(t.prompt_ids + t.completion_ids + [pad] * fill)
+            attention.append([1] * (width - fill) + [0] * fill)
+            mask.append([0] * (len(t.prompt_ids) - 1) + t.mask + [0] * fill)
+        made = [torch.tensor(x, device=device) for x in (ids, attention, mask)]
+        return cls(*made, starts=[len(t.prompt_ids) - 1 for t in part])
+
+
+def _column(values: list[list[float]], batch: Batch) -> torch.Tensor:
+    """Per-token values of the completions laid out like ``batch.mask``, (B, L - 1), 0 elsewhere."""
+    width = batch.mask.shape[1]
+    rows = [[0.0] * start + v + [0.0] * (width - start - len(v)) for v, start in zip(values, batch.starts)]
+    return torch.tensor(rows, device=batch.mask.device)
+
+
+def _length(t: Trajectory) -> int:
+    return len(t.prompt_ids) + len(t.completion_ids)
