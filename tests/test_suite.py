@@ -282,7 +282,7 @@ def test_a_run_that_cannot_even_start_is_reported(swept, capsys):
         ('["00", "A1"]', '["07"]', r"line 3: notebooks: 07: no such notebook; there are 00_first, A1_second"),
         ("  lr: [0.1, 0.2]", "  lr: 0.1", r"line 6: grid: lr must be a list of values, \[0.1\]"),
         ("  lr: [0.1, 0.2]", "  lr: [fast]", r"line 6: for 00_first: lr must be of type float, got 'fast'"),
-        ("  lr: [0.1, 0.2]", "  rl: [0.1]", r"line 6: unknown parameter 'rl'; 00_first, A1_second know lr, name, steps"),
+        ("  lr: [0.1, 0.2]", "  rl: [0.1]", r"line 6: unknown parameter 'rl'; 00_first, A1_second know lr, name"),
         ("  lr: [0.1, 0.2]", "  lr: [0.1]\n  lr: [0.2]", r"line 7: 'lr' stands in line 6 already"),
         ("  lr: [0.1, 0.2]", "  lr: [0.1, 0.1]", r"two of its runs would share the folder"),
         ("  lr: [0.1, 0.2]", "  steps: [1]", r"line 6: 'steps' stands under 'parameters' too"),

@@ -1,0 +1,532 @@
+"""The baselines that a paper on Search-R1 shows, all on one model, one set of questions and one engine.
+
+Ways of using the untrained model, each a loop over ``rollout``:
+
+    direct         made to answer: never searches
+    always-search  made to search first, with its own query, and free afterwards
+    rag            one search with the question itself, then the answer (Lewis et al. 2020, arXiv 2005.11401)
+    ircot          searches with its last thought until it answers (IRCoT, Trivedi et al. 2023, arXiv 2212.10509)
+    untrained      left to itself
+
+and trained ones, each a fresh LoRA on the same NF4 weights, left to themselves:
+
+    sft            supervised fine-tuning on demonstrations of the right behaviour. Its teacher knows the chain of
+                   facts and what the model knows: no other method is told so much
+    rejection      samples, keeps of each question the cheapest right rollout, and fine-tunes on it
+    no-search      GRPO without a search engine (R1 without search)
+    grpo           a saved adapter, such as the one of notebook 05
+
+    python -m searchr1_lib.baselines --out runs/baselines
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Callable, Iterable, Mapping, Sequence
+
+from . import protocol
+from .analysis import bootstrap, markdown_table
+from .data import load_passages, load_questions
+from .evaluate import Report, evaluate, row_of
+from .records import Question, SearchCall, Segment, Trajectory, write_whole
+from .rewards import SearchR1Reward, score
+from .world import build_world
+
+UNTRAINED = ("untrained", "direct", "always-search", "rag", "ircot")
+TRAINED = ("sft", "rejection", "no-search", "grpo")
+METHODS = UNTRAINED + TRAINED
+
+
+# ---- ways of using a model -------------------------------------------------------------------------------
+
+
+def answer_with(method: str, policy, questions: Sequence[Question], engine, **how: Any) -> Report:
+    """Let a policy answer questions in one of the ways above (a trained one is left to itself).
+
+    Args:
+        how: as for ``evaluate``: reward, temperature, batch_size, seed and limits.
+
+    Raises:
+        ValueError: an unknown method, no questions, or a parameter that cannot be.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(METHODS)}")
+    if method in ("rag", "ircot"):
+        return retrieve_first(policy, questions, engine, rounds=1 if method == "rag" else None, **how)
+    if method == "no-search":
+        how["max_turns"] = 0
+    first = {"direct": "answer", "always-search": "search"}.get(method)
+    return evaluate(policy, questions, engine, first_action=first, **how)
+
+
+def retrieve_first(policy, questions: Sequence[Question], engine, *, rounds: int | None = None, reward=None,
+                   max_turns: int = 4, topk: int = 3, max_observation_tokens: int = 500,
+                   search_timeout: float | None = 60.0, **how: Any) -> Report:
+    """Search with the question; then, round by round, with the last sentence that the model thought.
+
+    A question is done when the model answers; after the last search it is made to. What is searched for is never the
+    model's own query, so the searching text counts as the environment's (mask 0).
+
+    Args:
+        rounds: searches at most (None: ``max_turns``); 1 is RAG.
+        how: other arguments of ``evaluate``.
+    """
+    from .rollout import ask_engine, fit_observation
+
+    stories = [_Story(q, q.text) for q in questions]
+    rounds = rounds or max_turns
+    for number in range(1, rounds + 1):
+        going = [s for s in stories if s.answered is None]
+        if not going:
+            break
+        answers = ask_engine(engine, [s.query for s in going], topk, search_timeout)
+        for s, (hits, error) in zip(going, answers):
+            note = f"The search failed: {error}" if error else "Nothing was found."
+            found = fit_observation(policy, hits, max_observation_tokens, note)
+            s.add_environment(policy, f"<search> {protocol.escape(s.query)} </search>{found}")
+            s.searches.append(SearchCall(s.query, hits, 0.0, error))
+        last = number == rounds
+        stand_ins = [replace_text(s.question, str(i)) for i, s in enumerate(going)]
+        report = evaluate(_Primed(policy, [s.prompt(policy) for s in going]), stand_ins, engine, max_turns=0, topk=topk,
+                          first_action="answer" if last else None, **how)
+        for s, t in zip(going, report.trajectories):
+            s.add_turn(t, last)
+    trajectories = [s.trajectory(policy) for s in stories]
+    if reward is not None:
+        score(reward, trajectories)
+    return Report([row_of(t) for t in trajectories], trajectories)
+
+
+def replace_text(question: Question, text: str) -> Question:
+    """The same question in other words."""
+    fields = dict(vars(question), text=text)
+    return Question(fields.pop("id"), fields.pop("text"), fields.pop("answers"), **fields)
+
+
+class _Primed:
+    """A policy whose prompts are given: question text "3" has the fourth of them."""
+
+    def __init__(self, policy, prompts: list[str]):
+        self._policy, self._prompts = policy, prompts
+
+    def __getattr__(self, name: str):
+        return getattr(self._policy, name)
+
+    def prompt_text(self, question: str) -> str:
+        return self._prompts[int(question)]
+
+
+@dataclass
+class _Story:
+    """One rollout of ``retrieve_first`` in the making."""
+
+    question: Question
+    query: str
+    text: str = ""  # all that stands behind the prompt
+    made: Trajectory = field(default_factory=lambda: Trajectory(None, [], [], [], []))
+    searches: list[SearchCall] = field(default_factory=list)
+    answered: bool | None = None  # None: it goes on
+
+    def prompt(self, policy) -> str:
+        return policy.prompt_text(self.question.text) + self.text
+
+    def add_environment(self, policy, text: str) -> None:
+        ids = policy.encode(text)
+        start, n = len(self.made.completion_ids), len(ids)
+        self.made.tokens += [policy.token_bytes[i].decode("utf-8", "replace") for i in ids]
+        self._add(ids, [0] * n, [0.0] * n, [Segment("information", text, self.made.turns, start, start + n)])
+
+    def add_turn(self, t: Trajectory, last: bool) -> None:
+        """Take over what the model wrote: all of it if it is the end, otherwise up to the end of its last thought."""
+        self.made.turns += 1
+        if t.answer is not None or last:
+            self.answered, self.made.answer = t.answer is not None, t.answer
+            self.made.finish_reason = "answer" if self.answered else t.finish_reason
+            kept = t.segments
+        else:
+            thoughts = [i for i, s in enumerate(t.segments) if s.kind == "think"]
+            kept = t.segments[: thoughts[-1] + 1] if thoughts else []
+        end, shift = (kept[-1].end if kept else 0), len(self.made.completion_ids)
+        self.made.tokens += t.tokens[:end]
+        self.made.seconds += t.seconds
+        self._add(t.completion_ids[:end], t.mask[:end], t.logprobs[:end],
+                  [replace(s, turn=self.made.turns - 1, start=s.start + shift, end=s.end + shift) for s in kept])
+        if self.answered is None and kept:
+            thought = kept[-1].text.removeprefix("<think>").removesuffix("</think>")
+            self.query = next((s.strip() for s in reversed(thought.split(". ")) if s.strip()), self.query)
+
+    def _add(self, ids: list[int], mask: list[int], logprobs: list[float], segments: list[Segment]) -> None:
+        self.made.completion_ids += ids
+        self.made.mask += mask
+        self.made.logprobs += logprobs
+        self.made.segments += segments
+        # a chat token that the model spelled out must not become a real one in the next prompt
+        self.text += "".join(s.text.replace("<|", "\u2039|") for s in segments)
+
+    def trajectory(self, policy) -> Trajectory:
+        prompt = policy.prompt_text(self.question.text)
+        return replace(self.made, question=self.question, prompt=prompt, prompt_ids=policy.encode(prompt),
+                       searches=self.searches)
+
+
+# ---- supervised fine-tuning and rejection sampling -------------------------------------------------------
+
+
+def demonstrations(policy, questions: Sequence[Question], data: str | Path, engine, *, topk: int = 3
+                   ) -> list[Trajectory]:
+    """The right behaviour on questions of the almanac: known ones answered, the others searched for hop by hop.
+
+    A question whose gold passage the engine does not find is left out.
+
+    Raises:
+        ValueError: ``data`` holds no almanac, or a question is not of it: the chains of facts are missing then.
+    """
+    from .rollout import fit_observation
+    from .warmstart import demonstrate
+
+    world = _world_of(data)
+    asked = {q.id: q.text for questions in world.questions.values() for q in questions}
+    made = []
+    for q in questions:
+        if asked.get(q.id) != q.text:
+            raise ValueError(f"question {q.id!r} is not of the almanac in {data}: nobody can demonstrate it")
+        chain = world.chains[q.id]
+        found = [] if q.known else engine.search_batch([hop.query for hop in chain], k=topk)
+        if all(hop.passage in {h.passage.id for h in hits} for hop, hits in zip(chain, found)):
+            seen = [fit_observation(policy, hits, 500) for hits in found]
+            made.append(_written(policy, q, demonstrate(q, chain, seen, search=not q.known)))
+    return made
+
+
+def _world_of(data: str | Path):
+    try:
+        made = json.loads((Path(data) / "almanac.json").read_text(encoding="utf-8"))
+        return build_world(made["seed"])
+    except (OSError, ValueError, KeyError):
+        raise ValueError(f"{data} holds no readable almanac.json: the method sft needs the almanac's chains of facts"
+                         ) from None
+
+
+def _written(policy, question: Question, pieces: Iterable) -> Trajectory:
+    """A demonstration as a trajectory; mask 1 on what the model should write."""
+    prompt = policy.prompt_text(question.text)
+    t = Trajectory(question, policy.encode(prompt), [], [], [], answer=question.answers[0], finish_reason="answer",
+                   prompt=prompt)
+    for by_model, group in groupby(pieces, key=lambda piece: piece.writer != "environment"):
+        ids = policy.encode("".join(piece.text for piece in group))
+        t.completion_ids += ids
+        t.mask += [int(by_model)] * len(ids)
+        t.logprobs += [0.0] * len(ids)
+    return t
+
+
+def cheapest_right(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
+    """Of each question the right rollout with the fewest searches, the first of several; none where none is right."""
+    best: dict[str, Trajectory] = {}
+    for t in trajectories:
+        kept = best.get(t.question.id)
+        if row_of(t)["em"] == 1 and (kept is None or len(t.searches) < len(kept.searches)):
+            best[t.question.id] = t
+    return list(best.values())
+
+
+def fine_tune(policy, examples: Sequence[Trajectory], *, epochs: int = 4, learning_rate: float = 1e-3,
+              batch_size: int = 32, token_budget: int = 8192, seed: int = 0) -> list[float]:
+    """Maximum likelihood of the examples' sampled tokens (mask 1) under the LoRA of ``policy``, which it changes.
+
+    AdamW, gradient norm clipped at 1, the learning rate falls linearly to a tenth.
+
+    Args:
+        epochs: passes over the examples, each in another order.
+        batch_size: examples an update; ``token_budget``: padded tokens a forward pass.
+
+    Returns:
+        the mean loss per token of every update, in nats.
+
+    Raises:
+        ValueError: no examples.
+    """
+    import torch
+
+    from .grpo import token_logprobs_and_entropy
+
+    if not examples:
+        raise ValueError("fine_tune: no examples (was no sampled rollout right?)")
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
+    orders = [random.Random(f"{seed}/{epoch}").sample(list(examples), len(examples)) for epoch in range(epochs)]
+    batches = [order[i : i + batch_size] for order in orders for i in range(0, len(order), batch_size)]
+    losses = []
+    for number, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * (1 - 0.9 * number / len(batches))
+        total, loss = sum(sum(t.mask) for t in batch), 0.0
+        for part in _parts(batch, token_budget):
+            ids, attention, mask = _tensors(policy, part)
+            hidden = policy.decoder(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+            logprobs, _ = token_logprobs_and_entropy(hidden[:, :-1], policy.lm_head.weight, ids[:, 1:],
+                                                     bias=policy.lm_head.bias, mask=mask)
+            part_loss = -(logprobs * mask).sum() / total
+            part_loss.backward()
+            loss += float(part_loss.detach())
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss)
+    return losses
+
+
+def _tensors(policy, part: Sequence[Trajectory]) -> tuple:
+    """Padded on the right: ids (B, L) of prompt and completion, attention (B, L), mask (B, L - 1) of ``ids[:, 1:]``."""
+    import torch
+
+    width = max(len(t.prompt_ids) + len(t.mask) for t in part)
+    rows = []
+    for t in part:
+        used = len(t.prompt_ids) + len(t.mask)
+        fill = [0] * (width - used)
+        rows.append((t.prompt_ids + t.completion_ids + [policy.pad_id] * len(fill), [1] * used + fill,
+                     [0] * (len(t.prompt_ids) - 1) + t.mask + fill))
+    return tuple(torch.tensor(column, device=policy.device) for column in zip(*rows))
+
+
+def _parts(batch: Sequence[Trajectory], budget: int) -> Iterable[list[Trajectory]]:
+    """Parts of similar length, each of at most ``budget`` padded tokens, one example at least."""
+    part: list[Trajectory] = []
+    for t in sorted(batch, key=lambda t: len(t.prompt_ids) + len(t.completion_ids)):
+        if part and (len(part) + 1) * (len(t.prompt_ids) + len(t.completion_ids)) > budget:
+            yield part
+            part = []
+        part.append(t)
+    yield part
+
+
+# ---- the comparison --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that the methods share, and what the trained ones may spend.
+
+    Attributes:
+        model: folder or name on the hub, see ``load_policy``.
+        adapter: folder of the adapter that the method grpo loads.
+        data: folder with passages.jsonl, train.jsonl and test.jsonl.
+        questions: test questions of ``data``, 0 for all.
+        comparisons: fill the comparisons up to so many with further ones of the almanac's test split.
+        train_questions: on which methods are trained, 0 for all.
+        steps: of GRPO in no-search.
+        num_generations: rollouts per question that rejection samples.
+        epochs, learning_rate: of fine-tuning; no-search uses the profile cpu's rate of 1.5e-3.
+        temperature: when questions are answered; training samples at 1.
+        search_cost, topk, max_turns, max_turn_tokens, seed: as in notebook 05.
+    """
+
+    model: str = "data/tiny_qwen"
+    adapter: str = "data/tiny_qwen_grpo"
+    data: str = "data/almanac"
+    questions: int = 0
+    comparisons: int = 50
+    train_questions: int = 0
+    steps: int = 180
+    num_generations: int = 16
+    epochs: int = 4
+    learning_rate: float = 1e-3
+    temperature: float = 0.0
+    search_cost: float = 0.15
+    topk: int = 3
+    max_turns: int = 4
+    max_turn_tokens: int = 128
+    seed: int = 0
+
+    def limits(self) -> dict[str, int]:
+        return {"topk": self.topk, "max_turns": self.max_turns, "max_turn_tokens": self.max_turn_tokens}
+
+
+def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str, float | int | None]]:
+    """The policy of a method, trained where the method trains, and what the training took.
+
+    ``out/METHOD/`` keeps what was made: the adapter, or for no-search the trainer's folder, which goes on after an
+    interruption.
+
+    Returns:
+        the policy; {"minutes", "rollouts", "examples"}, None where a figure does not apply.
+    """
+    from .policy import load_policy
+    from .rollout import rollout
+    from .trainer import Settings, Trainer
+
+    start, spent = time.perf_counter(), {"minutes": None, "rollouts": None, "examples": None}
+    policy = load_policy(setup.model, adapter=setup.adapter if method == "grpo" else None, seed=setup.seed)
+    if method in UNTRAINED or method == "grpo":
+        return policy, spent
+    questions = load_questions(Path(setup.data) / "train.jsonl")[: setup.train_questions or None]
+    if method == "no-search":
+        settings = Settings(steps=setup.steps, learning_rate=1.5e-3, entropy_coef=0.002, decay_steps=setup.steps // 3,
+                            seed=setup.seed, **setup.limits() | {"max_turns": 0})
+        trainer = Trainer(policy, questions, engine, SearchR1Reward(setup.search_cost), settings, out / method)
+        trainer.train()
+        minutes = sum(row["seconds"] for row in trainer.metrics) / 60
+        rollouts = setup.steps * settings.questions_per_step * settings.num_generations
+        return policy, spent | {"minutes": minutes, "rollouts": rollouts}
+    if method == "sft":
+        examples = demonstrations(policy, questions, setup.data, engine, topk=setup.topk)
+    else:
+        import torch
+
+        generator = torch.Generator(device=policy.device).manual_seed(setup.seed)
+        sampled = [t for i in range(0, len(questions), 8) for t in rollout(
+            policy, questions[i : i + 8], engine, num_generations=setup.num_generations, generator=generator,
+            **setup.limits())]
+        examples, spent["rollouts"] = cheapest_right(sampled), len(sampled)
+    fine_tune(policy, examples, epochs=setup.epochs, learning_rate=setup.learning_rate, seed=setup.seed)
+    policy.save_adapter(out / method)
+    return policy, spent | {"minutes": (time.perf_counter() - start) / 60, "examples": len(examples)}
+
+
+def group_of(question: Question) -> str:
+    """The column of the table: known, or by what a search has to find."""
+    if question.known:
+        return "known"
+    kind = "comparison" if question.source.endswith("/comparison") else "1 hop" if question.hops == 1 else "2 hops"
+    return kind if question.known is None else f"look-up, {kind}"
+
+
+def test_questions(setup: Setup) -> list[Question]:
+    """The questions of the comparison: the data's test split, and more comparisons where it is an almanac's."""
+    questions = load_questions(Path(setup.data) / "test.jsonl")[: setup.questions or None]
+    lacking = setup.comparisons - sum(group_of(q) == "look-up, comparison" for q in questions)
+    if lacking > 0 and (Path(setup.data) / "almanac.json").exists():
+        asked = {q.id for q in questions}
+        more = [q for q in _world_of(setup.data).questions["test"]
+                if group_of(q) == "look-up, comparison" and q.id not in asked]
+        questions += random.Random(setup.seed).sample(more, min(lacking, len(more)))
+    return questions
+
+
+test_questions.__test__ = False  # for pytest, which takes the name for a test's
+
+
+def run_method(method: str, setup: Setup, questions: Sequence[Question], engine, out: Path) -> dict[str, Any]:
+    """Train a method if it trains, and ask it all questions, group by group, so that each group has its own time.
+
+    Returns:
+        the method's result: {"method", "setup", "training", "rows"}; rows as in ``Report``, with "group" added and
+        "seconds" per question.
+    """
+    policy, spent = trained(method, setup, engine, out)
+    how = {"reward": SearchR1Reward(setup.search_cost), "temperature": setup.temperature, "seed": setup.seed}
+    by_group: dict[str, list[Question]] = {}
+    for q in questions:
+        by_group.setdefault(group_of(q), []).append(q)
+    rows = []
+    for group, members in by_group.items():
+        start = time.perf_counter()
+        report = answer_with(method, policy, members, engine, **how, **setup.limits())
+        seconds = (time.perf_counter() - start) / len(members)
+        rows += [row | {"group": group, "seconds": seconds} for row in report.rows]
+    return {"method": method, "setup": vars(setup), "training": spent, "rows": rows}
+
+
+def compare(methods: Sequence[str], setup: Setup, out: str | Path, *, report: Callable[[str], None] = print
+            ) -> dict[str, dict[str, Any]]:
+    """Results by method. Each is kept in ``out/METHOD.json`` and not made again for the same setup.
+
+    Raises:
+        ValueError: an unknown method, or ``out`` holds a result of another setup.
+    """
+    from .search import BM25Search
+
+    if unknown := sorted(set(methods) - set(METHODS)):
+        raise ValueError(f"unknown method {', '.join(unknown)}: choose from {', '.join(METHODS)}")
+    out, results = Path(out), {}
+    for method in methods:
+        if (file := out / f"{method}.json").exists():
+            results[method] = found = json.loads(file.read_text(encoding="utf-8"))
+            if found["setup"] != vars(setup):
+                differ = [k for k, v in vars(setup).items() if found["setup"].get(k) != v]
+                raise ValueError(f"{file} was made with another {', '.join(differ)}: choose another folder")
+    missing = [method for method in methods if method not in results]
+    if missing:
+        engine = BM25Search(load_passages(Path(setup.data) / "passages.jsonl"))
+        questions = test_questions(setup)
+    for method in missing:
+        report(f"{method} ...")
+        results[method] = run_method(method, setup, questions, engine, out)
+        write_whole(out / f"{method}.json", json.dumps(results[method]) + "\n")
+    return {method: results[method] for method in methods}
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a method and group ("all" last): n and the means of em, f1, searches, tokens, seconds and reward."""
+    made = []
+    for method, result in results.items():
+        groups: dict[str, list[dict]] = {}
+        for row in result["rows"]:
+            groups.setdefault(row["group"], []).append(row)
+        for group, rows in {**groups, "all": result["rows"]}.items():
+            means = {m: fmean(row[m] for row in rows) for m in ("em", "f1", "searches", "tokens", "seconds", "reward")}
+            made.append({"method": method, "group": group, "n": len(rows), **means})
+    return made
+
+
+def verdicts(results: Mapping[str, Mapping[str, Any]], method: str = "grpo") -> list[str]:
+    """What ``method`` earns more or less than every other one, on the same questions, with 95 % intervals."""
+    if method not in results:
+        return []
+    mine = {row["id"]: row for row in results[method]["rows"]}
+    lines = []
+    for name, result in results.items():
+        if name == method:
+            continue
+        said = []
+        for metric, word in (("em", "exact match"), ("searches", "searches"), ("reward", "reward")):
+            d = [mine[row["id"]][metric] - row[metric] for row in result["rows"]]
+            low, high = bootstrap(d)
+            said.append(f"{word} {fmean(d):+.3f} ({low:+.3f} to {high:+.3f})")
+        lines.append(f"{method} against {name}: {', '.join(said)}")
+    return lines
+
+
+def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Table and verdicts as Markdown."""
+    head = ["method", "questions", "n", "exact match", "F1", "searches", "tokens", "seconds a question", "reward"]
+    rows = [list(row.values()) for row in table(results)]
+    cost = [(name, *(r["training"][k] for k in ("rollouts", "examples", "minutes"))) for name, r in results.items()
+            if name in TRAINED]
+    parts = ["# Baselines", markdown_table(head, rows)]
+    if cost:
+        parts += ["What the training took:", markdown_table(["method", "rollouts", "examples", "minutes"], cost)]
+    if lines := verdicts(results):
+        parts += ["Differences on the same questions, 95 % intervals:", "\n".join(f"- {line}" for line in lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; exit code 2 for a parameter or a folder that cannot be."""
+    parser = argparse.ArgumentParser(prog="python -m searchr1_lib.baselines", description="Compare the baselines.")
+    parser.add_argument("--out", type=Path, default=Path("runs/baselines"), help="folder for results (made if missing)")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=", ".join(METHODS))
+    for name, value in vars(Setup()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}")
+    asked = vars(parser.parse_args(arguments))
+    out, methods = asked.pop("out"), asked.pop("methods")
+    try:
+        results = compare(methods, Setup(**asked), out)
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    write_whole(out / "baselines.md", text := page(results))
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
