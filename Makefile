@@ -1,13 +1,14 @@
 # Needs Python 3.11, pip and make; everything else goes into .venv with the versions of constraints.txt.
 #   make suite   the whole suite under the profile cpu (PROFILE=t4 or another one to change it)
 #   make seeds   training with three seeds; mean and range go to docs/measurements.md
+#   make badges REPO=owner/name   stamps the repository's address into the notebooks and the README, for Colab
 #   make test    the tests, then every notebook under the profile smoke
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= cpu
 BIN := .venv/bin
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9A]*_*.ipynb))
 
-.PHONY: suite seeds test lab bench notebooks venv clean
+.PHONY: suite seeds test lab bench notebooks badges venv clean
 
 suite: venv
 	$(BIN)/python -m searchr1_lib.suite run --profile $(PROFILE)
@@ -34,11 +35,15 @@ notebooks: venv
 	SEARCHR1_PROFILE=cpu JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	--ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
 
+badges: venv
+	@test -n "$(REPO)" || { echo "say which repository on GitHub: make badges REPO=owner/name"; exit 2; }
+	$(BIN)/python -m searchr1_lib.colab $(REPO)
+
 venv: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e '.[encoder,server,trl,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[encoder,server,trl,tensorboard,dev]'
 	touch $@
 
 clean:

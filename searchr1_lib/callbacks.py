@@ -1,0 +1,137 @@
+"""What may happen after each step of a training: an evaluation, an early stop, TensorBoard, a picture that redraws.
+
+A callback is called as ``callback(trainer, metrics)``, where ``metrics`` is the row of the step just done; one that
+returns True ends the training, saved. All of these can be interrupted: after a resume they go on as if they had
+never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from statistics import fmean
+from typing import Sequence
+
+from .evaluate import evaluate
+from .records import Question, write_whole
+
+
+class EvaluateEvery:
+    """Evaluates every so many steps, and after the last; the figures go to ``evaluations.jsonl`` in the run's folder.
+
+    Args:
+        every: steps from one evaluation to the next.
+        questions: what to ask; not those that are trained on.
+        **how: for ``evaluate``, for instance ``temperature=1.0`` or ``max_turns=2``; by default greedy, with the
+            training's engine, reward and limits.
+
+    Attributes:
+        rows: one dict an evaluation: ``step``, and EM, F1, searches, reward of "all", "known" and "look-up".
+    """
+
+    def __init__(self, every: int, questions: Sequence[Question], **how):
+        if every < 1 or not questions:
+            raise ValueError(f"EvaluateEvery needs questions ({len(questions)} given) and every >= 1 ({every} given)")
+        self.every, self.questions, self.how, self.rows = every, list(questions), how, []
+
+    def __call__(self, trainer, metrics) -> None:
+        step, s = metrics["step"], trainer.settings
+        if step % self.every and step < s.steps:
+            return
+        how = {"engine": trainer.engine, "reward": trainer.reward, "seed": s.seed, **s.limits(), **self.how}
+        report = evaluate(trainer.policy, self.questions, **how)
+        file = trainer.run_dir / "evaluations.jsonl"
+        before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        self.rows = [row for row in map(json.loads, before) if row["step"] < step]  # a resumed run repeats some
+        self.rows.append({"step": step, **report.table()})
+        write_whole(file, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+
+class EarlyStopping:
+    """Ends a training whose metric has not improved for a while. Looks at the logged metrics only.
+
+    Args:
+        metric: a name in the metrics, higher is better.
+        patience: steps without improvement after which it stops.
+        window: steps whose mean is compared, since single steps are noisy.
+        min_delta: what counts as an improvement.
+    """
+
+    def __init__(self, metric: str = "reward", *, patience: int = 50, window: int = 10, min_delta: float = 0.01):
+        if min(patience, window) < 1:
+            raise ValueError(f"EarlyStopping: patience ({patience}) and window ({window}) must be at least 1")
+        self.metric, self.patience, self.window, self.min_delta = metric, patience, window, min_delta
+
+    def __call__(self, trainer, metrics) -> bool:
+        if self.metric not in metrics:
+            raise ValueError(f"EarlyStopping: no metric {self.metric!r}; there are {', '.join(metrics)}")
+        values = [row[self.metric] for row in trainer.metrics if row[self.metric] is not None]
+        means = [fmean(values[i - self.window : i]) for i in range(self.window, len(values) + 1)]
+        best, at = -math.inf, 0
+        for i, mean in enumerate(means):
+            if mean > best + self.min_delta:
+                best, at = mean, i
+        stop = len(means) - 1 - at >= self.patience
+        if stop:
+            trainer.report(f"stopped: {self.metric} has not risen above {best:.3f} for {self.patience} steps")
+        return stop
+
+
+class TensorBoard:
+    """Writes every number of the metrics for TensorBoard (``pip install tensorboard``).
+
+    Args:
+        folder: where; None: ``tensorboard/`` in the run's folder.
+    """
+
+    def __init__(self, folder=None):
+        self.folder, self.writer = folder, None
+
+    def __call__(self, trainer, metrics) -> None:
+        if self.writer is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ImportError("the package tensorboard is missing: pip install tensorboard") from None
+            # what an interrupted run wrote after its last checkpoint is superseded
+            self.writer = SummaryWriter(self.folder or trainer.run_dir / "tensorboard", purge_step=metrics["step"])
+        for name, value in metrics.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self.writer.add_scalar(name, value, metrics["step"])
+        self.writer.flush()
+
+
+class LivePlot:
+    """The learning curves in a notebook, redrawn in place; outside a notebook it does nothing.
+
+    Args:
+        seconds: at most one picture in so many seconds; the last step is always drawn.
+    """
+
+    def __init__(self, seconds: float = 10.0):
+        self.seconds, self.shown, self.handle = seconds, -math.inf, None
+
+    def __call__(self, trainer, metrics) -> None:
+        last = metrics["step"] == trainer.settings.steps
+        if not _in_notebook() or not (last or time.monotonic() - self.shown > self.seconds):
+            return
+        from IPython.display import display
+
+        from . import plots
+
+        picture = plots.Picture(plots.learning_curves(trainer.metrics, title=f"After {metrics['step']} steps"))
+        if self.handle is None:
+            self.handle = display(picture, display_id=True)
+        else:
+            self.handle.update(picture)
+        self.shown = time.monotonic()
+
+
+def _in_notebook() -> bool:
+    """Whether this is a Jupyter kernel (also under papermill and nbconvert), not a terminal."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return getattr(get_ipython(), "kernel", None) is not None
