@@ -114,6 +114,10 @@ def test_bad_arguments(engine):
         engine.search("x", k=0)
     with pytest.raises(TypeError, match="list of queries"):
         engine.search_batch("x")
+    with pytest.raises(TypeError, match="expected text, found NoneType"):
+        engine.search(None)
+    with pytest.raises(TypeError, match="k must be a whole number, not '3'"):
+        engine.search("x", k="3")
     with pytest.raises(ValueError, match="no passages"):
         BM25Search([])
     with pytest.raises(ValueError, match="no passage holds a word"):
@@ -165,8 +169,18 @@ def test_another_corpus_is_refused(tmp_path):
         LocalSearch(tmp_path / "index")
 
 
+def test_arrays_of_another_corpus_are_refused(tmp_path):
+    BM25Search(SMALL).save(tmp_path / "a")
+    BM25Search(SMALL[:2]).save(tmp_path / "b")
+    for file in (tmp_path / "b").glob("*.index.*"):
+        file.replace(tmp_path / "a" / file.name)
+    with pytest.raises(IndexFolderError, match="broken index .over 2 passages, but 3 stand beside it"):
+        LocalSearch(tmp_path / "a")
+
+
 @pytest.mark.parametrize("damage, message", [
     (lambda d: (d / "manifest.json").write_text('{"engine"'), "broken manifest"),
+    (lambda d: (d / "manifest.json").write_text('{"run": "cpu"}'), "not one of an index"),
     (lambda d: (d / "manifest.json").write_text('{"engine": "bm25", "format": 99}'), "format 99"),
     (lambda d: (d / "manifest.json").write_text('{"engine": "magic", "format": 1}'), "unknown engine 'magic'"),
     (lambda d: (d / "passages.jsonl").unlink(), "passages cannot be read"),

@@ -1,7 +1,13 @@
 """DenseSearch on real FAISS and real encoders, HybridSearch and RerankedSearch."""
 
 import json
+import signal
+import subprocess
+import sys
+import threading
+import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +70,7 @@ def test_exact_search_is_the_cosine(engine, encoder):
 def test_blank_queries_find_nothing(engine):
     assert engine.search_batch(["", QUERIES[0], "  "]) == [[], engine.search(QUERIES[0]), []]
     assert engine.search_batch([]) == []
+    assert len(engine.search("river \ud800", k=10**6)) == len(PASSAGES)
 
 
 def test_equal_passages_stand_in_the_order_of_the_corpus(encoder):
@@ -71,9 +78,10 @@ def test_equal_passages_stand_in_the_order_of_the_corpus(encoder):
     assert ids(DenseSearch(same, encoder, progress=None).search("river town", k=5)) == list("01234")
 
 
-@pytest.mark.parametrize("index", ["HNSW16", "IVF8,Flat", "IVF8,PQ8x4", "PQ8x4", "PCA16,Flat"])
-def test_other_indexes_find_nearly_the_same(engine, encoder, index, tmp_path):
-    other = DenseSearch(PASSAGES, encoder, index=index, progress=None)
+@pytest.mark.parametrize("index", ["HNSW", "HNSW16", "IVF8,Flat", "IVF,PQ", "IVF8,PQ8x4", "PQ8x4", "PCA16,Flat"])
+def test_other_indexes_find_nearly_the_same(engine, encoder, index, tmp_path, capfd):
+    other = DenseSearch(PASSAGES, encoder, index=index)
+    assert capfd.readouterr() == ("", "")  # no progress of what takes no time, no hundreds of warnings of FAISS
     exact, found = engine.search_batch(QUERIES, k=10), other.search_batch(QUERIES, k=10)
     recall = np.mean([len(set(ids(a)) & set(ids(b))) / 10 for a, b in zip(exact, found)])
     assert recall > (0.3 if "PQ" in index else 0.5 if "PCA" in index else 0.95)
@@ -87,6 +95,15 @@ def test_product_quantisers_skip_their_useless_training():
     written = {"IVF8,PQ8": "IVF8,PQ8np", "PQ8x4": "PQ8x4np", "OPQ16_64,IVF9,PQ16": "OPQ16_64,IVF9,PQ16np",
                "PQ8np": "PQ8np", "IVF9,PQ8x4fs": "IVF9,PQ8x4fs", "HNSW32": "HNSW32", "PQ8,RFlat": "PQ8np,RFlat"}
     assert {given: _PLAIN_PQ.sub(r"\1np", given) for given in written} == written
+
+
+def test_numbers_that_fit_the_vectors():
+    from searchr1_lib.search.dense import _with_numbers
+
+    written = {"IVF,PQ": "IVF250,PQ16", "OPQ16_64,IVF9,PQ": "OPQ16_64,IVF9,PQ16", "IVF,PQx4fs": "IVF250,PQ16x4fs",
+               "IVF_HNSW32,SQ8": "IVF250_HNSW32,SQ8", "Flat": "Flat", "HNSW": "HNSW", "IVF9,PQ7": "IVF9,PQ7"}
+    assert {given: _with_numbers(given, 10_000, 64) for given in written} == written
+    assert _with_numbers("IVF,PQ", 600, 50) == "IVF15,PQ10" and _with_numbers("IVF,PQ", 3, 2) == "IVF1,PQ1"
 
 
 def test_search_parameters(encoder, tmp_path):
@@ -166,6 +183,60 @@ def test_encoding_goes_on_after_an_interruption(encoder, tmp_path):
     finished = Counting(encoder, stop_after=0)
     np.testing.assert_array_equal(encode_passages(PASSAGES, finished, vectors_dir=tmp_path / "v"), expected)
     assert finished.count == 0
+
+
+class Letters:
+    """Stands where an encoder does, without torch: the vector of a text is made of its letters. Counts and waits."""
+
+    name, dimension = "letters", 8
+
+    def __init__(self, pause=0.0):
+        self.count, self.pause = 0, pause
+
+    def encode(self, texts):
+        time.sleep(self.pause)
+        self.count += len(texts)
+        letters = [[sum((i + n) * ord(c) for n, c in enumerate(text)) % 97 for i in range(8)] for text in texts]
+        return np.array(letters, np.float32)
+
+
+def test_encoding_goes_on_after_a_kill(tmp_path):
+    """A process that is killed (SIGKILL) in the middle; the next does only the rest, and the vectors are the same."""
+    process = subprocess.Popen([sys.executable, __file__, str(tmp_path / "v")], cwd=Path(__file__).parent)
+    file = tmp_path / "v" / "vectors.f32"
+    while not (file.exists() and file.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = file.stat().st_size // (4 * 8)
+    assert 0 < done < 600
+    again = Letters()
+    vectors = encode_passages(PASSAGES, again, vectors_dir=tmp_path / "v")
+    assert again.count == 600 - done
+    np.testing.assert_array_equal(vectors, encode_passages(PASSAGES, Letters()))
+
+
+def test_two_that_write_into_one_folder_are_told(encoder, tmp_path):
+    class Invaded(Counting):
+        def encode(self, texts):
+            if self.count == 256:  # another process writes its own rows
+                with open(tmp_path / "v" / "vectors.f32", "ab") as f:
+                    f.write(bytes(4 * self.dimension))
+            return super().encode(texts)
+
+    with pytest.raises(ValueError, match="another process writes here too"):
+        encode_passages(PASSAGES, Invaded(encoder), vectors_dir=tmp_path / "v")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of mapped files")
+@pytest.mark.parametrize("index", ["Flat", "HNSW16", "IVF8,Flat"])
+def test_a_saved_index_is_mapped_not_read(encoder, tmp_path, index):
+    DenseSearch(PASSAGES, encoder, index=index).save(tmp_path / "index")
+    opened = LocalSearch(tmp_path / "index", encoder)
+    mapped = Path("/proc/self/maps").read_text()
+    assert str(tmp_path / "index" / "index.faiss") in mapped and str(tmp_path / "index" / "passages.jsonl") in mapped
+    assert len(opened.search(QUERIES[0])) == 3
 
 
 def test_vectors_of_something_else_are_refused(encoder, tmp_path):
@@ -271,5 +342,17 @@ def test_a_real_cross_encoder(tmp_path):
     assert set(ids(hits)) == set(ids(plain.search("river baker", k=10)))
     scores = scorer([("river baker", f"{h.passage.title}\n{h.passage.text}") for h in hits])
     np.testing.assert_allclose([h.score for h in hits], sorted(scores, reverse=True), rtol=1e-4)
+    together = [[] for _ in range(6)]  # several threads ask at once, as behind the server
+    threads = [threading.Thread(target=lambda mine=mine: mine.extend(reranked.search("river baker", k=10)))
+               for mine in together]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(ids(mine) == ids(hits) for mine in together)
     with pytest.raises(ValueError, match="cannot be loaded"):
         cross_encoder(str(tmp_path / "none"))
+
+
+if __name__ == "__main__":  # the process that is killed above
+    encode_passages(PASSAGES, Letters(pause=0.5), vectors_dir=sys.argv[1])

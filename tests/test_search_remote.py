@@ -153,7 +153,8 @@ def test_an_engine_that_fails_behind_the_server():
             raise SearchError("its disk is full")
 
     with serving(make_app(Broken())) as address:
-        with pytest.raises(SearchError, match=r"search server http.*: HTTP status 502 \(after 2 tries\)"):
+        with pytest.raises(SearchError, match=r"search server http.*: HTTP status 502: the engine could not "
+                                              r"answer: its disk is full \(after 2 tries\)"):
             RemoteSearch(f"{address}/retrieve", retries=1).search("x")
 
 
@@ -219,12 +220,68 @@ def test_a_server_that_asks_for_patience_gets_it():
     assert http._retry_after("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9
 
 
-@pytest.mark.parametrize("status, what", [(404, "status 404"), (401, "the key was refused"), (302, "status 302")])
+@pytest.mark.parametrize("status, what", [(404, "status 404"), (401, "status 401"), (302, "status 302")])
 def test_a_status_that_will_not_pass(status, what):
     with scripted(answer({}, status, [("Location", "http://127.0.0.1:1/")])) as (url, asked):
         with pytest.raises(SearchError, match=what):
             RemoteSearch(url).search("x")
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("body, what", [
+    ({"error": "too \n many"}, "status 422: too many"), ({"detail": "too many"}, "status 422: too many"),
+    ({"error": "x" * 999}, "status 422: x{200}$"), ([1], "status 422$"), ({"detail": [1]}, "status 422$"),
+    (b"<html>", "status 422$"),
+])
+def test_what_the_server_says_about_a_refusal_is_passed_on(body, what):
+    with scripted(answer(body, 422)) as (url, _), pytest.raises(SearchError, match=what):
+        RemoteSearch(url).search("x")
+
+
+def test_the_address(address):
+    assert RemoteSearch(address).search("river number3") == RemoteSearch(f"{address}/retrieve").search("river number3")
+    secret = RemoteSearch("http://me:secret@127.0.0.1:1/retrieve?api_key=secret", retries=0)
+    assert secret.name == "RemoteSearch(http://127.0.0.1:1/retrieve)"
+    with pytest.raises(SearchError) as e:
+        secret.search("x")
+    assert "secret" not in str(e.value)
+    with scripted(answer(FOUND)) as (url, asked):
+        RemoteSearch(url + "?api_key=secret").search("x")
+    assert asked[0][0] == "/retrieve?api_key=secret"
+    for url in ("file:///etc/passwd", "127.0.0.1:8000", "http:///retrieve", "http://h:99999/secret", "http://no host"):
+        with pytest.raises(ValueError, match="url: expected http://host:port/retrieve") as e:
+            RemoteSearch(url)
+        assert "secret" not in str(e.value)
+    for numbers in ({"timeout": 0}, {"retries": -1}, {"connections": 0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match="at least"):
+            RemoteSearch(address, **numbers)
+
+
+def test_long_queries_fit_into_the_servers_requests(engine, address):
+    remote = RemoteSearch(address, connections=1)
+    long = ["\u00fc river number3 " * 3000] * 20  # over a megabyte as JSON
+    assert remote.search_batch(long) == engine.search_batch(long)
+    errors, threads = [], []
+
+    def call(query):
+        try:
+            assert remote.search(query) == engine.search(query)
+        except SearchError as e:
+            errors.append(str(e))
+
+    for query in ["x " * 1_000_000, *QUERIES[:9]]:  # the first is refused, and alone
+        threads.append(threading.Thread(target=call, args=(query,)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 1 and "HTTP status 413: the body is larger than 1048576 bytes" in errors[0]
+    with pytest.raises(SearchError, match="status 422: topk: expected a whole number from 1 to 100"):
+        remote.search("x", k=500)
+
+
+def test_a_line_break_in_a_title():
+    with serving(make_app(BM25Search([Passage("1", "A\ntown", "On a\nriver.")]))) as address:
+        assert RemoteSearch(address).search("river")[0].passage == Passage("1", "A town", "On a\nriver.")
 
 
 def dripping_body(handler):
@@ -262,8 +319,6 @@ def test_no_server():
         url = f"http://127.0.0.1:{s.getsockname()[1]}/retrieve"
     with pytest.raises(SearchError, match="no connection; is the server running"):
         RemoteSearch(url, retries=1).search("x")
-    with pytest.raises(ValueError, match="expected http"):
-        RemoteSearch("file:///etc/passwd")
     with pytest.raises(ValueError, match="k must be at least 1"):
         RemoteSearch(url).search("x", k=0)
 
@@ -271,7 +326,9 @@ def test_no_server():
 def start(index, port):
     """``python -m searchr1_lib.search.server`` as a user starts it; returns when it answers."""
     process = subprocess.Popen([sys.executable, "-m", "searchr1_lib.search.server", "--index", str(index),
-                                "--port", str(port)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                                "--port", str(port)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                               stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == f"BM25Search at http://127.0.0.1:{port}/retrieve (Ctrl+C ends it)\n"
     for _ in range(600):
         try:
             if urllib3.request("GET", f"http://127.0.0.1:{port}/health", retries=False).status == 200:
@@ -327,6 +384,7 @@ def test_killed_and_restarted_under_64_callers(engine, tmp_path):
 
 
 def test_the_command_refuses_a_folder_without_an_index(tmp_path):
-    out = subprocess.run([sys.executable, "-m", "searchr1_lib.search.server", "--index", str(tmp_path)], cwd=ROOT,
-                         capture_output=True, text=True)
-    assert out.returncode == 2 and "holds neither an index" in out.stderr and "Traceback" not in out.stderr
+    for arguments, what in (([], "holds neither an index"), (["--port", "99999"], "--port: expected a number from 1")):
+        out = subprocess.run([sys.executable, "-m", "searchr1_lib.search.server", "--index", str(tmp_path), *arguments],
+                             cwd=ROOT, capture_output=True, text=True)
+        assert out.returncode == 2 and what in out.stderr and "Traceback" not in out.stderr

@@ -1,7 +1,10 @@
 """SQLiteSearch on a real database that changes while it serves, and CachedSearch, recorded and replayed."""
 
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +100,36 @@ def test_it_serves_while_it_changes(engine):
     assert not faults and len(seen) > 1
 
 
+WRITER = """
+import sys
+from searchr1_lib.records import Passage
+from searchr1_lib.search import SQLiteSearch
+
+folder, name = sys.argv[1:]
+engine = SQLiteSearch(folder)
+for i in range(25):
+    engine.add([Passage(f"{name}{i}-{j}", "Sen", "A lake.") for j in range(4)])
+    assert engine.search("lake")
+    assert engine.delete([f"{name}{i}-0"]) == 1
+"""
+
+
+def test_processes_make_and_fill_one_index_at_once(tmp_path):
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "index"), name]) for name in "abcd"]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0, 0]
+    opened = LocalSearch(tmp_path / "index")
+    assert len(opened.engine) == 4 * 25 * 3 and len(opened.search("lake", k=999)) == 300
+
+
+def test_a_long_or_odd_query(engine):
+    assert engine.search(" ".join(f"w{i}" for i in range(20_000)) + " velmora") == engine.search("velmora")
+    assert ids(engine.search("velmora \ud800")) == ["a"] and ids(engine.search("river", k=10**9)) == ["b", "c"]
+    with pytest.raises(TypeError, match="expected text, found NoneType"):
+        engine.search_batch(["river", None])
+    with pytest.raises(TypeError, match="k must be a whole number, not 2.5"):
+        engine.search("river", k=2.5)
+
+
 def test_agrees_with_bm25_on_the_almanac(tmp_path):
     """Both rank by BM25 over the same text; only k1, the idf and the tokenizer differ a little."""
     passages = load_passages(ALMANAC / "passages.jsonl")
@@ -127,6 +160,16 @@ def test_bad_folders(tmp_path):
         LocalSearch(tmp_path / "index")
     with pytest.raises(ValueError, match="k must be at least 1"):
         SQLiteSearch(tmp_path / "new").search("x", k=0)
+    (tmp_path / "index" / "passages.sqlite").unlink()
+    with pytest.raises(IndexFolderError, match="passages.sqlite is missing"):
+        LocalSearch(tmp_path / "index")  # an empty one in its place would find nothing and say nothing
+
+
+def test_a_database_that_breaks_while_it_serves(engine):
+    connection = sqlite3.connect(engine._database.path)
+    connection.execute("DROP TABLE passages")
+    with pytest.raises(SearchError, match="passages.sqlite: the database could not answer"):
+        engine.search("river")
 
 
 class Fickle(Engine):
@@ -152,8 +195,9 @@ def test_recorded_answers_are_repeated_exactly(tmp_path):
     replay = CachedSearch(None, tmp_path / "cache.sqlite", mode="replay")
     assert replay.search_batch(["y", "x"], k=2) == [first[1], first[0]]
     assert [p.name for p in tmp_path.iterdir()] == ["cache.sqlite"]  # one file to copy
-    with pytest.raises(SearchError, match="nothing was recorded for the query 'z'"):
+    with pytest.raises(SearchError, match="nothing was recorded for the query 'z' with k=2"):
         replay.search("z", k=2)
+    assert recorded.search("half \ud800", k=2) == replay.search("half \ud800", k=2)
 
 
 def test_replay_never_asks(tmp_path):
@@ -165,22 +209,56 @@ def test_replay_never_asks(tmp_path):
     assert len(live.asked) == 1
 
 
-def test_a_failure_is_repeated_until_it_succeeds(tmp_path):
-    recorded = CachedSearch(Fickle(), tmp_path / "c")
-    for _ in range(2):
-        with pytest.raises(SearchError, match="the web is down"):
-            recorded.search("bad")
-    with pytest.raises(SearchError, match="the web is down"):
-        CachedSearch(None, tmp_path / "c", mode="replay").search("bad")
+def seen(engine, batches):
+    """What a program sees that asks these batches in turn: hits, or the words of the error."""
+    answers = []
+    for batch in batches:
+        try:
+            answers.append(engine.search_batch(batch))
+        except SearchError as e:
+            answers.append(str(e))
+    return answers
 
-    class Healed(Fickle):
-        name = "Fickle"
 
+def test_failures_are_repeated_as_they_came(tmp_path):
+    """A query that fails twice and is then answered does the same in a replay, in batches and alone."""
+
+    class Recovering(Fickle):
         def search_batch(self, queries, k=3):
-            return [[] for _ in queries]
+            if "bad" in queries and len(self.asked) > 4:
+                queries = [q.replace("bad", "good") for q in queries]
+            return super().search_batch(queries, k)
 
-    assert CachedSearch(Healed(), tmp_path / "c").search("bad") == []
-    assert CachedSearch(None, tmp_path / "c", mode="replay").search("bad") == []
+    program = [["x", "bad"], ["x"], ["bad"], ["bad", "y"], ["y"], ["x"], ["bad"], ["bad", "x"], ["bad"]]
+    first = seen(CachedSearch(Recovering(), tmp_path / "c"), program)
+    assert first.count("the web is down") == 3 and isinstance(first[-1], list)
+    for _ in range(2):
+        assert seen(CachedSearch(None, tmp_path / "c", mode="replay"), program) == first
+    again = CachedSearch(Recovering(), tmp_path / "c")
+    assert again.search("bad") == first[-1][0] and not again.engine.asked  # answered once, never asked again
+
+
+def test_threads_that_ask_at_the_same_time_get_the_recorded_answer(tmp_path):
+    """The engine answers each of them differently; one answer stands, and all of them and the replay see it."""
+
+    class Slow(Fickle):
+        def search_batch(self, queries, k=3):
+            number = len(self.asked)
+            self.asked.append(queries)
+            time.sleep(0.1)
+            if number == 3:
+                raise SearchError("too late to matter")
+            return [[Hit(Passage(q, "", str(number)), 1.0)] for q in queries]
+
+    engine, got = Slow(), []
+    recorded = CachedSearch(engine, tmp_path / "c")
+    threads = [threading.Thread(target=lambda: got.append(recorded.search("x"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(engine.asked) > 1 and len(got) == 4
+    assert all(hits == CachedSearch(None, tmp_path / "c", mode="replay").search("x") for hits in got)
 
 
 def test_many_threads_share_a_cache(tmp_path):
@@ -217,3 +295,6 @@ def test_bad_caches(tmp_path):
     (tmp_path / "d").write_text("this is no database, however long it may be" * 9)
     with pytest.raises(ValueError, match="cannot be used as a database"):
         CachedSearch(Fickle(), tmp_path / "d")
+    sqlite3.connect(tmp_path / "e").execute("CREATE TABLE other (x)")
+    with pytest.raises(ValueError, match="cannot be used as a recording .no such table: answers"):
+        CachedSearch(None, tmp_path / "e", mode="replay")

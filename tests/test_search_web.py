@@ -184,6 +184,21 @@ def test_missing_key_and_unknown_service(monkeypatch):
         WebSearch("bing")
 
 
+@pytest.mark.parametrize("key", ["secret\nkey", "\u201csecret\u201d", "secret key", "secr\u0435t"])
+def test_a_key_that_cannot_be_one_is_not_shown(monkeypatch, key):
+    """HTTP libraries put such a header, key and all, into their error."""
+    monkeypatch.setenv("SERPER_API_KEY", key)
+    with pytest.raises(ValueError, match="SERPER_API_KEY holds blanks, line breaks or letters") as e:
+        WebSearch("serper")
+    assert "secr" not in str(e.value) and e.value.__cause__ is None
+
+
+def test_half_a_surrogate_pair_in_a_query():
+    with scripted(answer(ANSWERS["google"])) as (url, asked):
+        assert WebSearch("google", endpoint=url).search("x \ud800", k=2) == HITS
+    assert parse_qs(urlsplit(asked[0][0]).query)["q"] == ["x ?"]
+
+
 def test_a_recorded_web_run_is_repeated_offline(tmp_path):
     with scripted(answer(ANSWERS["tavily"])) as (url, asked):
         live = CachedSearch(WebSearch("tavily", endpoint=url), tmp_path / "web.sqlite")

@@ -57,12 +57,31 @@ class Engine:
         raise NotImplementedError
 
 
-def check_batch(queries: Sequence[str], k: int) -> None:
-    """Raise ValueError for a ``k`` below 1, TypeError for a string in place of a list of queries."""
+def check_batch(queries: Sequence[str], k: int) -> list[str]:
+    """The queries as a list of texts that can be written everywhere.
+
+    Raises:
+        ValueError: ``k`` is less than 1.
+        TypeError: ``k`` is no whole number, a query is no text, or a text stands in place of the list.
+    """
+    if not isinstance(k, (int, np.integer)):
+        raise TypeError(f"k must be a whole number, not {k!r}")
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     if isinstance(queries, str):
         raise TypeError("search_batch takes a list of queries; for one query use search")
+    return [clean(query) for query in queries]
+
+
+def clean(text: Any) -> str:
+    """Text from outside as text that can be written everywhere (no halves of surrogate pairs).
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"expected text, found {type(text).__name__}")
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
@@ -116,7 +135,7 @@ def sha256(path: Path) -> str:
 def write_manifest(folder: Path, engine: str, **fields: Any) -> None:
     """Write ``manifest.json``; it is written last, so a folder with a manifest is complete."""
     text = json.dumps({"format": FORMAT, "engine": engine, **fields}, indent=1, ensure_ascii=False)
-    part = folder / (MANIFEST + ".part")
+    part = folder / f".{MANIFEST}.{os.getpid()}.part"
     part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, folder / MANIFEST)
 
@@ -135,7 +154,7 @@ def read_manifest(folder: str | os.PathLike, engine: str | None = None) -> dict[
     except FileNotFoundError:
         raise IndexFolderError(f"{folder}: no index here ({MANIFEST} is missing)") from None
     except (ValueError, KeyError, TypeError) as e:
-        raise IndexFolderError(f"{path}: broken manifest ({e!r}); build the index again") from None
+        raise IndexFolderError(f"{path}: broken manifest, or not one of an index ({e!r}); build it again") from None
     if version != FORMAT:
         raise IndexFolderError(f"{path}: format {version}, this version reads {FORMAT}; build the index again")
     if engine is not None and kind != engine:

@@ -48,8 +48,8 @@ class BM25Search(Engine):
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         import bm25s
 
-        check_batch(queries, k)
-        batch = bm25s.tokenize(list(queries), stopwords=self.stopwords or [], return_ids=False, show_progress=False)
+        queries = check_batch(queries, k)
+        batch = bm25s.tokenize(queries, stopwords=self.stopwords or [], return_ids=False, show_progress=False)
         return [self._search(tokens, k) for tokens in batch]
 
     def _search(self, tokens: list[str], k: int) -> list[Hit]:
@@ -80,6 +80,8 @@ class BM25Search(Engine):
         engine.passages, engine.stopwords = open_corpus(index_dir, manifest), manifest["stopwords"]
         try:
             engine._index = bm25s.BM25.load(index_dir, mmap=True, show_progress=False)
+            if (found := engine._index.scores["num_docs"]) != manifest["count"]:
+                raise ValueError(f"over {found} passages, but {manifest['count']} stand beside it")
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise IndexFolderError(f"{index_dir}: broken index ({e}); build it again") from None
         return engine

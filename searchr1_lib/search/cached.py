@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
+import threading
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Sequence
@@ -12,19 +15,24 @@ from ..records import Hit, Passage
 from .base import Engine, SearchError, check_batch
 from .sqlite import Database
 
+#: What was answered: the n-th time that a query was asked, from 0; failures, and at most one success, the last.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
-  query TEXT NOT NULL, k INTEGER NOT NULL, hits TEXT, error TEXT, PRIMARY KEY (query, k)
+  query TEXT NOT NULL, k INTEGER NOT NULL, n INTEGER NOT NULL, hits TEXT, error TEXT, PRIMARY KEY (query, k, n)
 );
 CREATE TABLE IF NOT EXISTS recorded (engine TEXT NOT NULL);
 """
+_LAST = "SELECT n, hits, error FROM answers WHERE query = ? AND k = ? AND n <= ? ORDER BY n DESC LIMIT 1"
+_Answer = tuple[str | None, str | None]  # hits as JSON, or an error
 
 
 class CachedSearch(Engine):
     """Answers from a file where it can.
 
-    A query is asked once: what was recorded for it is its answer from then on, in this run and in every
-    replay. A failure is recorded as well and fails again at replay, unless a later try succeeded.
+    A query is asked until it is answered; that answer is its answer from then on, in this run and in every
+    replay, whichever thread or process asks. Failures are recorded as well: a replay gives them again, as often
+    and in the same order, before the answer. So the program that recorded sees the same in a replay, and to be
+    rid of failures one records into a new file.
 
     Args:
         engine: the engine behind it; not needed for "replay".
@@ -32,8 +40,8 @@ class CachedSearch(Engine):
         mode: "record" asks the engine what the file does not hold and keeps it; "replay" never asks.
 
     Raises:
-        ValueError: an unknown mode, no engine to record from, no file to replay from, or a file that was
-            recorded from another engine.
+        ValueError: an unknown mode, no engine to record from, no file to replay from, a file that is no
+            recording, or one that was recorded from another engine.
         SearchError: (from a search) the engine failed, or "replay" meets a query that was not recorded.
     """
 
@@ -47,48 +55,74 @@ class CachedSearch(Engine):
             raise ValueError(f"{self.path}: nothing was recorded here; run once with mode='record'")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._database = Database(self.path, _SCHEMA, journal="DELETE")
-        if engine is not None:
-            self._check_engine()
+        self._asked: Counter = Counter()  # how often, in a replay
+        self._lock = threading.Lock()
+        self._check_file()
 
-    def _check_engine(self) -> None:
-        name = self.engine.name
-        with self._database.connection() as connection:
-            found = connection.execute("SELECT engine FROM recorded").fetchone()
-            if found is None:
-                connection.execute("INSERT INTO recorded VALUES (?)", (name,))
-            elif found[0] != name:
-                raise ValueError(f"{self.path}: recorded from {found[0]}, not from {name}; give another file")
+    def _check_file(self) -> None:
+        """Is it a recording, and of this engine? A new one is given the engine's name."""
+        try:
+            with self._database.connection() as connection:
+                connection.execute(_LAST, ("", 1, 0))
+                found = connection.execute("SELECT engine FROM recorded").fetchone()
+                if found is None and self.mode == "record":
+                    connection.execute("INSERT INTO recorded VALUES (?)", (self.engine.name,))
+        except sqlite3.Error as e:
+            raise ValueError(f"{self.path}: cannot be used as a recording ({e}); give another file") from None
+        if found and self.engine is not None and found[0] != self.engine.name:
+            raise ValueError(f"{self.path}: recorded from {found[0]}, not from {self.engine.name}; give another file")
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
-        check_batch(queries, k)
-        answers = {query: self._recall(query, k) for query in queries}
-        if self.mode == "record":
-            missing = [query for query, (hits, _) in answers.items() if hits is None]
-            answers.update(self._ask(missing, k))
-        return [_hits(*answers[query], query, self.path) for query in queries]
-
-    def _recall(self, query: str, k: int) -> tuple[str | None, str | None]:
-        """The recorded ``(hits as JSON, error)``; both None where nothing was recorded."""
-        row = self._database.connection().execute(
-            "SELECT hits, error FROM answers WHERE query = ? AND k = ?", (query, k)).fetchone()
-        return row or (None, None)
-
-    def _ask(self, queries: list[str], k: int) -> dict[str, tuple[str | None, str | None]]:
-        """Ask the engine and record what it says; an error goes to every query of the batch."""
-        if not queries:
-            return {}
+        queries, k = check_batch(queries, k), int(k)
+        unique = list(dict.fromkeys(queries))
         try:
-            batch = self.engine.search_batch(queries, k)
-            answers = [(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False), None) for hits in batch]
+            answers = self._replay(unique, k) if self.mode == "replay" else self._record(unique, k)
+        except sqlite3.Error as e:
+            raise SearchError(f"{self.path}: the recording cannot be used ({e})") from None
+        return [_hits(*answers[query]) for query in queries]
+
+    def _replay(self, queries: list[str], k: int) -> dict[str, _Answer]:
+        answers = {}
+        for query in queries:
+            with self._lock:
+                n = self._asked[query, k]
+                self._asked[query, k] += 1
+            row = self._database.connection().execute(_LAST, (query, k, n)).fetchone()
+            answers[query] = row[1:] if row else (None, (
+                f"{self.path}: nothing was recorded for the query {query!r} with k={k}; run with mode='record'"))
+        return answers
+
+    def _record(self, queries: list[str], k: int) -> dict[str, _Answer]:
+        """Ask the engine what has no answer yet; an error goes to every query that was asked."""
+        connection = self._database.connection()
+        known = {query: row[1:] for query in queries if (row := self._last(connection, query, k)) and row[1]}
+        missing = [query for query in queries if query not in known]
+        if not missing:
+            return known
+        try:
+            batch = self.engine.search_batch(missing, k)
+            new = [(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False), None) for hits in batch]
         except SearchError as e:
-            answers = [(None, str(e))] * len(queries)
-        with self._database.connection() as connection:
-            connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
-                                   [(query, k, *answer) for query, answer in zip(queries, answers)])
-        return dict(zip(queries, answers))
+            new = [(None, str(e))] * len(missing)
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            return known | {query: self._keep(connection, query, k, answer) for query, answer in zip(missing, new)}
+
+    def _keep(self, connection, query: str, k: int, answer: _Answer) -> _Answer:
+        """Write an answer down, unless another thread or process was first: then its answer is ours too."""
+        last = self._last(connection, query, k)
+        if last and last[1]:
+            return last[1:]
+        n = last[0] + 1 if last else 0
+        connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", (query, k, n, *answer))
+        return answer
+
+    @staticmethod
+    def _last(connection, query: str, k: int) -> tuple[int, str | None, str | None] | None:
+        return connection.execute(_LAST, (query, k, 1 << 40)).fetchone()
 
 
-def _hits(hits: str | None, error: str | None, query: str, path: Path) -> list[Hit]:
-    if hits is not None:
-        return [Hit(Passage(**row["passage"]), row["score"]) for row in json.loads(hits)]
-    raise SearchError(error or f"{path}: nothing was recorded for the query {query!r}; run with mode='record'")
+def _hits(hits: str | None, error: str | None) -> list[Hit]:
+    if hits is None:
+        raise SearchError(error)
+    return [Hit(Passage(**row["passage"]), row["score"]) for row in json.loads(hits)]

@@ -63,7 +63,8 @@ def encode_passages(
         progress: is given a line every ten seconds.
 
     Raises:
-        ValueError: no passages, or ``vectors_dir`` holds vectors of another corpus, encoder or prefix.
+        ValueError: no passages, or ``vectors_dir`` holds vectors of another corpus, encoder or prefix, or
+            another process writes into it at the same time.
         EncoderError: the encoder cannot be loaded.
     """
     if not passages:
@@ -75,16 +76,19 @@ def encode_passages(
     path, row = Path(vectors_dir) / VECTORS, 4 * encoder.dimension
     _claim(Path(vectors_dir), encoder, prefix, passages)
     with open(path, "ab") as f:
-        done = f.tell() // row
+        done = min(f.tell() // row, len(passages))
         f.truncate(done * row)
         for chunk in _encode(passages, encoder, prefix, done, progress):
             f.write(chunk.tobytes())
             f.flush()
+        if f.tell() != len(passages) * row:
+            raise ValueError(f"{path}: another process writes here too; end it, delete the folder, and start again")
     return np.memmap(path, np.float32, "r", shape=(len(passages), encoder.dimension))
 
 
 def _encode(passages, encoder, prefix, done, progress):
-    begun, said, start = time.monotonic(), time.monotonic(), done
+    begun = said = time.monotonic()
+    start = done
     while done < len(passages):
         chunk = passages[done : done + _CHUNK]
         yield encoder.encode([f"{prefix}{p.title}\n{p.text}" for p in chunk])
@@ -121,7 +125,8 @@ class DenseSearch(Engine):
     Args:
         passages: the corpus.
         encoder: a name for ``load_encoder``, or a loaded encoder.
-        index: a string for ``faiss.index_factory``: "Flat" is exact; "HNSW32" is fast; "IVF1024,PQ48" is small.
+        index: a string for ``faiss.index_factory``: "Flat" is exact; "HNSW" is fast; "IVF,PQ" is small
+            (the same with numbers, such as "HNSW32" or "IVF1024,PQ48", takes those).
         parameters: FAISS search parameters, e.g. "efSearch=64" or "nprobe=8"; more of them finds more and takes
             longer. None takes efSearch=256 for HNSW and nprobe=32 for IVF.
         query_prefix, passage_prefix: stand before each text; None takes those of the encoder's family.
@@ -147,7 +152,7 @@ class DenseSearch(Engine):
         _set_parameters(self._index, self.parameters)
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
-        check_batch(queries, k)
+        queries = check_batch(queries, k)
         asked = [i for i, query in enumerate(queries) if query.strip()]
         answers: list[list[Hit]] = [[] for _ in queries]
         if asked:
@@ -198,14 +203,18 @@ class DenseSearch(Engine):
 def build_index(vectors: np.ndarray, index: str):
     """A FAISS index for inner product over ``vectors`` (N, dimension); trained where its kind needs it.
 
+    "IVF" and "PQ" without a number, as in "IVF,PQ", get numbers that fit the vectors.
+
     Raises:
         ValueError: FAISS does not know the string, or there are too few vectors to train it.
     """
     import faiss
 
     try:
-        built = faiss.index_factory(vectors.shape[1], _PLAIN_PQ.sub(r"\1np", index), faiss.METRIC_INNER_PRODUCT)
+        kind = _PLAIN_PQ.sub(r"\1np", _with_numbers(index, *vectors.shape))
+        built = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         if not built.is_trained:
+            _quieten(built)
             step = max(1, len(vectors) // max(_TRAIN, 64 * _lists(built)))
             built.train(np.ascontiguousarray(vectors[::step]))
         for start in range(0, len(vectors), 65536):
@@ -217,14 +226,35 @@ def build_index(vectors: np.ndarray, index: str):
     return built
 
 
+def _with_numbers(index: str, number: int, dimension: int) -> str:
+    """The string with four lists for each root of the passages, and a code of a byte for four dimensions.
+
+    >>> _with_numbers("IVF,PQ", 100_000, 384)
+    'IVF1265,PQ96'
+    """
+    lists = max(1, min(round(4 * number**0.5), number // 40))
+    codes = next(m for m in range(max(1, dimension // 4), 0, -1) if dimension % m == 0)
+    index = re.sub(r"(?<![A-Z])IVF(?![\d(])", f"IVF{lists}", index)
+    return re.sub(r"(?<![A-Z])PQ(?!\d)", f"PQ{codes}", index)
+
+
+def _quieten(index) -> None:
+    """FAISS warns once for every quantiser that has less than 39 vectors a centroid: hundreds of lines."""
+    import faiss
+
+    for part in (index, faiss.try_extract_index_ivf(index)):
+        part = part and faiss.downcast_index(part)
+        for owner in (part, getattr(part, "pq", None)):
+            if hasattr(owner, "cp"):
+                owner.cp.min_points_per_centroid = 1
+
+
 def _lists(index) -> int:
     """How many inverted lists an index has; 0 for one without."""
     import faiss
 
-    try:
-        return faiss.extract_index_ivf(index).nlist
-    except RuntimeError:
-        return 0
+    ivf = faiss.try_extract_index_ivf(index)
+    return ivf.nlist if ivf else 0
 
 
 def _in_order(scores: np.ndarray, ids: np.ndarray) -> list[tuple[float, int]]:

@@ -10,11 +10,11 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from email.utils import parsedate_to_datetime
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import urllib3
 
-from .base import SearchError
+from .base import SearchError, clean
 
 MAX_RESPONSE = 64 << 20  # bytes
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses after which another try makes sense
@@ -25,7 +25,8 @@ class _HideKeys(logging.Filter):
     """urllib3 logs addresses at level DEBUG; a key that stands in one is blotted out."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = re.sub(r"((?:api_)?key=)[^&\s\"']+", r"\1***", record.getMessage()), ()
+        record.msg = re.sub(r"((?:key|token|password|secret)=)[^&\s\"']+", r"\1***", record.getMessage())
+        record.args = ()
         return True
 
 
@@ -49,10 +50,18 @@ class JsonClient:
         retries: tries after the first, for refused or broken connections, statuses 429 and 5xx, and answers
             that are cut off.
         connections: requests under way at once.
+        reasons: put the service's own words about a refused request into the error. Not for a service with a
+            key, which it may repeat.
+
+    Raises:
+        ValueError: a number that makes no sense.
     """
 
-    def __init__(self, service: str, *, timeout: float, retries: int, connections: int):
-        self.service, self.timeout, self.retries = service, timeout, retries
+    def __init__(self, service: str, *, timeout: float, retries: int, connections: int, reasons: bool = False):
+        if not (timeout > 0 and retries >= 0 and connections >= 1):
+            raise ValueError(f"timeout={timeout}, retries={retries}, connections={connections}: "
+                             "expected more than 0, at least 0, at least 1")
+        self.service, self.timeout, self.retries, self.reasons = service, timeout, retries, reasons
         self.threads = ThreadPoolExecutor(connections, thread_name_prefix="search")
         self._pool = urllib3.PoolManager(maxsize=connections, block=True, retries=False)
 
@@ -117,7 +126,7 @@ class JsonClient:
             raise self._error(f"no answer within {self.timeout:g} s") from None
         except (urllib3.exceptions.HTTPError, OSError) as e:
             raise _TryAgain(_reason(e)) from None
-        self._check_status(response)
+        self._check_status(response, body)
         try:
             answer = json.loads(body)
         except (ValueError, RecursionError):
@@ -139,14 +148,17 @@ class JsonClient:
                 raise self._error(f"the answer did not end within {self.timeout:g} s")
         return bytes(body)
 
-    def _check_status(self, response) -> None:
-        status = response.status
-        if status in _PASSING:
-            raise _TryAgain(f"HTTP status {status}", _retry_after(response.headers.get("Retry-After")))
-        if status in (401, 403):
-            raise self._error(f"HTTP status {status}: the key was refused")
-        if status != 200:
-            raise self._error(f"HTTP status {status}")
+    def _check_status(self, response, body: bytes) -> None:
+        if response.status == 200:
+            return
+        what = f"HTTP status {response.status}"
+        if self.reasons:
+            what += _said(body)
+        elif response.status in (401, 403):
+            what += ": the key was refused"
+        if response.status in _PASSING:
+            raise _TryAgain(what, _retry_after(response.headers.get("Retry-After")))
+        raise self._error(what)
 
     def _error(self, what: str) -> SearchError:
         return SearchError(f"{self.service}: {what}")
@@ -164,6 +176,15 @@ def _retry_after(value: str | None) -> float:
         return 0.0
 
 
+def _said(body: bytes) -> str:
+    """What a search server says about a request that it refused, if it says it in a known form."""
+    try:
+        answer = json.loads(body)
+        return ": " + " ".join(clean(answer.get("error") or answer.get("detail")).split())[:200]
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        return ""
+
+
 def _reason(error: Exception) -> str:
     """What went wrong in a few words, without the address (which may hold a key)."""
     if isinstance(error, urllib3.exceptions.NameResolutionError):
@@ -171,19 +192,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, urllib3.exceptions.NewConnectionError):
         return "no connection; is the server running?"
     return f"the connection broke ({type(error).__name__})"
-
-
-def clean(text: Any) -> str:
-    """Text of a service as text that can be written everywhere (no halves of surrogate pairs).
-
-    Raises:
-        TypeError: it is no text.
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"expected text, found {type(text).__name__}")
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def chunks(items: Sequence, size: int) -> Iterable[Sequence]:
-    """``items`` in pieces of at most ``size``."""
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -29,7 +29,7 @@ class HybridSearch(Engine):
         return f"HybridSearch({', '.join(e.name for e in self.engines)})"
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
-        check_batch(queries, k)
+        queries = check_batch(queries, k)
         batches = [engine.search_batch(queries, max(k, self.depth)) for engine in self.engines]
         return [self._fuse(rankings)[:k] for rankings in zip(*batches)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Callable, Sequence
 
 from ..encoders import MINILM, load_encoder
@@ -23,12 +24,18 @@ def cross_encoder(name: str) -> Scorer:
     """
     from sentence_transformers import CrossEncoder
 
+    lock = threading.Lock()  # fast tokenizers may not be used by two threads at once
     try:
         model = CrossEncoder(name, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError, RuntimeError) as e:
         raise ValueError(f"cross-encoder {name!r} cannot be loaded: {e}. Give a folder that holds one, connect to the "
                          "hub, or take cosine_scorer(), which needs neither") from e
-    return lambda pairs: model.predict(pairs, show_progress_bar=False).tolist()
+
+    def score(pairs: list[tuple[str, str]]) -> list[float]:
+        with lock:
+            return model.predict(pairs, show_progress_bar=False).tolist()
+
+    return score
 
 
 def cosine_scorer(encoder_name: str = MINILM) -> Scorer:
@@ -65,7 +72,7 @@ class RerankedSearch(Engine):
         return f"RerankedSearch({self.engine.name})"
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
-        check_batch(queries, k)
+        queries = check_batch(queries, k)
         batch = self.engine.search_batch(queries, max(k, self.depth))
         pairs = [(q, f"{h.passage.title}\n{h.passage.text}") for q, hits in zip(queries, batch) for h in hits]
         scores = [float(s) for s in self.scorer(pairs)] if pairs else []

@@ -87,8 +87,8 @@ def _parse(body: bytes) -> dict[str, Any]:
 
 
 def _document(hit: Hit, with_score: bool) -> dict[str, Any]:
-    p = hit.passage
-    document = {"id": p.id, "contents": f'"{p.title}"\n{p.text}'}
+    title = " ".join(hit.passage.title.splitlines())  # the first line break parts title and text
+    document = {"id": hit.passage.id, "contents": f'"{title}"\n{hit.passage.text}'}
     return {"document": document, "score": hit.score} if with_score else document
 
 
@@ -101,10 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="another host lets others search (no password)")
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args(arguments)
+    if not 0 < args.port < 65536:
+        parser.error(f"--port: expected a number from 1 to 65535, not {args.port}")
     try:
         engine = LocalSearch(args.index)
     except ValueError as e:
         parser.exit(2, f"{e}\n")
+    print(f"{engine.name} at http://{args.host}:{args.port}/retrieve (Ctrl+C ends it)", flush=True)
     uvicorn.run(make_app(engine), host=args.host, port=args.port, log_level="warning", access_log=False)
 
 

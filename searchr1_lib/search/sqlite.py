@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Iterable, Sequence
 
 from ..records import Hit, Passage
-from .base import MANIFEST, Engine, IndexFolderError, check_batch, read_manifest, write_manifest
+from .base import MANIFEST, Engine, IndexFolderError, SearchError, check_batch, read_manifest, write_manifest
 
 DATABASE = "passages.sqlite"
 _SCHEMA = """
@@ -60,7 +60,8 @@ class Database:
             if not self.connection().execute("SELECT 1 FROM sqlite_master").fetchone():
                 self.connection().executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
         except sqlite3.DatabaseError as e:
-            raise IndexFolderError(f"{path}: cannot be used as a database ({e}); delete it, build it again") from None
+            raise IndexFolderError(f"{path}: cannot be used as a database ({e}); if no other program uses it, delete it "
+                                   "and build it again") from None
 
     def connection(self) -> sqlite3.Connection:
         """This thread's connection; ``with`` it makes a transaction."""
@@ -88,7 +89,9 @@ class SQLiteSearch(Engine):
         folder = Path(index_dir)
         if (folder / MANIFEST).exists():
             read_manifest(folder, "sqlite")
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if not (folder / DATABASE).exists():
+                raise IndexFolderError(f"{folder}: {DATABASE} is missing; delete the folder, build the index again")
+        elif folder.exists() and (not folder.is_dir() or not all(map(_ours, folder.iterdir()))):
             raise IndexFolderError(f"{folder}: exists and is not an index; choose an empty or a new folder")
         folder.mkdir(parents=True, exist_ok=True)
         self._database = Database(folder / DATABASE, _SCHEMA, journal="WAL")
@@ -109,14 +112,22 @@ class SQLiteSearch(Engine):
             return connection.executemany("DELETE FROM passages WHERE id = ?", ((i,) for i in ids)).rowcount
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
-        check_batch(queries, k)
-        return [self._search(query, k) for query in queries]
+        queries = check_batch(queries, k)
+        try:
+            return [self._search(query, k) for query in queries]
+        except sqlite3.Error as e:
+            raise SearchError(f"{self._database.path}: the database could not answer ({e})") from None
 
     def _search(self, query: str, k: int) -> list[Hit]:
         if not (match := _match(query)):
             return []
-        rows = self._database.connection().execute(_SEARCH, (match, k))
+        rows = self._database.connection().execute(_SEARCH, (match, int(k)))
         return [Hit(Passage(id, title, text), score) for id, title, text, score in rows]
+
+
+def _ours(file: Path) -> bool:
+    """Is this a file that another process leaves while it makes the same index?"""
+    return file.name.startswith((DATABASE, MANIFEST, f".{MANIFEST}."))
 
 
 def _match(query: str) -> str:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Callable, Sequence
 
 from ..records import Hit, Passage
-from .base import Engine, check_batch
-from .http import JsonClient, clean
+from .base import Engine, check_batch, clean
+from .http import JsonClient
 
 Keys = dict[str, str]
 
@@ -94,7 +94,7 @@ class WebSearch(Engine):
         endpoint: another address that speaks the same form.
 
     Raises:
-        ValueError: an unknown provider, or a key that is not in the environment.
+        ValueError: an unknown provider, or a key that is not in the environment or cannot be one.
         SearchError: (from a search) no usable answer in time. Neither it nor a log ever holds a key.
     """
 
@@ -106,6 +106,9 @@ class WebSearch(Engine):
         self._keys = {name: os.environ.get(name, "").strip() for name in self._provider.keys}
         if missing := [name for name, key in self._keys.items() if not key]:
             raise ValueError(f"WebSearch({provider!r}): set the environment variable {' and '.join(missing)}")
+        if strange := [name for name, key in self._keys.items() if not re.fullmatch(r"[!-~]+", key)]:
+            raise ValueError(f"WebSearch({provider!r}): the environment variable {' and '.join(strange)} holds blanks, "
+                             "line breaks or letters that no key has; was it copied whole and without quotes?")
         self._url = endpoint or self._provider.endpoint
         self._client = JsonClient(f"web search {provider}", timeout=timeout, retries=retries, connections=connections)
 
@@ -114,7 +117,7 @@ class WebSearch(Engine):
         return f"WebSearch({self.provider})"
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
-        check_batch(queries, k)
+        queries = check_batch(queries, k)
         asked = [i for i, query in enumerate(queries) if query.strip()]
         answers: list[list[Hit]] = [[] for _ in queries]
         requests = [self._request(queries[i], k) for i in asked]
