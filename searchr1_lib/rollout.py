@@ -17,7 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as SearchTimeout
 from dataclasses import dataclass, field
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 from transformers import DynamicCache
@@ -98,6 +98,7 @@ def rollout(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
     first_action: str | None = None,
+    on_turn: Callable[[list[Trajectory]], None] | None = None,
     **limits,
 ) -> list[Trajectory]:
     """Sample ``num_generations`` rollouts for each question.
@@ -115,6 +116,8 @@ def rollout(
         batch_size: at most this many rollouts at a time (None: all; halved by itself when memory runs out).
         first_action: "search" or "answer": once the model has thought, this tag is put into its mouth
             (mask 0). For baselines and tests, not for training.
+        on_turn: is shown the rollouts of the batch after each turn, as far as they have come (those that go on
+            have no ``finish_reason`` yet). To look at, not to keep: they grow.
         **limits: see ``Limits``: max_turns, max_turn_tokens, max_observation_tokens,
             max_completion_length, topk, search_timeout.
 
@@ -138,7 +141,7 @@ def rollout(
         prompt = policy.prompt_text(question.text)
         ids = policy.encode(prompt)
         episodes += [_Episode(question, f"{number}:{question.id}", prompt, ids) for _ in range(num_generations)]
-    sampler = _Sampler(policy, engine, limits, temperature, generator, first_action)
+    sampler = _Sampler(policy, engine, limits, temperature, generator, first_action, on_turn)
     trajectories: list[Trajectory] = []
     size = batch_size or max(1, len(episodes))
     while len(trajectories) < len(episodes):
@@ -161,8 +164,8 @@ class _Sampler:
     While a turn is written, the cache holds the rows of ``active`` that ``self.rows`` names.
     """
 
-    def __init__(self, policy, engine, limits, temperature, generator, first_action):
-        self.policy, self.engine, self.limits = policy, engine, limits
+    def __init__(self, policy, engine, limits, temperature, generator, first_action, on_turn=None):
+        self.policy, self.engine, self.limits, self.on_turn = policy, engine, limits, on_turn
         self.temperature, self.generator, self.first_action = temperature, generator, first_action
         self.closers = torch.tensor([b">" in b for b in policy.token_bytes], device=policy.device)
         for i in policy.stop_ids:
@@ -198,6 +201,8 @@ class _Sampler:
                 active, replies = [active[i] for i in keep], [replies[i] for i in keep]
             if active:
                 logits = self._feed_replies(active, replies)
+            if self.on_turn:
+                self.on_turn([self._trajectory(e, 0.0) for e in episodes])
 
     # -- the model side ------------------------------------------------------------------------------
 

@@ -263,3 +263,22 @@ def test_lora_gradients_reach_the_lowest_layer_after_a_rollout(nf4):
     grads = {n: p.grad for n, p in nf4.model.named_parameters() if p.grad is not None}
     assert any("layers.0." in n and g.abs().max() > 0 for n, g in grads.items())
     nf4.model.zero_grad()
+
+
+def test_turns_can_be_watched_as_they_come(policy):
+    seen = []
+
+    def watch(rollouts):
+        assert len(rollouts) == 6 and all(len(t.completion_ids) == len(t.mask) for t in rollouts)
+        assert all(s.end <= len(t.completion_ids) for t in rollouts for s in t.segments)
+        seen.append([(len(t.completion_ids), t.finish_reason) for t in rollouts])
+
+    made = rollout(policy, QUESTIONS, Shelf(), num_generations=2, first_action="search", max_turns=2,
+                   generator=torch.Generator().manual_seed(0), on_turn=watch)
+    unwatched = rollout(policy, QUESTIONS, Shelf(), num_generations=2, first_action="search", max_turns=2,
+                        generator=torch.Generator().manual_seed(0))
+    assert [t.completion_ids for t in made] == [t.completion_ids for t in unwatched]
+    assert seen[-1] == [(len(t.completion_ids), t.finish_reason) for t in made] and len(seen) >= 3
+    assert any(reason is None for _, reason in seen[0])
+    lengths = [[n for n, _ in turn] for turn in seen]
+    assert all(a <= b for before, after in zip(lengths, lengths[1:]) for a, b in zip(before, after))
