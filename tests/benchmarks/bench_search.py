@@ -1,4 +1,4 @@
-"""Search: recall of BM25, our overhead over the bare libraries, HNSW and IVF-PQ against Flat, and the server's rate.
+"""Search: BM25's recall, our overhead over the bare libraries, HNSW and IVF-PQ against Flat, the server and its death.
 
     python tests/benchmarks/bench_search.py
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from searchr1_lib.data import load_passages, load_questions
 from searchr1_lib.records import Passage
-from searchr1_lib.search import BM25Search, DenseSearch, RemoteSearch, SearchError, measure
+from searchr1_lib.search import BM25Search, DenseSearch, LocalSearch, RemoteSearch, SearchError, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT.parent / "shared" / "data"
@@ -131,13 +131,21 @@ def bench_dense() -> dict:
     return out
 
 
-def bench_server(callers: int = 64, each: int = 50) -> dict:
-    """Queries a second, one a call, from 64 callers to ``python -m searchr1_lib.search.server`` on the almanac."""
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+        return s.getsockname()[1]
+
+
+def start_server(port: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "searchr1_lib.search.server", "--index", str(ALMANAC), "--port", str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def bench_server(callers: int = 64, each: int = 50) -> dict:
+    """Queries a second, one a call, from 64 callers to ``python -m searchr1_lib.search.server`` on the almanac."""
+    port = free_port()
+    process = start_server(port)
     try:
         remote = RemoteSearch(f"http://127.0.0.1:{port}/retrieve", timeout=60, retries=12)
         queries = [q.text for q in load_questions(ALMANAC / "train.jsonl")]
@@ -166,18 +174,61 @@ def bench_server(callers: int = 64, each: int = 50) -> dict:
             "client_cpu_ms_per_query": 1e3 * cpu / number}
 
 
+def bench_restart(callers: int = 64, timeout: float = 4.0) -> dict:
+    """The server is killed under 64 callers and started again six seconds later: what became of their calls."""
+    port = free_port()
+    process, stop, lost = start_server(port), threading.Event(), []
+    RemoteSearch(f"http://127.0.0.1:{port}", timeout=60, retries=12).search("x")  # waits until it runs
+    remote, engine = RemoteSearch(f"http://127.0.0.1:{port}", timeout=timeout), LocalSearch(ALMANAC)
+    queries = [q.text for q in load_questions(ALMANAC / "train.jsonl")][:callers]
+    right, seconds, failed = engine.search_batch(queries), [], []
+
+    def call(n: int) -> None:
+        while not stop.is_set():
+            begun = time.monotonic()
+            try:
+                if remote.search(queries[n]) != right[n]:
+                    lost.append(n)
+            except SearchError as e:
+                failed.append(str(e))
+            except Exception as e:
+                lost.append(e)
+            seconds.append(time.monotonic() - begun)
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(callers)]
+    try:
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        process.kill()
+        process.wait()
+        time.sleep(6)
+        process = start_server(port)
+        RemoteSearch(f"http://127.0.0.1:{port}", timeout=60, retries=12).search("x")
+        time.sleep(1)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        process.kill()
+        process.wait()
+    return {"restart_calls": len(seconds), "restart_clear_errors": len(failed), "restart_neither": len(lost),
+            "restart_longest_call_over_timeout": max(seconds) / timeout}
+
+
 TARGETS = {
     "bm25_hotpotqa_train100_recall_at_2": (58.5, 61.5), "bm25_hotpotqa_train100_recall_at_5": (74.5, 77.5),
     "bm25_musique_train100_recall_at_2": (40.8, 43.8), "bm25_musique_train100_recall_at_5": (49.4, 52.4),
     "bm25_ours_over_bare": (0, 1.1), "flat_ours_over_bare": (0, 1.1), "hnsw_ours_over_bare": (0, 1.1),
     "ivfpq_ours_over_bare": (0, 1.1), "hnsw_recall_at_10": (0.95, 1), "hnsw_times_as_fast_as_flat": (5, float("inf")),
     "ivfpq_size_over_flat": (0, 0.1), "server_queries_per_s": (500, float("inf")), "server_errors": (0, 0),
+    "restart_neither": (0, 0), "restart_longest_call_over_timeout": (0, 1.0),
 }
 
 
 def main() -> dict:
     out = {"cpus": os.cpu_count(), "load_average": os.getloadavg()[0]}
-    for bench in (bench_recall, bench_bm25, bench_server, bench_dense):
+    for bench in (bench_recall, bench_bm25, bench_server, bench_restart, bench_dense):
         out |= bench()
     for name, value in out.items():
         low, high = TARGETS.get(name, (None, None))
