@@ -72,11 +72,21 @@ class Learner:
                                      scale_rewards=s.scale_rewards, baseline=s.baseline)
             for t, advantage in zip(trajectories, found.tolist()):
                 t.advantage = advantage
+            if s.top_entropy_quantile < 1:
+                self._only_where_undecided(trajectories)
             return
         for t, row in zip(trajectories, by_token.tolist()):
             row = row[: len(t.mask)]
             t.token_values["advantage"] = row
             t.advantage = sum(a for a, m in zip(row, t.mask) if m) / max(1, sum(t.mask))
+
+    def _only_where_undecided(self, trajectories: Sequence[Trajectory]) -> None:
+        """Give the advantage only to the tokens of highest entropy, among all that were sampled in the step."""
+        entropy = [t.token_values["entropy"] for t in trajectories]
+        sampled = torch.tensor([e for row, t in zip(entropy, trajectories) for e, m in zip(row, t.mask) if m])
+        least = float(sampled.quantile(1 - self.settings.top_entropy_quantile))
+        for row, t in zip(entropy, trajectories):
+            t.token_values["advantage"] = [t.advantage * m * (e >= least) for e, m in zip(row, t.mask)]
 
     def _by_turn(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         width = max(len(t.turn_rewards) for t in trajectories)

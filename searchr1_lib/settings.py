@@ -31,6 +31,8 @@ class Settings:
         gamma, lam: of GAE; vf_coef: weight of the value head's loss; cliprange_value: its clip range.
         credit: "rollout" gives a rollout's advantage to all its tokens; "turn" gives each turn the rewards from
             that turn on, compared with the same turn of the group (``grpo.turn_advantages``).
+        top_entropy_quantile: share of the sampled tokens, those of highest entropy, that get an advantage (Wang et
+            al. 2025, "Beyond the 80/20 rule", arXiv 2506.01939); 1: all.
         beta, kl_estimator: KL penalty against the frozen base model (adapters off), or against a snapshot.
         ref_model_sync_steps: take a new snapshot of the policy as the reference every so many steps; 0: never,
             the reference is the base.
@@ -70,6 +72,7 @@ class Settings:
     vf_coef: float = 0.1
     cliprange_value: float = 0.2
     credit: str = "rollout"
+    top_entropy_quantile: float = 1.0
     beta: float = 0.0
     kl_estimator: str = "k3"
     ref_model_sync_steps: int = 0
@@ -106,6 +109,8 @@ class Settings:
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
+        if not 0 < self.top_entropy_quantile <= 1:
+            raise ValueError(f"top_entropy_quantile must lie in (0, 1], got {self.top_entropy_quantile!r}")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must lie between 0 and 1, got {self.learning_rate!r}")
         if self.temperature <= 0:

@@ -45,7 +45,7 @@ class Trainer:
         policy: with LoRA adapters; they are changed in place.
         questions: what to ask; a step draws from a shuffled pass over them.
         engine: what searches.
-        reward: a callable on a batch of trajectories, by default exact match minus 0.15 a search.
+        reward: a callable on a batch of trajectories, by default ``SearchR1Reward()``: exact match, minus 0.15 for each search of a right answer.
         settings: a ``Settings``.
         run_dir: the run's folder. If it holds checkpoints of the same settings, training goes on there.
         callbacks: called as ``callback(trainer, metrics)`` after each step; one that returns True stops.
@@ -335,7 +335,7 @@ def train_grpo(model, tokenizer, dataset, search_engine, epochs: int = 3, lr: fl
         search_engine: see ``searchr1_lib.rollout.rollout``.
         epochs: passes over the dataset.
         lr: learning rate.
-        reward: by default exact match minus 0.15 a search.
+        reward: by default ``SearchR1Reward()``: exact match, minus 0.15 for each search of a right answer.
         run_dir: where metrics, trajectories and checkpoints go; by default a new folder under ``runs/``.
         **settings: any other field of ``Settings``.
 

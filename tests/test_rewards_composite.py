@@ -22,7 +22,7 @@ def rollouts(group=""):
 
 def test_the_default_reward_is_exact_match_minus_the_cost_of_searches():
     ts = rollouts()
-    assert score(SearchR1Reward(0.15), ts) == pytest.approx([1, 0, 0, 0.85, -0.15, -0.15, 0.7, -0.3, -0.3])
+    assert score(SearchR1Reward(0.15), ts) == pytest.approx([1, 0, 0, 0.85, 0, 0, 0.7, 0, 0])
     assert ts[3].rewards == {"exact_match": 1, "search_cost": -0.15, "search_r1": 0.85} and ts[3].reward == 0.85
 
 

@@ -382,7 +382,7 @@ def test_the_reference_is_the_base_or_a_snapshot(scored):
 
 @pytest.mark.parametrize("wrong", [
     dict(baseline="value"), dict(credit="turn", baseline="leave_one_out"), dict(optim="sgd"), dict(gamma=1.5),
-    dict(dynamic_sampling=1, baseline="none", scale_rewards="none"), dict(kl_every=-1), dict(loss_type="ppo"),
+    dict(top_entropy_quantile=0.0), dict(dynamic_sampling=1, baseline="none", scale_rewards="none"), dict(kl_every=-1), dict(loss_type="ppo"),
 ])
 def test_settings_that_cannot_be_name_the_parameter(wrong):
     with pytest.raises(ValueError, match="|".join(wrong)):
@@ -393,3 +393,16 @@ def test_a_paged_optimiser_needs_a_gpu():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="paged_adamw_8bit"):
             learner(optim="paged_adamw_8bit")
+
+
+def test_only_the_undecided_tokens_get_an_advantage(scored):
+    one = learner(top_entropy_quantile=0.2)
+    one.assign_advantages(scored)
+    tokens = [(a, e) for t in scored if t.advantage
+              for a, e, m in zip(t.token_values["advantage"], t.token_values["entropy"], t.mask) if m]
+    least = min(e for a, e in tokens if a)
+    assert all(a == 0 for a, e in tokens if e < least)
+    everything = sum(sum(t.mask) for t in scored)
+    chosen = sum(e >= least for t in scored for e, m in zip(t.token_values["entropy"], t.mask) if m)
+    assert 0.15 < chosen / everything < 0.25
+    assert any(t.advantage == 0 and one._is_idle(t) for t in scored)

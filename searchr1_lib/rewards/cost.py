@@ -30,19 +30,24 @@ class SearchCost(TurnReward):
     An attempt costs what a search costs: otherwise asking past the last allowed turn, or with an engine
     that is down, would be free.
 
+    Args:
+        cost: of one search.
+        only_if: a reward; where it gives nothing, searches are free (see ``SearchR1Reward`` for the reason).
+
     Raises:
         ValueError: a negative cost.
     """
 
     name = "search_cost"
 
-    def __init__(self, cost: float = 0.15):
+    def __init__(self, cost: float = 0.15, only_if: RewardFunction | None = None):
         if not cost >= 0:
             raise ValueError(f"SearchCost: cost must be 0 or more, not {cost}")
-        self.cost = cost
+        self.cost, self.only_if = cost, only_if
 
     def turn_values(self, trajectory: Trajectory) -> list[float]:
-        return [0.0 - self.cost * n for n in searches_by_turn(trajectory)]
+        free = self.only_if is not None and not checked(self.only_if, [trajectory])[0] > 0
+        return [0.0 if free else 0.0 - self.cost * n for n in searches_by_turn(trajectory)]
 
 
 class OTC:
