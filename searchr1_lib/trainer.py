@@ -45,7 +45,8 @@ class Trainer:
         policy: with LoRA adapters; they are changed in place.
         questions: what to ask; a step draws from a shuffled pass over them.
         engine: what searches.
-        reward: a callable on a batch of trajectories, by default ``SearchR1Reward()``: exact match, minus 0.15 for each search of a right answer.
+        reward: a callable on a batch of trajectories, by default ``SearchR1Reward()``: exact match, minus 0.15
+            for each search of a right answer.
         settings: a ``Settings``.
         run_dir: the run's folder. If it holds checkpoints of the same settings, training goes on there.
         callbacks: called as ``callback(trainer, metrics)`` after each step; one that returns True stops.
