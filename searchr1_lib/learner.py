@@ -154,7 +154,8 @@ class Learner:
         pass. ``references`` are log-probabilities under the reference, by ``id`` of the trajectory; ``beta`` > 0
         needs them, without it they are only compared.
         """
-        counts = {"num_sequences": len(trajectories), "num_tokens": max(1, sum(sum(t.mask) for t in trajectories))}
+        trained = sum(sum(t.mask) if self.settings.mask_observations else len(t.mask) for t in trajectories)
+        counts = {"num_sequences": len(trajectories), "num_tokens": max(1, trained)}
         for p in self.parameters():
             p.grad = torch.zeros_like(p)
         parts = []
@@ -179,13 +180,16 @@ class Learner:
         s = self.settings
         hidden, batch = self._hidden(part)
         logprobs, entropy = self._logprobs(hidden, batch)
+        old = _column([t.logprobs for t in part], batch)
+        if not s.mask_observations:  # nobody sampled those tokens: their ratio is 1
+            old = torch.where(batch.sampled.bool(), old, logprobs.detach())
         if "advantage" in part[0].token_values:
             advantages = _column([t.token_values["advantage"] for t in part], batch)
         else:
             advantages = torch.tensor([t.advantage for t in part], device=logprobs.device)
         loss, metrics = policy_loss(
-            logprobs, _column([t.logprobs for t in part], batch), advantages, batch.mask, loss_type=s.loss_type,
-            epsilon=s.epsilon, epsilon_high=s.epsilon_high, beta=s.beta,
+            logprobs, old, advantages, batch.mask, loss_type=s.loss_type, epsilon=s.epsilon,
+            epsilon_high=s.epsilon_high, beta=s.beta,
             ref_logprobs=_column([references[id(t)] for t in part], batch) if references else None,
             kl_estimator=s.kl_estimator, entropy=entropy, entropy_coef=s.entropy_coef,
             max_completion_length=s.max_completion_length, **counts)
@@ -233,7 +237,7 @@ class Learner:
 
     def _hidden(self, part: Sequence[Trajectory]) -> tuple[torch.Tensor, "Batch"]:
         """The states (B, T, H) that predict each token, and the tokens."""
-        batch = Batch.of(part, self.policy.pad_id, self.policy.device)
+        batch = Batch.of(part, self.policy.pad_id, self.policy.device, self.settings.mask_observations)
         hidden = self.policy.decoder(input_ids=batch.ids, attention_mask=batch.attention,
                                      use_cache=False).last_hidden_state
         return hidden[:, :-1], batch
@@ -337,25 +341,29 @@ class Learner:
 class Batch:
     """Trajectories as tensors: prompt and completion in a row, padded on the right.
 
-    ids, attention: (B, L); mask: (B, L - 1), 1 where ``ids[:, 1:]`` was sampled by the model; starts: the
-    column of ``ids[:, 1:]`` at which each completion begins.
+    ids, attention: (B, L); sampled: (B, L - 1), 1 where ``ids[:, 1:]`` was sampled by the model; mask: (B, L - 1),
+    what is trained: the same, or with ``mask_observations=False`` the whole completions; starts: the column of
+    ``ids[:, 1:]`` at which each completion begins.
     """
 
     ids: torch.Tensor
     attention: torch.Tensor
+    sampled: torch.Tensor
     mask: torch.Tensor
     starts: list[int]
 
     @classmethod
-    def of(cls, part: Sequence[Trajectory], pad: int, device) -> "Batch":
+    def of(cls, part: Sequence[Trajectory], pad: int, device, mask_observations: bool = True) -> "Batch":
         width = max(map(_length, part))
-        ids, attention, mask = [], [], []
+        ids, attention, sampled, mask = [], [], [], []
         for t in part:
             fill = width - _length(t)
             ids.append(t.prompt_ids + t.completion_ids + [pad] * fill)
             attention.append([1] * (width - fill) + [0] * fill)
-            mask.append([0] * (len(t.prompt_ids) - 1) + t.mask + [0] * fill)
-        made = [torch.tensor(x, device=device) for x in (ids, attention, mask)]
+            sampled.append([0] * (len(t.prompt_ids) - 1) + t.mask + [0] * fill)
+            trained = t.mask if mask_observations else [1] * len(t.mask)
+            mask.append([0] * (len(t.prompt_ids) - 1) + trained + [0] * fill)
+        made = [torch.tensor(x, device=device) for x in (ids, attention, sampled, mask)]
         return cls(*made, starts=[len(t.prompt_ids) - 1 for t in part])
 
 

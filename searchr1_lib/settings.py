@@ -31,6 +31,8 @@ class Settings:
         gamma, lam: of GAE; vf_coef: weight of the value head's loss; cliprange_value: its clip range.
         credit: "rollout" gives a rollout's advantage to all its tokens; "turn" gives each turn the rewards from
             that turn on, compared with the same turn of the group (``grpo.turn_advantages``).
+        mask_observations: False trains on retrieved text as if the model had written it: an ablation of Search-R1
+            (arXiv 2503.09516), never of use.
         top_entropy_quantile: share of the sampled tokens, those of highest entropy, that get an advantage (Wang et
             al. 2025, "Beyond the 80/20 rule", arXiv 2506.01939); 1: all.
         beta, kl_estimator: KL penalty against the frozen base model (adapters off), or against a snapshot.
@@ -72,6 +74,7 @@ class Settings:
     vf_coef: float = 0.1
     cliprange_value: float = 0.2
     credit: str = "rollout"
+    mask_observations: bool = True
     top_entropy_quantile: float = 1.0
     beta: float = 0.0
     kl_estimator: str = "k3"

@@ -406,3 +406,15 @@ def test_only_the_undecided_tokens_get_an_advantage(scored):
     chosen = sum(e >= least for t in scored for e, m in zip(t.token_values["entropy"], t.mask) if m)
     assert 0.15 < chosen / everything < 0.25
     assert any(t.advantage == 0 and one._is_idle(t) for t in scored)
+
+
+def test_without_the_mask_retrieved_text_is_trained_on(scored):
+    masked, bare = learner(loss_type="dapo"), learner(loss_type="dapo", mask_observations=False)
+    assert any(0 in t.mask for t in scored)
+    for one in (masked, bare):
+        one.assign_advantages(scored)
+    usual, all_tokens = masked.gradient(scored), bare.gradient(scored)
+    assert usual["tokens"] == sum(sum(t.mask) for t in scored)
+    assert all_tokens["tokens"] == sum(len(t.mask) for t in scored)
+    assert usual["ratio"] == pytest.approx(1, abs=1e-4) and all_tokens["ratio"] == pytest.approx(1, abs=1e-4)
+    assert any((a.grad - b.grad).abs().max() > 1e-6 for a, b in zip(masked.parameters(), bare.parameters()))
