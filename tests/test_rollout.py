@@ -1,5 +1,6 @@
 """Rollouts: exact against a plain reference, whatever the turns look like; budgets, faults, segments."""
 
+import contextlib
 import time
 
 import pytest
@@ -282,3 +283,26 @@ def test_turns_can_be_watched_as_they_come(policy):
     assert any(reason is None for _, reason in seen[0])
     lengths = [[n for n, _ in turn] for turn in seen]
     assert all(a <= b for before, after in zip(lengths, lengths[1:]) for a, b in zip(before, after))
+
+
+@pytest.mark.parametrize("dtype,near", [("float32", 1e-4), ("bfloat16", 0.15)])
+@pytest.mark.parametrize("quantize", [True, False])
+def test_sampling_from_unpacked_weights_is_the_same_function(dtype, near, quantize):
+    """In every precision, with trained adapters and with adapters off; and afterwards the layers are as before."""
+    policy = load_policy("data/tiny_qwen", dtype=dtype, quantize=quantize)
+    torch.manual_seed(0)
+    for p in policy.parameters():
+        p.data.add_(torch.randn_like(p) * 0.02)
+    how = dict(num_generations=2, max_turns=1, max_turn_tokens=20)
+    for part in (contextlib.nullcontext, policy.reference):
+        with part():
+            got = rollout(policy, QUESTIONS, Shelf(), generator=torch.Generator().manual_seed(0), **how)
+            for t, fresh in zip(got, fresh_logprobs(policy, got)):
+                assert max(abs(a - b) for a, b in zip(t.logprobs, fresh)) < near
+    assert not any("forward" in m.__dict__ for m in policy.model.modules())
+
+
+def test_weights_too_large_to_unpack_stay_packed(nf4, monkeypatch):
+    monkeypatch.setattr("searchr1_lib.policy._DENSE_ON_CPU", 1000)
+    with nf4.unpacked():
+        assert not any("forward" in m.__dict__ for m in nf4.model.modules())
