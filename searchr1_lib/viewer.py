@@ -57,7 +57,7 @@ class _Scale:
 
     def legend(self) -> str:
         if self.color == "mask":
-            return "Colour: <span class=m>written by the model, trained</span> <i>written by the environment, masked</i>"
+            return "Colour: <span class=m>by the model, trained</span> <i>by the environment, masked</i>"
         if self.color == "logprob":
             what = "Colour: probability of the sampled token, below"
             steps = [(f"u{i}", f"{math.exp(-b):.2g}") for i, b in enumerate(self.bounds, 1)]
@@ -505,6 +505,8 @@ def _row(t: Trajectory) -> str:
 
 #: A list in a widget holds at most this many rows; the filters narrow down the rest.
 LIST_LIMIT = 500
+#: The value of a filter that lets all through. (A browser shows a choice whose value is None as blank.)
+ANY = "any"
 
 
 def browse(trajectories: Iterable[Trajectory]):
@@ -523,7 +525,7 @@ def browse(trajectories: Iterable[Trajectory]):
     low, high = min(rewards), max(rewards)
 
     def dropdown(name: str, values: Iterable) -> Any:
-        return widgets.Dropdown(description=name, options=[("any", None)] + [(str(v), v) for v in values])
+        return widgets.Dropdown(description=name, options=[(ANY, ANY)] + [(str(v), v) for v in values])
 
     controls = {
         name: dropdown(name, sorted({feature(t) for t in trajectories})) for name, feature in _FEATURES.items()
@@ -540,10 +542,11 @@ def browse(trajectories: Iterable[Trajectory]):
     shown: list[Trajectory] = []
 
     def refill(_=None):
-        filters = {name: controls[name].value for name in (*_FEATURES, "text", "sort")}
+        filters = {name: controls[name].value for name in _FEATURES if controls[name].value != ANY}
         span = controls["reward"].value
         narrowed = span[0] > low + 1e-9 or span[1] < high - 1e-9
-        found = select(trajectories, reward=span if narrowed else None, **filters)
+        found = select(trajectories, reward=span if narrowed else None, text=controls["text"].value,
+                       sort=controls["sort"].value, **filters)
         shown[:] = found[:LIST_LIMIT]
         cut = f", the first {LIST_LIMIT} listed" if len(found) > LIST_LIMIT else ""
         count.value = f"{len(found)} of {len(trajectories)} trajectories{cut}"
@@ -932,7 +935,7 @@ _STYLE = """
 .sr1 .ids{overflow-wrap:anywhere;font-family:ui-monospace,monospace}
 .sr1 ol{margin:2px 0;padding-left:22px}.sr1 summary{cursor:pointer}
 .sr1 .good{color:var(--good)}.sr1 .bad{color:var(--bad)}.sr1 i{color:var(--dim)}
-.sr1 ins{text-decoration:none}.sr1 b,.sr1 .good,.sr1 .bad{unicode-bidi:isolate}
+.sr1 ins{text-decoration:none;color:var(--fg)}.sr1 b,.sr1 .good,.sr1 .bad{unicode-bidi:isolate}
 .sr1 mark{white-space:nowrap;background:#f0e442;color:#1f2328;padding:0 4px;border-radius:3px}
 .sr1 .badge{display:inline-block;border:2px solid #d55e00;border-radius:10px;padding:0 8px;font-size:12px}
 .sr1 .m{background:rgba(86,180,233,.25)}"""

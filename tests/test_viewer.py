@@ -15,7 +15,7 @@ from searchr1_lib.protocol import observation, split_turn
 from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 from searchr1_lib.rewards import read_choices
 from searchr1_lib.viewer import (
-    OUTCOMES, SORTS, ask, browse, colors, compare, groups, paired_outcomes, prefer, render_comparison, render_html,
+    ANY, OUTCOMES, SORTS, ask, browse, colors, compare, groups, paired_outcomes, prefer, render_comparison, render_html,
     render_side_by_side, render_text, render_weights, select, show, token_spans, weigh, weighted, without_variance,
 )
 
@@ -357,15 +357,18 @@ def test_browse_follows_its_controls():
     assert box.count.value == "2 of 6 trajectories" and "Ada Sorn" in box.drawing.value
     c["answered"].value = "none"
     assert len(c["rows"].options) == 1 and "✗ no answer" in box.drawing.value
+    c["text"].value = ANY
+    assert box.count.value == "0 of 6 trajectories"
     c["text"].value = "nowhere to be found"
     assert box.count.value == "0 of 6 trajectories" and "No trajectories" in box.drawing.value
     c["text"].value = ""
-    c["knowledge"].value = c["answered"].value = None
+    c["knowledge"].value = c["answered"].value = ANY
     c["searches"].value, c["sort"].value, c["color"].value = 1, "lowest reward", "entropy"
     c["group"].value = False
     c["rows"].value = 1
     assert "Colour: entropy" in box.drawing.value and box.drawing.value.count("<article>") == 1
-    c["searches"].value = None
+    c["searches"].value = ANY
+    assert c["searches"].index == 0  # else a browser shows nothing
     c["reward"].value = (0.9, 1.0)
     rows = [label for label, _ in c["rows"].options]
     assert rows == ["✓ 1 · 0 searches · step 4 · What was the trade of Ada Sorn?"]
