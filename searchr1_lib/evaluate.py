@@ -2,22 +2,42 @@
 
 "Need" is the number of hops for a question that was not taught and 0 for a known one; a policy that
 knows when to search has searches = need.
+
+From the shell, the table of the Search-R1 paper (Jin et al. 2025, arXiv 2503.09516, table 2), for one model:
+
+    python -m searchr1_lib.evaluate --model Qwen/Qwen2.5-1.5B-Instruct --engine http://127.0.0.1:8000 --data all
+
+Every answer goes to a log at once; the same command, started again, goes on where it was stopped.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
+import math
 import os
-from dataclasses import dataclass
+import re
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Callable, Sequence
+from typing import Callable, Iterable, Mapping, Sequence
 
-from .records import Question, Trajectory, write_whole
+from .data import SETS, load_questions, load_with_passages
+from .records import Question, Trajectory, TrajectoryLog, write_whole
 from .rewards import exact_match, f1_score
 
 METRICS = ("em", "f1", "searches", "searches_per_need", "over_search", "under_search", "malformed", "tokens",
            "seconds", "reward")
+#: The sets of the paper's table by name (see ``data.SETS``): in which part of it they stand, and under which title.
+PAPER = {
+    "nq": ("General QA", "NQ"), "triviaqa": ("General QA", "TriviaQA"), "popqa": ("General QA", "PopQA"),
+    "hotpotqa": ("Multi-hop QA", "HotpotQA"), "2wikimultihopqa": ("Multi-hop QA", "2Wiki"),
+    "musique": ("Multi-hop QA", "MuSiQue"), "bamboogle": ("Multi-hop QA", "Bamboogle"),
+}
+_WEB = ("http://", "https://")
 
 
 @dataclass
@@ -143,3 +163,306 @@ def evaluate(
     if reward is not None:
         score(reward, trajectories)
     return Report([row_of(t) for t in trajectories], trajectories)
+
+
+# -- the paper's table ----------------------------------------------------------------------------------------------
+
+
+def paper_table(rows: Iterable[Mapping], *, samples: int = 1000, seed: int = 0) -> dict[str, dict]:
+    """EM, F1 and searches by question set, and averaged over the sets, with 95 % intervals.
+
+    Args:
+        rows: as in ``Report.rows``; the part of ``source`` before a slash names the set.
+        samples, seed: of the bootstrap.
+
+    Returns:
+        set -> {"n", "em", "f1", "searches"}, each of the three {"mean", "low", "high"}: Wilson's interval for the EM
+        of a set, a percentile bootstrap over its questions for the others. The paper's sets come first, in its order.
+        "average" is the unweighted mean over the paper's sets that are there (over all, where none of them is), its
+        "n" their number, and its interval draws the questions of each set anew.
+
+    Raises:
+        ValueError: no rows.
+    """
+    import numpy as np
+
+    found: dict[str, list[Mapping]] = {name: [] for name in PAPER}
+    for row in rows:
+        found.setdefault(set_of(row["source"]), []).append(row)
+    found = {name: part for name, part in found.items() if part}
+    if not found:
+        raise ValueError("paper_table: no rows")
+    averaged = [name for name in found if name in PAPER] or list(found)
+    table: dict[str, dict] = {name: {"n": len(part)} for name, part in found.items()}
+    table["average"] = {"n": len(averaged)}
+    for metric in ("em", "f1", "searches"):
+        rng, means, drawn = np.random.default_rng(seed), [], []
+        for name, part in found.items():
+            values = np.array([row[metric] for row in part], float)
+            again = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(samples)])
+            low, high = wilson(values.sum(), len(values)) if metric == "em" else np.quantile(again, (0.025, 0.975))
+            table[name][metric] = {"mean": float(values.mean()), "low": float(low), "high": float(high)}
+            if name in averaged:
+                means.append(float(values.mean()))
+                drawn.append(again)
+        low, high = np.quantile(np.mean(drawn, axis=0), (0.025, 0.975))
+        table["average"][metric] = {"mean": fmean(means), "low": float(low), "high": float(high)}
+    return table
+
+
+def format_paper_table(table: Mapping[str, Mapping]) -> str:
+    """``paper_table`` as text, laid out as in the paper; a set that was not asked has "–"."""
+    others = [name for name in table if name not in PAPER and name != "average"]
+    columns = [*PAPER, *others, "average"] if set(PAPER) & set(table) else [*others, "average"]
+    titles = [PAPER[c][1] if c in PAPER else "Avg." if c == "average" else c for c in columns]
+    widths = [max(13, len(t) + 2) for t in titles]
+    heads = ["Others" if c in others else PAPER.get(c, ("",))[0] for c in columns]
+    heads = ["" if i and h == heads[i - 1] else h for i, h in enumerate(heads)]
+
+    def line(name: str, cells: Iterable[str]) -> str:
+        return name.ljust(10) + "".join(cell.rjust(width) for cell, width in zip(cells, widths))
+
+    def cells(show: Callable[[Mapping], str]) -> list[str]:
+        return [show(table[c]) if c in table else "–" for c in columns]
+
+    lines = [line("", heads), line("", titles), line("n", cells(lambda m: f"{m['n']:,}"))]
+    for metric, name in (("em", "EM"), ("f1", "F1"), ("searches", "searches")):
+        lines.append(line(name, cells(lambda m: f"{m[metric]['mean']:.3f}")))
+        lines.append(line("  95 %", cells(lambda m: f"{m[metric]['low']:.3f}–{m[metric]['high']:.3f}")))
+    if (n := table["average"]["n"]) < len(PAPER):
+        lines.append(f"Avg.: over {n} set{'s' * (n != 1)}" + " of the paper's seven" * bool(set(PAPER) & set(table)))
+    return "\n".join(lines)
+
+
+def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927), 95 % by default; never outside [0, 1].
+
+    >>> [round(x, 3) for x in wilson(0, 10)]
+    [0.0, 0.278]
+    """
+    share, more = successes / n, z * z / n
+    middle, half = share + more / 2, z * math.sqrt(share * (1 - share) / n + more / (4 * n))
+    return max(0.0, (middle - half) / (1 + more)), min(1.0, (middle + half) / (1 + more))
+
+
+def set_of(source: str) -> str:
+    """The question set that a source belongs to: what stands before the first slash."""
+    return source.split("/")[0]
+
+
+# -- from the shell -------------------------------------------------------------------------------------------------
+
+
+def answer_all(policy, questions: Sequence[Question], engine, log: TrajectoryLog, *, batch_size: int = 64,
+               report: Callable[[str], None] | None = None, **rollout_settings) -> None:
+    """Answer questions greedily, one rollout each, and append them to the log batch by batch."""
+    from .rollout import rollout
+
+    for i in range(0, len(questions), batch_size):
+        part = questions[i : i + batch_size]
+        log.append(rollout(policy, part, engine, num_generations=1, temperature=0.0, **rollout_settings))
+        if report:
+            report(f"answered {i + len(part):,} of {len(questions):,} questions")
+
+
+def answered(log: TrajectoryLog, questions: Sequence[Question]) -> dict[tuple[str, str], dict]:
+    """The rows (see ``Report``) of the questions that stand in a log, by set and id; the last one counts.
+
+    A row also says how many of its searches failed ("failed").
+
+    Raises:
+        ValueError: the log has another question under the same set and id.
+    """
+    asked = {key_of(q): q for q in questions}
+    rows = {}
+    for t in log if log.path.exists() else ():
+        key = key_of(t.question)
+        if key not in asked:
+            continue
+        if t.question.text != asked[key].text:
+            raise ValueError(f"{log.path} answers another question {key[1]!r} of {key[0]}; choose another --out")
+        t.question = asked[key]
+        rows[key] = row_of(t) | {"failed": sum(bool(c.error) for c in t.searches)}
+    return rows
+
+
+def key_of(question: Question) -> tuple[str, str]:
+    """What tells a question from those of other sets."""
+    return set_of(question.source), question.id
+
+
+def read_sets(sources: Sequence[str], limit: int | None) -> list[Question]:
+    """The questions of several sources, each with a source that names its set.
+
+    Args:
+        sources: names of ``data.SETS``, "all" (the paper's seven), paths, ``hub:owner/name``, or ``set=path`` to say
+            to which set a file without sources belongs.
+        limit: at most so many questions of each set.
+
+    Raises:
+        ValueError: two questions of one set with one id; what ``load_questions`` raises.
+    """
+    found: dict[tuple[str, str], Question] = {}
+    counts: dict[str, int] = {}
+    for source in _each(sources):
+        label, path = _split(source)
+        several = Path(path).exists() or path == "search-r1"  # may hold more than one set
+        for q in load_questions(path, limit=None if several else limit):
+            q.source = label or q.source or _label(path)
+            name = set_of(q.source)
+            counts[name] = counts.get(name, 0) + 1
+            if limit is not None and counts[name] > limit:
+                continue
+            if key_of(q) in found:
+                raise ValueError(f"{source}: {name} has another question {q.id!r}; name its set with SET={path}")
+            found[key_of(q)] = q
+    return list(found.values())
+
+
+def _each(sources: Sequence[str]) -> list[str]:
+    return [name for s in sources for name in (PAPER if s == "all" else [s])]
+
+
+def _split(source: str) -> tuple[str, str]:
+    """("nq", "my/file.jsonl") from "nq=my/file.jsonl"; the set is "" where none is named."""
+    named = re.fullmatch(r"([\w-]+)=(.+)", source)
+    return named.groups() if named else ("", source)
+
+
+def _label(path: str) -> str:
+    """The set of a file that does not say: its name, or its folder's where the name is that of any file."""
+    file = Path(path.removeprefix("hub:"))
+    name = file.name.split(".")[0]
+    return file.resolve().parent.name if name in ("questions", "train", "dev", "validation", "test") else name
+
+
+def open_engine(name: str, sources: Sequence[str] = (), limit: int | None = None):
+    """The engine that a name stands for.
+
+    Args:
+        name: a folder that ``LocalSearch`` opens; the address of a retrieval server; "web:serper" or another
+            provider of ``WebSearch``; or "passages": BM25 over the passages that the rows of ``sources`` carry.
+        sources, limit: see ``read_sets``; for "passages".
+
+    Raises:
+        ValueError, FileNotFoundError: what the engine raises that cannot be opened.
+    """
+    from . import search
+
+    if name.startswith(_WEB):
+        return search.RemoteSearch(name)
+    if name.startswith("web:"):
+        return search.WebSearch(name.removeprefix("web:"))
+    if name == "passages":
+        found = {p.id: p for s in _each(sources) for p in load_with_passages(_split(s)[1], limit=limit)[1]}
+        return search.BM25Search(list(found.values()))
+    return search.LocalSearch(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Answer what is not answered yet, print the table, and write it to ``report.json``."""
+    args = _arguments(arguments)
+    from .search import SearchError
+
+    try:
+        print(_evaluate_from_shell(args))
+    except (ValueError, OSError, SearchError) as e:
+        sys.exit(f"evaluate: {e}")
+    except KeyboardInterrupt:
+        sys.exit("evaluate: stopped; the same command goes on from here")
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m searchr1_lib.evaluate", description="The seven-set table of the Search-R1 paper, for a model.")
+    add = parser.add_argument
+    add("--model", required=True, help="a model's folder, or its name on the hub")
+    add("--adapter", help="a folder with a LoRA adapter in PEFT's format")
+    add("--engine", required=True, help="an index's folder, a retrieval server's address, web:PROVIDER, or passages "
+                                        "(BM25 over what the questions' own rows carry)")
+    add("--data", required=True, nargs="+", help=f"{', '.join(SETS)}, all (the paper's seven), files, SET=FILE "
+                                                 "or hub:OWNER/NAME")
+    add("--limit", type=_positive, help="at most so many questions of each set")
+    add("--out", type=Path, help="folder of the log and the report (default: runs/evaluate/NAME of the model)")
+    add("--batch-size", type=_positive, default=64, help="rollouts at a time")
+    add("--prompt", type=Path, help="a file with the user message, {question} in it (default: the model's own)")
+    add("--no-quantize", action="store_true", help="16 or 32 bits a weight instead of NF4's 4")
+    add("--no-thinking", action="store_true", help="switch Qwen3's thinking mode off")
+    for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
+        add("--" + name.replace("_", "-"), type=int, default=argparse.SUPPRESS, dest=name,
+            help="see searchr1_lib.rollout.Limits")
+    args = parser.parse_args(arguments)
+    args.out = args.out or Path("runs/evaluate") / re.sub(r"[^\w.-]+", "_", args.adapter or args.model).strip("_.")
+    return args
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _evaluate_from_shell(args: argparse.Namespace) -> str:
+    """The table's text; everything that can be refused is refused before the model is loaded."""
+    from .policy import check_model_folder, load_policy
+    from .rollout import Limits
+    from .search import RemoteSearch
+
+    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    limits = asdict(Limits(**{name: vars(args)[name] for name in Limits.__dataclass_fields__ if name in args}))
+    questions = read_sets(args.data, args.limit)
+    check_model_folder(args.model)
+    prompt = args.prompt.read_text(encoding="utf-8") if args.prompt else None
+    if prompt is not None and "{question}" not in prompt:
+        raise ValueError(f"{args.prompt}: the prompt has no {{question}}")
+    engine_name = RemoteSearch(args.engine).address if args.engine.startswith(_WEB) else args.engine  # no password
+    settings = {"model": args.model, "weights": _fingerprint(args.model), "adapter": _fingerprint(args.adapter),
+                "engine": engine_name, "prompt": prompt, "quantize": not args.no_quantize,
+                "thinking": not args.no_thinking, "limits": limits}
+    log = TrajectoryLog(args.out / "trajectories.jsonl")
+    if log.path.exists():
+        _check_same(args.out / "settings.json", settings)
+    done = answered(log, questions)
+    left = [q for q in questions if key_of(q) not in done or done[key_of(q)]["failed"]]
+    if left:
+        say(f"{len(left):,} of {len(questions):,} questions to answer; the log is {log.path}")
+        with redirect_stdout(sys.stderr):  # what an engine says of itself is no part of the table
+            engine = open_engine(args.engine, args.data, args.limit)
+        engine.search(left[0].text, k=1)  # an engine that is down must not cost an evaluation
+        policy = load_policy(args.model, adapter=args.adapter, lora=bool(args.adapter), prompt=prompt,
+                             quantize=not args.no_quantize, thinking=not args.no_thinking)
+        write_whole(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
+        answer_all(policy, left, engine, log, batch_size=args.batch_size, report=say, **limits)
+        done = answered(log, questions)
+    table, failed = paper_table(done.values()), sum(row["failed"] for row in done.values())
+    write_whole(args.out / "report.json", json.dumps({"table": table, "failed_searches": failed}, indent=1) + "\n")
+    if failed:
+        say(f"{failed} searches failed, so the figures are too low: the same command again redoes those questions")
+    say(f"the table is also in {args.out / 'report.json'}")
+    return format_paper_table(table)
+
+
+def _check_same(file: Path, settings: dict) -> None:
+    """Raise ValueError where a folder holds the evaluation of something else."""
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if differ := sorted(name for name in settings if before.get(name) != settings[name]):
+        raise ValueError(f"{file.parent} holds an evaluation with another {', '.join(differ)}; choose another --out")
+
+
+def _fingerprint(folder: str | None) -> str | None:
+    """Tells the weights in a folder from others: a hash of at most 64 MiB of each file; None for a name on the hub."""
+    if folder is None or not Path(folder).is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with open(file, "rb") as f:
+            for i in range(min(64, -(-size // 2**20))):
+                f.seek(i * size // 64 if size > 64 * 2**20 else i * 2**20)
+                digest.update(f.read(2**20))
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main()
