@@ -162,14 +162,14 @@ def _read_again(rows: Sequence[Replayed], policy, temperature: float) -> None:
     """Fill in ``logprobs`` and ``choices``, from one forward pass over the whole sequences."""
     import torch
 
-    from .trainer import Batch
+    from .learner import Batch
 
     for r in rows:
         _same_tokenizer(r.trajectory, policy)
     batch = Batch.of([r.trajectory for r in rows], policy.pad_id, policy.device)
     with torch.no_grad():
         hidden = policy.decoder(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).last_hidden_state
-        written = batch.mask.bool()
+        written = batch.sampled.bool()
         found = [_judged(policy.lm_head(h), ids, temperature)  # (N, H) at a time: logits of all would not fit
                  for h, ids in zip(hidden[:, :-1][written].split(1024), batch.ids[:, 1:][written].split(1024))]
     logprobs = iter(x for part, _ in found for x in part)
