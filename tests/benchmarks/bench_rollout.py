@@ -4,10 +4,10 @@
     (b) batch    the same for all at once; every turn encodes the whole history again
     (c) trl      TRL's ``GRPOTrainer._generate``: its own tool loop
 
-Every sampler samples at temperature 1, but the logits are bent so that each rollout writes a given text; so
-all do the same work, and what each recorded is checked against that text. Ours also records log-probabilities
-and entropies, which the others do not; TRL, which knows no other end of a turn, is given an end-of-message
-token in place of the last one.
+Every sampler samples at temperature 1, but is made to write a given text: by bending the logits, or in ours the
+draw. So all do the same work, and what each recorded is checked against that text. Ours also records
+log-probabilities and entropies, which the others do not; TRL, which knows no other end of a turn, draws an
+end-of-message token in place of the last one, which is then put back.
 
     python tests/benchmarks/bench_rollout.py [--quick]
 """
@@ -15,6 +15,7 @@ token in place of the last one.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import random
@@ -22,8 +23,10 @@ import statistics
 import tempfile
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -52,7 +55,7 @@ class Play:
 
 
 class Script:
-    """Bends logits so that row i of the batch can only draw the next token of rollout ``rows[i]``."""
+    """Says what row i of a batch writes next: the next token of rollout ``rows[i]``."""
 
     def __init__(self, plays: list[Play], end: int):
         self.plays, self.end = plays, end  # end: the token of a row whose turn is over
@@ -64,14 +67,47 @@ class Script:
         width = max(map(len, turns))
         self.ids, self.at = torch.tensor([t + [self.end] * (width - len(t)) for t in turns]), 0
 
-    def bend(self, logits: torch.Tensor, rows: list[int] | slice = slice(None)) -> torch.Tensor:
-        """``logits`` (A, V) of the next token, changed in place; ``rows`` are those that are still computed."""
-        column = self.ids[rows, self.at : self.at + 1].to(logits.device)
+    def next(self, rows: list[int] | slice = slice(None)) -> torch.Tensor:
+        """The next token (A,) of each row; ``rows`` are those that are still computed."""
         self.at += 1
-        return logits.scatter_(1, column, 60.0)
+        return self.ids[rows, self.at - 1]
 
-    def hook(self, module, args, output):
-        self.bend(output.logits[:, -1])
+    @contextmanager
+    def bending(self, policy: Policy):
+        """Within it the model's last logits are bent in place, so that nothing else can be drawn."""
+        def bend(module, args, output):
+            output.logits[:, -1].scatter_(1, self.next().to(policy.device).unsqueeze(1), 60.0)
+
+        handle = causal_lm(policy).register_forward_hook(bend)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def drawing(self):
+        """Within it our sampler draws what is written here; log-probabilities and entropies are the model's own."""
+        script, draw = self, sampler.draw
+
+        class Scripted(sampler._Sampler):
+            def run(self, episodes):
+                self.number = {id(e): i for i, e in enumerate(episodes)}
+                return super().run(episodes)
+
+            def _write_turn(self, active, logits, stops):
+                script.begin([self.number[id(e)] for e in active], active[0].turn)
+                super()._write_turn(active, logits, stops)
+
+            def _sample(self, logits):
+                def forced(probs, generator=None):
+                    draw(probs, generator)
+                    return script.next(getattr(self, "rows", slice(None))).to(probs.device)
+
+                with patch.object(sampler, "draw", forced):
+                    return super()._sample(logits)
+
+        with patch.object(sampler, "_Sampler", Scripted):
+            yield
 
 
 class Shelf:
@@ -90,34 +126,16 @@ class Shelf:
 
 
 def ours(policy: Policy, script: Script, engine, questions: list[Question], group: int, turns: int) -> list[list[int]]:
-    class Scripted(sampler._Sampler):
-        def run(self, episodes):
-            self.number = {id(e): i for i, e in enumerate(episodes)}
-            return super().run(episodes)
-
-        def _write_turn(self, active, logits, stops):
-            script.begin([self.number[id(e)] for e in active], active[0].turn)
-            super()._write_turn(active, logits, stops)
-
-        def _sample(self, logits):
-            return super()._sample(script.bend(logits, getattr(self, "rows", slice(None))))
-
-    plain, sampler._Sampler = sampler._Sampler, Scripted
-    try:
+    with script.drawing():
         made = sampler.rollout(policy, questions, engine, num_generations=group, max_turns=turns - 1, **LENGTHS)
-    finally:
-        sampler._Sampler = plain
     return [t.completion_ids for t in made]
 
 
 def generate(policy: Policy, script: Script, engine, *, batch: int) -> list[list[int]]:
     """``batch`` rollouts at a time with transformers' ``generate``; each turn encodes the whole history."""
-    handle = causal_lm(policy).register_forward_hook(script.hook)
-    try:
-        parts = torch.arange(len(script.plays)).split(batch)
+    parts = torch.arange(len(script.plays)).split(batch)
+    with script.bending(policy):
         return [ids for part in parts for ids in _generate(policy, script, engine, part.tolist())]
-    finally:
-        handle.remove()
 
 
 def _generate(policy, script, engine, rows: list[int]) -> list[list[int]]:
@@ -148,7 +166,10 @@ def _generate(policy, script, engine, rows: list[int]) -> list[list[int]]:
 
 
 class TRL:
-    """TRL's trainer around our model, with search as its tool; ``run`` generates once for all prompts."""
+    """TRL's trainer around our model, with search as its tool; what it generates is always the same script.
+
+    It turns the LoRA matrices of a 4-bit model to bf16: give it a policy of its own.
+    """
 
     TEMPLATE = (  # our prompt; a tool's message is written as it is, so that an observation is the same tokens
         "{%- if messages[0]['role'] != 'system' -%}{{- SYSTEM -}}{%- endif -%}{%- for m in messages -%}"
@@ -160,13 +181,11 @@ class TRL:
         "{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
     )
 
-    def __init__(self, policy: Policy, group: int, rollouts: int, folder: str):
-        import copy
-
+    def __init__(self, policy: Policy, script: Script, engine, group: int, folder: str, reward=None, **settings):
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
 
-        self.policy = policy
+        self.policy, self.script, self.engine, self.group = policy, script, engine, group
         tokenizer = copy.deepcopy(policy.tokenizer)
         empty = policy.prompt_text("x").split("<|im_start|>user")[0]
         tokenizer.chat_template = self.TEMPLATE.replace("SYSTEM", repr(empty))
@@ -181,41 +200,46 @@ class TRL:
             """
             return observe(policy, self.engine.search_batch([query], k=3)[0])
 
+        questions = [p.question for p in script.plays[::group]]
+        rows = {"prompt": [[{"role": "user", "content": protocol.build_prompt(q.text, policy.prompt)}]
+                           for q in questions], "golds": [q.answers for q in questions]}
+        settings = {"per_device_train_batch_size": len(script.plays), "gradient_checkpointing": False} | settings
         self.trainer = GRPOTrainer(
-            model=policy.model, processing_class=tokenizer, tools=[search],
-            reward_funcs=lambda completions, **_: [0.0] * len(completions),
-            train_dataset=Dataset.from_dict({"prompt": [[{"role": "user", "content": "x"}]] * rollouts}),
+            model=policy.model, processing_class=tokenizer, tools=[search], train_dataset=Dataset.from_dict(rows),
+            reward_funcs=reward or (lambda completions, **_: [0.0] * len(completions)),
             args=GRPOConfig(
-                output_dir=folder, use_cpu=policy.device.type == "cpu", bf16=False, report_to="none", beta=0.0,
-                per_device_train_batch_size=rollouts, num_generations=group, gradient_checkpointing=False,
-                max_completion_length=LENGTHS["max_completion_length"]))
-        self.trainer._sync_tool_dicts = [{"search": search}] * rollouts
-        self.trainer._async_tool_dicts = [{}] * rollouts
-        self.single_turn = self.trainer._generate_single_turn
-        self.trainer._generate_single_turn = self.scripted_turn
+                output_dir=folder, use_cpu=policy.device.type == "cpu", bf16=policy.device.type != "cpu",
+                report_to="none", beta=0.0, num_generations=group, shuffle_dataset=False,
+                max_completion_length=LENGTHS["max_completion_length"], **settings))
+        self.trainer._sync_tool_dicts = [{"search": search}] * len(script.plays)
+        self.trainer._async_tool_dicts = [{}] * len(script.plays)
+        self.prompts = [prompt for prompt in rows["prompt"] for _ in range(group)]
+        self.generate, self.single_turn = self.trainer._generate, self.trainer._generate_single_turn
+        self.trainer._generate, self.trainer._generate_single_turn = self.scripted, self.scripted_turn
 
     def parse(self, ids, prefix=None, tools=None):
         """Stands in for a response template: the query of the turn that ``ids`` ends, as a call of the tool."""
-        text = self.policy.decode(ids) + ">"  # the end of message stands in its place
+        text = self.policy.decode(ids)
         action = protocol.read_action(text)
         call = {"type": "function", "function": {"name": "search", "arguments": {"query": action.text}}}
         return {"role": "assistant", "content": text} | ({"tool_calls": [call]} if action.kind == "search" else {})
 
+    def scripted(self, prompts):
+        self.turn = -1
+        with self.script.bending(self.policy):
+            self.made = self.generate(prompts)
+        return self.made
+
     def scripted_turn(self, prompt_ids, *args, **kwargs):
         turn = self.turn = self.turn + 1
-        self.script.begin([i for i, p in enumerate(self.script.plays) if len(p.turns) > turn], turn,
-                          eos=self.policy.tokenizer.eos_token_id)
-        return self.single_turn(prompt_ids, *args, **kwargs)
+        rows = [i for i, p in enumerate(self.script.plays) if len(p.turns) > turn]
+        self.script.begin(rows, turn, eos=self.policy.tokenizer.eos_token_id)
+        written, logprobs = self.single_turn(prompt_ids, *args, **kwargs)
+        return [ids[:-1] + self.script.plays[i].turns[turn][-1:] for i, ids in zip(rows, written)], logprobs
 
-    def run(self, script: Script, engine) -> list[list[int]]:
-        self.script, self.engine, self.turn = script, engine, -1
-        prompts = [[{"role": "user", "content": protocol.build_prompt(p.question.text, self.policy.prompt)}]
-                   for p in script.plays]
-        handle = causal_lm(self.policy).register_forward_hook(script.hook)
-        try:
-            return self.trainer._generate(prompts)[1]
-        finally:
-            handle.remove()
+    def run(self) -> list[list[int]]:
+        """Generate once for all prompts."""
+        return self.scripted(self.prompts)[1]
 
 
 def observe(policy: Policy, hits: list[Hit]) -> str:
@@ -245,28 +269,29 @@ def almanac(policy: Policy, groups: int, group: int, seed: int = 0) -> tuple[lis
     return questions, Script(plays, policy.pad_id), engine
 
 
-def long(policy: Policy, groups: int, group: int, turns: int, observation: int) -> tuple[list[Question], Script, Shelf]:
-    """Rollouts of so many turns with observations of so many tokens."""
+def long(policy: Policy, groups: int, group: int, turns: int, observation: int, thought: tuple[int, int] = (0, 5),
+         ) -> tuple[list[Question], Script, Shelf]:
+    """Rollouts of so many turns with observations of so many tokens; a thought takes from ``thought`` sentences."""
     rng = random.Random(0)
-    questions = [Question(f"q{i}", f"Who wrote letter number {i}?", ["x"]) for i in range(groups)]
+    questions = [Question(f"q{i}", f"Who wrote letter number {i}?", ["me"]) for i in range(groups)]
     words = min(range(1, 500), key=lambda n: abs(len(policy.encode(observe(policy, Shelf(n).hits))) - observation))
     engine = Shelf(words)
 
     def turn(number: int) -> list[int]:
         act = "<answer> me </answer>" if number == turns - 1 else f"<search> letter {rng.randrange(99)} </search>"
-        return policy.encode(f"<think> I recall nothing.{' Let me see.' * rng.randrange(5)} </think>\n{act}")
+        return policy.encode(f"<think> I recall nothing.{' Let me see.' * rng.randrange(*thought)} </think>\n{act}")
 
     plays = [Play(q, [turn(t) for t in range(turns)]) for q in questions for _ in range(group)]
     return questions, Script(plays, policy.pad_id), engine
 
 
-def expected(policy: Policy, script: Script, engine, *, eos: int | None = None) -> list[list[int]]:
+def expected(policy: Policy, script: Script, engine) -> list[list[int]]:
     """What every contestant must have recorded, turn by turn."""
     made = []
     for play in script.plays:
         ids: list[int] = []
         for turn in play.turns:
-            ids += turn if eos is None else turn[:-1] + [eos]
+            ids += turn
             if turn is not play.turns[-1]:
                 query = protocol.read_action(policy.decode(turn)).text
                 ids += policy.encode(observe(policy, engine.search_batch([query], k=3)[0]))
@@ -290,12 +315,12 @@ def contest(policy: Policy, name: str, questions, script, engine, group: int, ru
     """Seconds of each contestant (the median of its runs, taken in turn) and how many times longer than ours."""
     turns = max(len(p.turns) for p in script.plays)
     with tempfile.TemporaryDirectory() as folder:
-        trl = TRL(policy, group, len(script.plays), folder) if runs.get("trl") else None
+        trl = TRL(copy.deepcopy(policy), script, engine, group, folder) if runs.get("trl") else None
         ways = {
             "ours": lambda: ours(policy, script, engine, questions, group, turns),
             "one": lambda: generate(policy, script, engine, batch=1),
             "batch": lambda: generate(policy, script, engine, batch=len(script.plays)),
-            "trl": lambda: trl.run(script, engine),
+            "trl": lambda: trl.run(),
         }
         taken: dict[str, list[tuple[float, float]]] = {way: [] for way in ways if runs.get(way)}
         for number in range(max(runs.values())):
@@ -303,8 +328,7 @@ def contest(policy: Policy, name: str, questions, script, engine, group: int, ru
                 if number < runs[way]:
                     made, *seconds = measured(policy, ways[way])
                     taken[way].append(tuple(seconds))
-                    eos = policy.tokenizer.eos_token_id if way == "trl" else None
-                    assert made == expected(policy, script, engine, eos=eos), f"{way} recorded other tokens"
+                    assert made == expected(policy, script, engine), f"{way} recorded other tokens"
     wall, cpu = ({way: statistics.median(times[k] for times in t) for way, t in taken.items()} for k in (0, 1))
     sampled = sum(len(t) for p in script.plays for t in p.turns)
     read = sum(map(len, expected(policy, script, engine))) - sampled
