@@ -7,17 +7,20 @@ all tests are paired: that needs far fewer questions than two independent sample
 from __future__ import annotations
 
 import html
+import json
 import math
 import os
 import re
-from dataclasses import dataclass, replace
+from array import array
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from .evaluate import row_of
-from .records import Passage, Trajectory, TrajectoryLog
+from .records import Passage, Trajectory
 from .rewards.process import answer_retrieved
 
 #: Why an answer is wrong: name -> what it means, in the order in which ``error_of`` asks.
@@ -30,23 +33,92 @@ ERRORS = {
     "wrong hop": "a part of the chain was found, then the model stopped or followed it to a wrong place",
     "bad query": "no gold passage was found and no query named one",
 }
+_CAUSES = {name: number for number, name in enumerate(ERRORS)}
 
 
-def read_light(path: str | os.PathLike) -> list[Trajectory]:
-    """A trajectory log without tokens and segments: what a long log's statistics need, in a tenth of the memory.
+@dataclass(frozen=True)
+class Table:
+    """A trajectory log as columns: a few numbers a rollout instead of its text and tokens.
 
-    Errors as in ``TrajectoryLog``.
+    Attributes:
+        path: of the log.
+        columns: name -> one number a rollout (float32), NaN where it does not apply. ``step`` (from 1, as in
+            metrics.jsonl), ``known`` (1, 0), ``hops``, ``reward``, ``em``, ``searches``, ``tokens`` (that the model
+            wrote), ``malformed``, ``first_query_found``, ``sureness`` (see ``sureness``), ``error`` (position of the
+            cause in ``ERRORS``), and ``rewards/NAME`` for each part of the reward.
+        offsets: where each rollout's line begins in the log, in bytes.
     """
-    bulky = dict.fromkeys(("prompt_ids", "completion_ids", "mask", "logprobs", "segments", "tokens"), ())
-    known: dict[Passage, Passage] = {}
 
-    def shared(call):  # the same passage stands in many trajectories
-        return replace(call, hits=[replace(h, passage=known.setdefault(h.passage, h.passage)) for h in call.hits])
+    path: Path
+    columns: dict[str, np.ndarray]
+    offsets: np.ndarray
 
-    return [
-        replace(t, **{name: [] for name in bulky}, prompt="", token_values={}, searches=[shared(c) for c in t.searches])
-        for t in TrajectoryLog(path)
-    ]
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A column; all NaN if no rollout had the value."""
+        return self.columns[name] if name in self.columns else np.full(len(self), np.nan, np.float32)
+
+    def trajectory(self, number: int) -> Trajectory:
+        """One rollout, whole, read from the log again: for a viewer."""
+        with open(self.path, "rb") as f:
+            f.seek(int(self.offsets[number]))
+            return Trajectory.from_dict(json.loads(f.readline()))
+
+    def of_error(self, cause: str) -> np.ndarray:
+        """The numbers of the rollouts that are wrong for this reason, a key of ``ERRORS``."""
+        return np.flatnonzero(self["error"] == list(ERRORS).index(cause))
+
+
+def read_table(path: str | os.PathLike, passages: Mapping[str, Passage] = {}) -> Table:
+    """Read a trajectory log of any length as columns, one rollout in memory at a time.
+
+    Args:
+        passages: the corpus by id, see ``error_of``.
+
+    Raises:
+        FileNotFoundError: there is no log.
+        ValueError: a line other than a cut last one is broken; names file and line.
+    """
+    columns: dict[str, array] = {}
+    offsets, at = array("q"), 0
+    with _log_lines(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                break  # cut off by a crash
+            try:
+                row = _numbers(Trajectory.from_dict(json.loads(line)), passages)
+            except ValueError as e:
+                raise ValueError(f"{path}, line {number}: {e}") from None
+            for name in row.keys() | columns.keys():
+                column = columns.setdefault(name, array("f"))
+                column.extend([math.nan] * (number - 1 - len(column)))
+                column.append(row.get(name, math.nan))
+            offsets.append(at)
+            at += len(line)
+    arrays = {name: np.frombuffer(column, np.float32) for name, column in columns.items()}
+    return Table(Path(path), arrays, np.frombuffer(offsets, np.int64) if offsets else np.empty(0, np.int64))
+
+
+def _log_lines(path: str | os.PathLike):
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no trajectory log at {path}") from None
+
+
+def _numbers(t: Trajectory, passages: Mapping[str, Passage]) -> dict[str, float]:
+    """The row of one rollout in a ``Table``; what does not apply is left out."""
+    cause = error_of(t, passages)
+    found = {
+        "step": None if t.step is None else t.step + 1, "known": t.question.known, "hops": t.question.hops,
+        "reward": t.reward, "em": cause is None, "searches": len(t.searches), "tokens": sum(t.mask),
+        "malformed": t.invalid_turns > 0, "first_query_found": first_query_finds(t), "sureness": sureness(t),
+        "error": None if cause is None else _CAUSES[cause],
+    }
+    found |= {f"rewards/{name}": value for name, value in t.rewards.items()}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 # ---- before and after ------------------------------------------------------------------------------------
@@ -258,21 +330,95 @@ def query_quality(trajectories: Iterable[Trajectory]) -> float | None:
     return fmean(found) if found else None
 
 
-def by_step(trajectories: Iterable[Trajectory], passages: Mapping[str, Passage] = {}) -> list[dict[str, Any]]:
+def by_step(table: Table) -> list[dict[str, Any]]:
     """What ``metrics.jsonl`` does not hold, one row a training step and numbered as there (from 1).
 
     Keys: step, ``first_query_found`` (see ``query_quality``), and ``error/CAUSE`` for each cause in ``ERRORS``:
     its share of the step's rollouts. ``plots.curves`` draws them.
     """
-    steps: dict[int, list[Trajectory]] = {}
-    for t in trajectories:
-        if t.step is not None:
-            steps.setdefault(t.step + 1, []).append(t)
-    return [
-        {"step": step, "first_query_found": query_quality(ts)}
-        | {f"error/{name}": len(wrong) / len(ts) for name, wrong in errors(ts, passages).items()}
-        for step, ts in sorted(steps.items())
-    ]
+    rows = []
+    for step in np.unique(table["step"][~np.isnan(table["step"])]):
+        here = table["step"] == step
+        found, cause = table["first_query_found"][here], table["error"][here]
+        judged = found[~np.isnan(found)]
+        rows.append({"step": int(step), "first_query_found": float(judged.mean()) if len(judged) else None}
+                    | {f"error/{name}": float((cause == number).mean()) for name, number in _CAUSES.items()})
+    return rows
+
+
+# ---- sureness --------------------------------------------------------------------------------------------
+
+
+def sureness(t: Trajectory) -> float | None:
+    """How sure the model was of an answer that it gave without searching: the probability of its own words.
+
+    The product of the sampling probabilities of the tokens of its thoughts and its answer, tags left out (they tell
+    how sure it was of the *act*). So it is the chance that, answering again, it would write exactly this. Long
+    thoughts can be put in many ways, and push it towards 0: compare it within one model only.
+
+    Returns:
+        a number in [0, 1]; None for a rollout that searched or gave no answer.
+    """
+    if t.searches or t.answer is None:
+        return None
+    total = 0.0
+    for s in t.segments:
+        if s.kind in ("think", "answer"):
+            texts = t.tokens[s.start : s.end]
+            # the segment's text stands somewhere in its tokens, which can straddle its ends
+            begin = max(0, "".join(texts).find(s.text))
+            first, last = begin + len(f"<{s.kind}>"), begin + len(s.text) - len(f"</{s.kind}>")
+            at = 0
+            for text, logprob in zip(texts, t.logprobs[s.start : s.end]):
+                if at < last and at + len(text) > first:
+                    total += logprob
+                at += len(text)
+    return math.exp(total)
+
+
+def calibration(sure: Sequence[float], correct: Sequence[float], *, bins: int = 10) -> list[dict[str, float]]:
+    """Answers in bins of equal width by sureness: how often they are right, with 95 % intervals.
+
+    A calibrated model is right as often as it is sure (DeGroot and Fienberg 1983; Guo et al. 2017, arXiv 1706.04599).
+
+    Args:
+        sure: in [0, 1], one an answer; NaN is left out.
+        correct: 1 where it is right, else 0.
+
+    Returns:
+        one row a bin that holds an answer: "sure" and "right" (means), "low" and "high" (see ``wilson``), "n".
+    """
+    sure, correct = np.asarray(sure, float), np.asarray(correct, float)
+    judged = ~np.isnan(sure)
+    sure, correct = sure[judged], correct[judged]
+    place = np.minimum((sure * bins).astype(int), bins - 1)
+    rows = []
+    for number in np.unique(place):
+        here = place == number
+        low, high = wilson(int(correct[here].sum()), int(here.sum()))
+        rows.append({"sure": float(sure[here].mean()), "right": float(correct[here].mean()), "low": low, "high": high,
+                     "n": int(here.sum())})
+    return rows
+
+
+def calibration_error(rows: Sequence[Mapping[str, float]]) -> float | None:
+    """Expected calibration error: mean distance of sureness and share right, weighted by answers; None without any."""
+    return None if not rows else sum(abs(r["sure"] - r["right"]) * r["n"] for r in rows) / sum(r["n"] for r in rows)
+
+
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval (1927) of a share of ``hits`` out of ``n``, 95 % by default.
+
+    >>> [round(x, 3) for x in wilson(0, 10)]
+    [0.0, 0.278]
+
+    Raises:
+        ValueError: no observations, or more hits than those.
+    """
+    if not 0 <= hits <= n or n < 1:
+        raise ValueError(f"wilson: {hits} hits out of {n}")
+    middle, wide = (hits + z * z / 2) / (n + z * z), z / (n + z * z) * math.sqrt(hits * (n - hits) / n + z * z / 4)
+    return max(0.0, middle - wide), min(1.0, middle + wide)
 
 
 # ---- figures to reach ------------------------------------------------------------------------------------
@@ -332,6 +478,103 @@ def judge(figures: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, 
     bar = max(r["always searching"], r["never searching"])
     target = f"> {r['always searching']:.3f} (always searching) and > {r['never searching']:.3f} (never)"
     return [*rows, ("reward", target, r["before"], r["after"], r["after"] > bar)]
+
+
+# ---- several runs ----------------------------------------------------------------------------------------
+
+
+def differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The parameters by which runs differ, besides their seeds: names in ``row["settings"]``, in their order."""
+    names = dict.fromkeys(name for row in rows for name in row["settings"] if name != "seed")
+    return [name for name in names if len({repr(row["settings"].get(name)) for row in rows}) > 1]
+
+
+def by_setting(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Runs gathered by setting: what ``suite.read_runs`` gives, as means with intervals.
+
+    Args:
+        names: the parameters that make a setting; runs of one setting differ in their seeds.
+
+    Returns:
+        one dict a setting, ordered by it: "setting", "runs" (that did not fail), "failed", and "figures": name ->
+        "mean", "low", "high" (see ``interval``), "least", "greatest" and "n", of the runs that have it.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(repr([row["settings"].get(name) for name in names]), []).append(row)
+    made = []
+    for members in groups.values():
+        whole = [row for row in members if not row["error"]]
+        figures = {}
+        for name in dict.fromkeys(name for row in whole for name in row["figures"]):
+            values = [row["figures"][name] for row in whole if name in row["figures"]]
+            low, high = interval(values)
+            figures[name] = {"mean": fmean(values), "low": low, "high": high, "least": min(values),
+                             "greatest": max(values), "n": len(values)}
+        made.append({"setting": {name: members[0]["settings"].get(name) for name in names}, "runs": len(whole),
+                     "failed": len(members) - len(whole), "figures": figures})
+    return sorted(made, key=lambda group: [_order(value) for value in group["setting"].values()])
+
+
+def _order(value: Any) -> tuple:
+    """Numbers before words, each in their order."""
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
+
+
+def interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of runs; of two, which carry none worth the name, the least and the greatest.
+
+    >>> interval([3.0])
+    (3.0, 3.0)
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("interval: no values")
+    if len(values) < 3:
+        return min(values), max(values)
+    from scipy.stats import t
+
+    mean, n = fmean(values), len(values)
+    wide = t.ppf((1 + level) / 2, n - 1) * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    return float(mean - wide), float(mean + wide)
+
+
+def differences(rows: Sequence[Mapping[str, Any]], names: Sequence[str], figure: str, base: Mapping[str, Any]
+                ) -> list[tuple[dict[str, Any], int, float, float, float]]:
+    """How much a figure differs between each setting and ``base``, paired by seed.
+
+    Returns:
+        rows of (setting, seeds that both have, mean difference, low, high); a setting that shares no seed with
+        ``base`` is left out.
+    """
+    found: dict[str, tuple[dict, dict]] = {}
+    for row in rows:
+        if not row["error"] and figure in row["figures"]:
+            setting = {name: row["settings"].get(name) for name in names}
+            found.setdefault(repr(setting), (setting, {}))[1][row["settings"].get("seed")] = row["figures"][figure]
+    _, first = found.get(repr({name: base.get(name) for name in names}), ({}, {}))
+    made = []
+    for setting, values in found.values():
+        shared = [values[seed] - first[seed] for seed in values if seed in first]
+        if shared and values is not first:
+            made.append((setting, len(shared), fmean(shared), *interval(shared)))
+    return made
+
+
+def setting_table(groups: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> str:
+    """``by_setting`` as a Markdown table: the setting, its runs, and each figure with its interval."""
+    names = list(groups[0]["setting"]) if groups else []
+
+    def cell(f):
+        if f is None:
+            return None
+        return f"{f['mean']:.3f}" + (f" ({f['low']:.3f} to {f['high']:.3f})" if f["n"] > 1 else "")
+
+    rows = [(*map(str, g["setting"].values()), g["runs"], g["failed"], *(cell(g["figures"].get(f)) for f in figures))
+            for g in groups]
+    return markdown_table([*names, "runs", "failed", *figures], rows)
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------

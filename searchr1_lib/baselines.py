@@ -446,13 +446,11 @@ def compare(methods: Sequence[str], setup: Setup, out: str | Path, *, report: Ca
 
     if unknown := sorted(set(methods) - set(METHODS)):
         raise ValueError(f"unknown method {', '.join(unknown)}: choose from {', '.join(METHODS)}")
-    out, results = Path(out), {}
-    for method in methods:
-        if (file := out / f"{method}.json").exists():
-            results[method] = found = json.loads(file.read_text(encoding="utf-8"))
-            if found["setup"] != vars(setup):
-                differ = [k for k, v in vars(setup).items() if found["setup"].get(k) != v]
-                raise ValueError(f"{file} was made with another {', '.join(differ)}: choose another folder")
+    out = Path(out)
+    results = {method: result for method, result in load(out).items() if method in methods}
+    for method, result in results.items():
+        if differ := [k for k, v in vars(setup).items() if result["setup"].get(k) != v]:
+            raise ValueError(f"{out / method}.json was made with another {', '.join(differ)}: choose another folder")
     missing = [method for method in methods if method not in results]
     if missing:
         engine = BM25Search(load_passages(Path(setup.data) / "passages.jsonl"))
@@ -462,6 +460,12 @@ def compare(methods: Sequence[str], setup: Setup, out: str | Path, *, report: Ca
         results[method] = run_method(method, setup, questions, engine, out)
         write_whole(out / f"{method}.json", json.dumps(results[method]) + "\n")
     return {method: results[method] for method in methods}
+
+
+def load(out: str | Path) -> dict[str, dict[str, Any]]:
+    """The results that ``compare`` left in a folder, by method; {} without any."""
+    files = {method: Path(out) / f"{method}.json" for method in METHODS}
+    return {method: json.loads(file.read_text(encoding="utf-8")) for method, file in files.items() if file.exists()}
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

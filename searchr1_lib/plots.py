@@ -316,54 +316,168 @@ def curves(metrics, panels: Mapping[str, Mapping[str, str]], *, title: str) -> F
 
 
 @_styled
-def reward_distribution(rows: Sequence, *, title: str | None = None) -> Figure:
-    """How rewards are spread, through training.
+def side_by_side(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Mapping[str, str], *, title: str) -> Figure:
+    """A few runs against each other, each with a look of its own, one panel a metric. Not smoothed: moments count.
 
     Args:
-        rows: trajectories with ``step`` and ``reward`` (drawn as the share of rollouts per reward, which
-            suits rewards of few values better than a violin), or metrics with ``reward`` and
-            ``reward_std`` (drawn as mean and one standard deviation).
+        runs: name of a run -> its rows; at most four.
+        panels: title of a panel -> name of its metric.
         title: the takeaway.
     """
-    if rows and isinstance(rows[0], Trajectory):
-        return _reward_map(rows, title)
-    fig, (ax,) = _axes(1, 1, 3.6)
-    rows = [r for r in rows if _finite(r.get("reward")) and _finite(r.get("reward_std"))]
-    steps, mean = series(rows, "reward")
-    mean, std = smooth(mean), smooth(series(rows, "reward_std")[1])
-    ax.fill_between(steps, mean - std, mean + std, color=SKY, alpha=0.45, label="± one standard deviation")
-    ends = _curve(ax, [rows], "reward", KNOWN, "mean reward")
-    _step_axis(ax, [rows], "Reward of a rollout", [ends])
-    _legend(ax, loc="lower right")
-    spread = f"from {std[0]:.2f} to {std[-1]:.2f}" if len(std) else "not recorded"
-    return _titled(fig, title or "The spread of rewards through training",
-                   f"Mean reward with a band of one standard deviation. Standard deviation {spread}.")
+    if not 1 <= len(runs) < len(_LOOKS):
+        raise ValueError(f"side_by_side draws 1 to {len(_LOOKS) - 1} runs, not {len(runs)}")
+    fig, axes = _axes(-(-len(panels) // 3), 3, 0.5 + 2.4 * -(-len(panels) // 3))
+    told = []
+    for ax, (name, metric) in zip(axes, panels.items()):
+        last = []
+        for (run, rows), (color, marker, line) in zip(runs.items(), _LOOKS[1:]):
+            steps, values = series(rows, metric)
+            ax.plot(steps, values, line, color=color, marker=marker, markersize=5, linewidth=2, label=run)
+            last.append(float(values[-1]) if len(values) else None)
+        _step_axis(ax, runs, name, last)
+        told.append(f"{name}: " + ", ".join(map(_says, runs, last)))
+    for ax in axes[len(panels):]:
+        ax.remove()
+    _legend(axes[0])
+    return _titled(fig, title, f"Curves over training steps. At the end: {'; '.join(told)}.")
 
 
-def _reward_map(trajectories: Sequence[Trajectory], title: str | None) -> Figure:
-    points = [(t.step, t.reward) for t in trajectories if t.step is not None and t.reward is not None]
-    if not points:
-        raise ValueError("no trajectory has both a step and a reward: pass the trajectories of a training log")
-    steps, rewards = np.array(points, float).T
-    across = np.linspace(steps.min(), steps.max() + 1, min(40, int(np.ptp(steps)) + 1) + 1)
-    pad = max(np.ptp(rewards) * 0.02, 0.01)
-    upward = np.linspace(rewards.min() - pad, rewards.max() + pad, 26)
-    counts, _, _ = np.histogram2d(steps, rewards, bins=(across, upward))
-    total = counts.sum(axis=1, keepdims=True)
-    share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
-    fig, (ax,) = _axes(1, 1, 3.8)
-    mesh = ax.pcolormesh(across, upward, share.T, cmap="cividis", vmin=0)
-    fig.colorbar(mesh, ax=ax, label="share of the rollouts")
-    bins = np.digitize(steps, across) - 1
-    filled = np.unique(bins)
-    means = [rewards[bins == b].mean() for b in filled]
-    middles = (across[filled] + across[filled + 1]) / 2
-    ax.plot(middles, means, "o-", color="white", markeredgecolor="black", markersize=5, linewidth=1.5, label="mean")
-    ax.grid(False)
-    _step_axis(ax, [], "Reward of a rollout", [0.0])
-    ax.legend(loc="lower right", facecolor="#777777", labelcolor="white", framealpha=0.9)
-    return _titled(fig, title or "Which rewards the rollouts earn, step by step",
-                   f"Heat map of rewards over steps with the mean, which goes from {means[0]:.2f} to {means[-1]:.2f}.")
+@_styled
+def reward_distribution(steps: Sequence[float], rewards: Sequence[float], *, slices: int = 8,
+                        title: str | None = None) -> Figure:
+    """A ridge plot: which rewards the rollouts earn, one ridge a slice of the training, the first at the top.
+
+    Args:
+        steps, rewards: one each a rollout; those without a step or a reward (NaN) are left out.
+        slices: parts of equal length into which the steps are cut.
+        title: the takeaway.
+
+    Raises:
+        ValueError: no rollout has both.
+    """
+    steps, rewards = np.asarray(steps, float), np.asarray(rewards, float)
+    both = np.isfinite(steps) & np.isfinite(rewards)
+    if not both.any():
+        raise ValueError("no rollout has both a step and a reward: pass the columns of a training log")
+    parts = _slices(steps[both], slices)
+    rewards = rewards[both]
+    pad = max(np.ptp(rewards) * 0.03, 0.02)
+    edges = np.linspace(rewards.min() - pad, rewards.max() + pad, 61)
+    middles = (edges[:-1] + edges[1:]) / 2
+    fig, (ax,) = _axes(1, 1, 1.5 + 0.42 * len(parts))
+    told = []
+    for row, (name, here) in enumerate(parts.items()):
+        share = np.histogram(rewards[here], edges)[0] / here.sum()
+        base, mean = -row, rewards[here].mean()
+        color = _cividis(row / max(1, len(parts) - 1) * 0.85)
+        ax.fill_between(middles, base, base + 1.6 * share, step="mid", color=color, alpha=0.85, zorder=row)
+        ax.step(middles, base + 1.6 * share, where="mid", color=BLACK, linewidth=0.8, zorder=row)
+        ax.plot(mean, base, "D", color=ORANGE, markeredgecolor=BLACK, markersize=7, zorder=99,
+                label=None if row else "mean")
+        told.append(f"steps {name}: mean {mean:.2f}, standard deviation {rewards[here].std():.2f}")
+    ax.set_yticks([-row for row in range(len(parts))], [f"{name}" for name in parts])
+    ax.set_ylabel("steps")
+    ax.set_xlabel("reward of a rollout; height: share of the slice's rollouts")
+    ax.grid(False, axis="y")
+    _legend(ax, loc="upper left")
+    return _titled(fig, title or "Which rewards the rollouts earn, from the first steps (top) to the last",
+                   f"Ridges of rewards. {'; '.join(told)}.")
+
+
+def _slices(steps: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Steps cut into parts of equal length: "first–last" -> which rollouts; empty parts are left out."""
+    low, high = int(steps.min()), int(steps.max())
+    edges = np.unique(np.linspace(low, high + 1, count + 1).astype(int))
+    found = {}
+    for first, end in zip(edges[:-1], edges[1:]):
+        here = (steps >= first) & (steps < end)
+        if here.any():
+            found[f"{first}–{end - 1}" if end - 1 > first else f"{first}"] = here
+    return found
+
+
+def _cividis(x: float):
+    from matplotlib import colormaps
+
+    return colormaps["cividis"](x)
+
+
+@_styled
+def outcomes(steps: Sequence[float], right: Sequence[float], searches: Sequence[float], known: Sequence[float], *,
+             slices: int = 12, title: str | None = None) -> Figure:
+    """What rollouts did and what came of it, as shares through training: known questions left, look-up ones right.
+
+    Args:
+        steps, right, searches, known: one each a rollout; rollouts with a NaN are left out.
+        slices: parts of equal length into which the steps are cut.
+        title: the takeaway.
+
+    Raises:
+        ValueError: no rollout has all four.
+    """
+    columns = np.array([steps, right, searches, known], float)
+    steps, right, searches, known = columns[:, np.isfinite(columns).all(axis=0)]
+    if not len(steps):
+        raise ValueError("no rollout has a step and a known or look-up question: pass the columns of a training log")
+    kinds = (
+        ("right, no search", lambda ok, n: ok & (n == 0), BLUE, ""),
+        ("right, searched", lambda ok, n: ok & (n > 0), SKY, "//"),
+        ("wrong, searched", lambda ok, n: ~ok & (n > 0), YELLOW, ".."),
+        ("wrong, no search", lambda ok, n: ~ok & (n == 0), RED, "xx"),
+    )
+    fig, axes = _axes(1, 2, 3.6, sharey=True)
+    told = []
+    for ax, value, name in zip(axes, (1, 0), ("Known questions", "Look-up questions")):
+        here = known == value
+        parts = _slices(steps[here], slices) if here.any() else {}
+        below, x = np.zeros(len(parts)), np.arange(len(parts))
+        for label, test, color, hatch in kinds:
+            chosen = test(right[here] > 0.5, searches[here])
+            share = np.array([chosen[part].mean() for part in parts.values()])
+            ax.bar(x, share, 0.92, bottom=below, color=color, hatch=hatch, label=label, edgecolor="white", linewidth=0)
+            below = below + share
+            if len(share):
+                told.append(f"{name.lower()}, {label}: {share[0]:.0%} to {share[-1]:.0%}")
+        every = max(1, -(-len(parts) // 5))
+        ax.set_xticks(x[::every], list(parts)[::every])
+        ax.set_title(name)
+        ax.set_xlabel("steps")
+        ax.set_ylim(0, 1)
+        ax.grid(False)
+    axes[0].set_ylabel("share of the rollouts")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
+    return _titled(fig, title or "What the rollouts did, and what came of it",
+                   f"Stacked bars over the training. {'; '.join(told)}.")
+
+
+@_styled
+def calibration(sides: Mapping[str, Sequence[Mapping[str, float]]], *, title: str | None = None) -> Figure:
+    """How often answers given without searching are right, over how sure the model was of them.
+
+    Args:
+        sides: label -> bins, each with "sure", "right", "low", "high" and "n"; on the dotted line a model is right as
+            often as it is sure. The bars below count the answers.
+        title: the takeaway.
+    """
+    fig, (ax, count) = _axes(2, 1, 4.6, height_ratios=(3, 1), sharex=True)
+    ax.plot([0, 1], [0, 1], ":", color="#595959", linewidth=1.5, label="as right as it is sure")
+    told = []
+    for (label, rows), (color, marker, line), shift in zip(sides.items(), (LOOKUP, KNOWN, _PLAIN), (-0.011, 0.011, 0)):
+        sure, right = ([row[key] for row in rows] for key in ("sure", "right"))
+        spread = [[r["right"] - r["low"] for r in rows], [r["high"] - r["right"] for r in rows]]
+        ax.errorbar(sure, right, spread, fmt=line, marker=marker, color=color, capsize=3, markersize=6, label=label)
+        count.bar([s + shift for s in sure], [r["n"] for r in rows], 0.022, color=color, label=label)
+        told += [f"{label}: sure {r['sure']:.2f}, right {r['right']:.2f} of {r['n']}" for r in rows]
+    ax.set_ylabel("share right (95 % interval)")
+    ax.set_ylim(-0.04, 1.04)
+    _legend(ax, loc="upper left")
+    count.set_yscale("log")
+    count.set_ylim(bottom=0.8)
+    count.set_ylabel("answers (log)")
+    count.set_xlabel("how sure: probability of its own words")
+    count.set_xlim(-0.03, 1.03)
+    return _titled(fig, title or "How sure the model was when it did not search, and how often it was right",
+                   f"Points with intervals. {'; '.join(told)}.")
 
 
 # ---- before and after ------------------------------------------------------------------------------------
@@ -544,6 +658,155 @@ def lines(
         ax.set_xlabel(xlabel)
         _legend(ax)
     return _titled(fig, title, f"Lines over {xlabel}. {'; '.join(told)}.")
+
+
+# ---- comparing runs and methods --------------------------------------------------------------------------
+
+
+@_styled
+def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, y: str, joined: bool = False,
+              title: str | None = None) -> Figure:
+    """One quantity against another, one labelled point a method or setting: what is bought, and for how much.
+
+    Args:
+        points: each with "label", "x" and "y"; optionally "x_low", "x_high", "y_low", "y_high" (an interval).
+        x, y: what the axes show.
+        joined: draw a line through the points, in their order.
+        title: the takeaway.
+
+    Raises:
+        ValueError: no points.
+    """
+    if not points:
+        raise ValueError("trade_off needs at least one point")
+    fig, (ax,) = _axes(1, 1, 4.2)
+    xs, ys = ([float(p[key]) for p in points] for key in ("x", "y"))
+    if joined:
+        ax.plot(xs, ys, "-", color="#999999", linewidth=1.5, zorder=1)
+    for number, point in enumerate(points):
+        color = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, BLACK)[number % 7]
+        spread = {f"{a}err": [[max(0, point[a] - point[f"{a}_low"])], [max(0, point[f"{a}_high"] - point[a])]]
+                  for a in "xy" if f"{a}_low" in point}
+        ax.errorbar([point["x"]], [point["y"]], fmt="os^vDPX"[number % 7], color=color, capsize=3, markersize=9,
+                    elinewidth=1.2, **spread)
+    ax.margins(0.16)
+    _spread_labels(ax, [str(p["label"]) for p in points], xs, ys)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    said = "; ".join(f"{p['label']}: {p['x']:.2f}, {p['y']:.2f}" for p in points)
+    return _titled(fig, title or f"{y} against {x}", f"Points of {x} and {y}. {said}.")
+
+
+def _spread_labels(ax, labels: Sequence[str], xs: Sequence[float], ys: Sequence[float]) -> None:
+    """Write a label beside each point, each at the first of several places where it meets no other label or point."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(ax.figure).get_renderer()
+    ax.figure.draw_without_rendering()
+    marks = ax.transData.transform(np.column_stack([xs, ys]))
+    places = ((9, 5, "left"), (-9, 5, "right"), (9, -13, "left"), (-9, -13, "right"), (0, 12, "center"),
+              (0, -20, "center"), (9, 20, "left"), (-9, 20, "right"), (9, -28, "left"), (-9, -28, "right"))
+    taken = []
+    for label, x, y in zip(labels, xs, ys):
+        for dx, dy, side in places:
+            text = ax.annotate(label, (x, y), (dx, dy), textcoords="offset points", ha=side, fontsize=9)
+            box = text.get_window_extent(renderer)
+            free = not any(box.overlaps(other) for other in taken) and not any(
+                box.contains(*mark) for mark in marks) and ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1
+            if free or (dx, dy, side) == places[-1]:
+                taken.append(box)
+                break
+            text.remove()
+
+
+@_styled
+def by_setting(groups: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]], name: str, *,
+               title: str | None = None) -> Figure:
+    """Figures of several settings that differ in one parameter: mean and interval, one panel a key of ``panels``.
+
+    Args:
+        groups: one a setting: "setting" (with the parameter), "runs" (how many), and by figure "mean", "low", "high",
+            as ``analysis.by_setting`` gives them.
+        panels: title of a panel -> names of figures, at most five.
+        name: the parameter. Numbers are drawn on an axis of equal steps, since settings are often spaced unevenly.
+        title: the takeaway.
+
+    Raises:
+        ValueError: no groups.
+    """
+    if not groups:
+        raise ValueError("by_setting needs at least one setting")
+    values = [group["setting"].get(name) for group in groups]
+    fig, axes = _axes(1, len(panels), 3.7)
+    told = []
+    for ax, (heading, figures) in zip(axes, panels.items()):
+        for number, (figure, (color, marker, line)) in enumerate(zip(figures, _looks_of(figures))):
+            shift = (number - (len(figures) - 1) / 2) * 0.06
+            found = [group["figures"].get(figure) for group in groups]
+            at = [i + shift for i, f in enumerate(found) if f]
+            mean, low, high = ([f[key] for f in found if f] for key in ("mean", "low", "high"))
+            spread = [[m - b for m, b in zip(mean, low)], [t - m for m, t in zip(mean, high)]]
+            ax.errorbar(at, mean, spread, fmt=line, marker=marker, color=color, capsize=3, markersize=5, label=figure)
+            told += [f"{figure} at {value}: {f['mean']:.2f}" for value, f in zip(values, found) if f]
+        ax.set_xticks(range(len(values)), [f"{v:g}" if isinstance(v, float) else str(v) for v in values])
+        ax.set_title(heading)
+        ax.set_xlabel(name)
+        ax.margins(y=0.15)
+        ax.set_ylim(top=ax.get_ylim()[1] + 0.12 * len(figures) * np.ptp(ax.get_ylim()))
+        _legend(ax, loc="upper left", fontsize=8.5)
+    fewest, most = (pick(group["runs"] for group in groups) for pick in (min, max))
+    count = str(most) if fewest == most else f"{fewest} to {most}"
+    fig.supxlabel(f"runs a setting: {count}; mean, with the 95 % interval (of two runs: least to greatest)",
+                  fontsize=9, color="#595959")
+    return _titled(fig, title or f"What {name} changes", f"Points over {name}. {'; '.join(told)}.")
+
+
+def _looks_of(figures: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Known and look-up figures have the look that they have everywhere."""
+    own = iter((_PLAIN, *_LOOKS[3:]))
+    return [KNOWN if "known" in name else LOOKUP if "look-up" in name else next(own) for name in figures]
+
+
+@_styled
+def grid(groups: Sequence[Mapping[str, Any]], figures: Sequence[str], across: str, upward: str, *,
+         title: str | None = None) -> Figure:
+    """Figures of settings that differ in two parameters, as maps with the mean (and the range) in each cell.
+
+    Args:
+        groups: as for ``by_setting``; their order is that of the axes.
+        figures: one map each, at most three.
+        across, upward: the two parameters.
+        title: the takeaway.
+
+    Raises:
+        ValueError: no groups.
+    """
+    if not groups:
+        raise ValueError("grid needs at least one setting")
+    xs, ys = (list(dict.fromkeys(g["setting"].get(n) for g in groups)) for n in (across, upward))
+    fig, axes = _axes(1, len(figures), 1.7 + 0.62 * len(ys))
+    told = []
+    for ax, figure in zip(axes, figures):
+        values, labels = np.full((len(ys), len(xs)), np.nan), {}
+        for g in groups:
+            if f := g["figures"].get(figure):
+                place = ys.index(g["setting"].get(upward)), xs.index(g["setting"].get(across))
+                values[place] = f["mean"]
+                spread = f"\n{f['least']:.2f}–{f['greatest']:.2f}" if g["runs"] > 1 else ""
+                labels[place] = f"{f['mean']:.2f}{spread}"
+                told.append(f"{figure} at {across} {xs[place[1]]}, {upward} {ys[place[0]]}: {f['mean']:.2f}")
+        low, high = (np.nanmin(values), np.nanmax(values)) if labels else (0, 1)
+        ax.imshow(values, cmap="cividis", vmin=low, vmax=max(high, low + 1e-6), origin="lower", aspect="auto")
+        for place, text in labels.items():
+            ink = "black" if (values[place] - low) / max(high - low, 1e-6) > 0.55 else "white"
+            ax.text(place[1], place[0], text, ha="center", va="center", color=ink, fontsize=9)
+        ax.set_xticks(range(len(xs)), xs)
+        ax.set_yticks(range(len(ys)), ys)
+        ax.set_xlabel(across)
+        ax.set_ylabel(upward if ax is axes[0] else "")
+        ax.set_title(figure)
+        ax.grid(False)
+    return _titled(fig, title or f"What {across} and {upward} change together", f"Maps. {'; '.join(told)}.")
 
 
 # ---- explaining GRPO, retrieval and NF4 ------------------------------------------------------------------

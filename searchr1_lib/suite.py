@@ -33,7 +33,7 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 from . import __version__
 from .records import write_whole
@@ -860,6 +860,40 @@ def _sweep_one(experiment: Experiment, run_dir: Path, values: dict[str, Any], jo
         said = log.read_text(encoding="utf-8", errors="replace").split()
         error = failure_of(ROOT / run_dir) or f"exit code {done.returncode}: {' '.join(said[-30:])} (see {_shown(log)})"
     return (time.monotonic() - start) / 60, error
+
+
+_WORDS = {"em": "exact match", "f1": "F1", "searches_per_need": "searches per hop needed",
+          "over_search": "over-search", "under_search": "under-search"}
+
+
+def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
+    """What runs were given and what they gave: one row a run's folder, for ``analysis.by_setting``.
+
+    Row keys: ``run`` (the folder's name), ``profile``, ``settings`` (the profile's parameters and those given),
+    ``commit``, ``error`` (see ``failure_of``; None if nothing failed), and ``figures``: the numbers of summary.json,
+    and every metric of after.json by group, such as "exact match, known". A folder without a manifest is no run's
+    and is left out.
+
+    Raises:
+        ValueError: a file of a run is broken; names it.
+    """
+    rows = []
+    for folder in map(Path, folders):
+        if not (folder / "manifest.json").exists():
+            continue
+        manifest, figures = _read_json(folder / "manifest.json"), {}
+        if (path := folder / "summary.json").exists():
+            for values in _read_json(path).values():
+                figures |= dict(_flat(values))
+        if (path := folder / "after.json").exists():
+            for group, metrics in _read_json(path).get("table", {}).items():
+                figures |= {f"{_WORDS.get(m, m)}, {group}": v for m, v in metrics.items() if v is not None}
+        profile = manifest.get("profile", "")
+        rows.append({
+            "run": folder.name, "profile": profile, "settings": load_profile(profile) | manifest.get("parameters", {}),
+            "commit": manifest.get("git_commit"), "error": failure_of(folder), "figures": figures,
+        })
+    return rows
 
 
 def failure_of(run_dir: str | os.PathLike) -> str | None:

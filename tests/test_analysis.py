@@ -169,25 +169,144 @@ def test_errors_partition_the_wrong_ones():
     assert sorted(id(t) for members in found.values() for t in members) == sorted(wrong)
 
 
-def test_query_quality_and_steps():
+def log_of(tmp_path, trajectories):
+    log = TrajectoryLog(tmp_path / "log.jsonl")
+    log.append(trajectories)
+    return log.path
+
+
+def test_query_quality_and_steps(tmp_path):
     good, bad = rollout(BRIDGE, *CASES[0][1], step=0), rollout(BRIDGE, *CASES[3][1], step=0)
     silent = rollout(KNOWN, "<answer> baker </answer>", step=1)
     assert [analysis.first_query_finds(t) for t in (good, bad, silent)] == [True, False, None]
     assert analysis.query_quality([silent]) is None
-    first, second = analysis.by_step([silent, good, bad], CORPUS)
+    table = analysis.read_table(log_of(tmp_path, [silent, good, bad]), CORPUS)
+    first, second = analysis.by_step(table)
     assert (first["step"], first["first_query_found"], first["error/bad query"]) == (1, 0.5, 0.5)
     assert (second["step"], second["first_query_found"], second["error/bad query"]) == (2, None, 0.0)
 
 
-def test_light_log_says_the_same(tmp_path):
-    ts = [rollout(BRIDGE, *turns, step=i) for i, (_, turns) in enumerate(CASES)]
-    log = TrajectoryLog(tmp_path / "log.jsonl")
-    log.append(ts)
-    light = analysis.read_light(log.path)
-    assert analysis.by_step(light, CORPUS) == analysis.by_step(ts, CORPUS)
-    assert [t.reward for t in light] == [t.reward for t in ts] and not any(t.tokens or t.segments for t in light)
-    seen = [h.passage for t in light for c in t.searches for h in c.hits if h.passage.id == "p1"]
-    assert len({id(p) for p in seen}) == 1  # one object, however often it was returned
+def test_the_table_says_what_the_rollouts_say(tmp_path):
+    ts = [rollout(BRIDGE, *turns, step=i) for i, (_, turns) in enumerate(CASES)] + [answer("baker", KNOWN)]
+    path = log_of(tmp_path, ts)
+    table = analysis.read_table(path, CORPUS)
+    assert len(table) == len(ts)
+    rows = [row_of(t) for t in ts]
+    for name in ("em", "searches", "reward", "malformed", "tokens", "known", "hops"):
+        assert table[name] == pytest.approx([float(r[name]) for r in rows]), name
+    for cause, members in analysis.errors(ts, CORPUS).items():
+        assert [table.trajectory(i) for i in table.of_error(cause)] == members
+    assert np.isnan(table["step"][-1]) and list(table["step"][:3]) == [1, 2, 3]
+    assert np.isnan(table["nothing"]).all() and list(table["rewards/exact_match"]) == [r["em"] for r in rows]
+    sure = [analysis.sureness(t) for t in ts]
+    assert table["sureness"] == pytest.approx([np.nan if s is None else s for s in sure], nan_ok=True)
+
+
+def test_a_parts_column_that_begins_late_is_filled_up(tmp_path):
+    ts = [answer("x"), answer("y")]
+    ts[1].rewards["late"] = 0.5
+    table = analysis.read_table(log_of(tmp_path, ts))
+    assert np.isnan(table["rewards/late"][0]) and table["rewards/late"][1] == 0.5
+
+
+def test_a_log_that_was_cut_or_broken(tmp_path):
+    path = log_of(tmp_path, [answer("x"), answer("y")])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    assert len(analysis.read_table(path)) == 1
+    path.write_bytes(whole.replace(b'"question"', b'"quest', 1))
+    with pytest.raises(ValueError, match="log.jsonl, line 1: "):
+        analysis.read_table(path)
+    path.write_bytes(b"")
+    assert len(analysis.read_table(path)) == 0 and analysis.by_step(analysis.read_table(path)) == []
+    with pytest.raises(FileNotFoundError, match="no trajectory log"):
+        analysis.read_table(tmp_path / "none.jsonl")
+
+
+# ---- sureness --------------------------------------------------------------------------------------------
+
+
+def test_sureness_is_the_probability_of_the_words_without_the_tags():
+    t = handwritten(KNOWN, ["<think>ab</think>\n<answer>c</answer>"], probability=0.5)
+    assert analysis.sureness(t) == pytest.approx(0.5**3)  # a token a character: a, b, c
+    t = handwritten(KNOWN, ["<answer>c</answer>"], probability=0.25)
+    t.tokens = ["<ans", "wer>c", "</answer>"]  # a token that straddles tag and word counts
+    t.segments[0].end, t.completion_ids, t.mask, t.logprobs = 3, [1, 2, 3], [1] * 3, [-1.0, -2.0, -4.0]
+    assert analysis.sureness(t) == pytest.approx(math.exp(-2.0))
+    assert analysis.sureness(answer("x", searches=1)) is None
+    assert analysis.sureness(handwritten(KNOWN, ["no answer"])) is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), st.integers(1, 12))
+def test_calibration_loses_no_answer(pairs, bins):
+    sure, correct = zip(*pairs)
+    rows = analysis.calibration([*sure, math.nan], [*correct, 0], bins=bins)
+    assert sum(r["n"] for r in rows) == len(pairs)
+    assert sum(r["right"] * r["n"] for r in rows) == pytest.approx(sum(correct))
+    assert all(r["low"] <= r["right"] + 1e-9 and r["right"] <= r["high"] + 1e-9 for r in rows)
+    assert 0 <= analysis.calibration_error(rows) <= 1
+
+
+def test_calibration_error_by_hand():
+    rows = analysis.calibration([0.9] * 10 + [0.15] * 10, [1] * 9 + [0] + [0] * 10)
+    assert analysis.calibration_error(rows) == pytest.approx((0.0 * 10 + 0.15 * 10) / 20)
+    assert analysis.calibration([math.nan], [0]) == [] and analysis.calibration_error([]) is None
+
+
+@given(st.integers(1, 200), st.data())
+def test_wilson_agrees_with_scipy(n, data):
+    stats = pytest.importorskip("scipy.stats")
+    hits = data.draw(st.integers(0, n))
+    wanted = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert analysis.wilson(hits, n) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+
+
+@pytest.mark.parametrize("hits, n", [(0, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses(hits, n):
+    with pytest.raises(ValueError, match="hits out of"):
+        analysis.wilson(hits, n)
+
+
+# ---- several runs ----------------------------------------------------------------------------------------
+
+
+def run_row(cost, seed, em=None, **settings):
+    figures = {} if em is None else {"exact match": em}
+    return {"run": f"{cost}-{seed}", "error": None if em is not None else "05, cell In [3]: ValueError: no",
+            "settings": {"steps": 5, "search_cost": cost, "seed": seed, **settings}, "figures": figures}
+
+
+RUNS = [run_row(0.5, 0, 0.6), run_row(0.5, 1, 0.7), run_row(0.5, 2, 0.8), run_row(0.05, 0, 0.9), run_row(0.05, 1, 0.8),
+        run_row(0.05, 2)]
+
+
+def test_runs_are_gathered_by_what_differs():
+    assert analysis.differing(RUNS) == ["search_cost"] and analysis.differing(RUNS[:3]) == []
+    low, high = analysis.by_setting(RUNS, ["search_cost"])
+    assert low["setting"] == {"search_cost": 0.05} and (low["runs"], low["failed"]) == (2, 1)
+    assert low["figures"]["exact match"] == {"mean": pytest.approx(0.85), "low": 0.8, "high": 0.9, "least": 0.8,
+                                             "greatest": 0.9, "n": 2}
+    assert (high["runs"], high["failed"], high["figures"]["exact match"]["n"]) == (3, 0, 3)
+    table = analysis.setting_table([low, high], ["exact match", "reward"])
+    assert "| 0.05 | 2 | 1 | 0.850 (0.800 to 0.900) | – |" in table and table.startswith("| search_cost | runs")
+    mixed = analysis.by_setting([run_row("b", 0, 1.0), run_row(2, 0, 1.0), run_row(10, 0, 1.0)], ["search_cost"])
+    assert [g["setting"]["search_cost"] for g in mixed] == [2, 10, "b"]
+
+
+def test_the_interval_of_runs_is_students():
+    stats = pytest.importorskip("scipy.stats")
+    values = [0.6, 0.7, 0.95, 0.8]
+    wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert analysis.interval(values) == pytest.approx((wanted.low, wanted.high))
+    assert analysis.interval([0.6, 0.7]) == (0.6, 0.7)
+    with pytest.raises(ValueError, match="no values"):
+        analysis.interval([])
+
+
+def test_differences_are_paired_by_seed():
+    found = analysis.differences(RUNS, ["search_cost"], "exact match", {"search_cost": 0.5})
+    assert found == [({"search_cost": 0.05}, 2, pytest.approx(0.2), pytest.approx(0.1), pytest.approx(0.3))]
+    assert analysis.differences(RUNS, ["search_cost"], "exact match", {"search_cost": 9}) == []
 
 
 # ---- figures to reach ------------------------------------------------------------------------------------

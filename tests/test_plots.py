@@ -45,7 +45,13 @@ def figures():
     rng = np.random.default_rng(1)
     before = Report([row_of(t) for t in [rollout(True, 1, 1), rollout(False, 2, 1, False)]], [])
     after = Report([row_of(t) for t in [rollout(True, 1, 0), rollout(False, 2, 2)]], [])
-    log = [rollout(False, 1, 1, step=i % 50, reward=float(rng.choice([0.0, 0.85, 1.0]))) for i in range(400)]
+    steps, rewards = np.arange(400) % 50 + 1.0, rng.choice([0.0, 0.85, 1.0], 400)
+    bins = [{"sure": 0.1, "right": 0.0, "low": 0.0, "high": 0.2, "n": 30},
+            {"sure": 0.9, "right": 0.95, "low": 0.9, "high": 1.0, "n": 300}]
+    settings = [{"setting": {"search_cost": c, "topk": k}, "runs": 3, "figures": {
+        f"exact match, {g}": {"mean": c, "low": c - 0.1, "high": c + 0.1, "least": c, "greatest": c + 0.05, "n": 3}
+        for g in ("known", "look-up")}} for c in (0.0, 0.15, 0.5) for k in (1, 3)]
+    ways = [{"label": f"method number {i}", "x": 0.3 * (i // 2), "y": 0.9, "y_low": 0.8, "y_high": 0.95} for i in range(9)]
     engines = [{"engine": f"engine {i}", "recall@1": 0.5, "recall@3": 0.8, "mrr": 0.6, "ms_per_query": 3.0**i}
                for i in range(6)]
     w = rng.normal(0, 0.02, (64, 128))
@@ -54,8 +60,17 @@ def figures():
         "learning_curves of seeds": plots.learning_curves([run(0), run(1, at=40), run(2, steps=50)]),
         "training_health": plots.training_health(run()),
         "before_after": plots.before_after(before, after),
-        "reward_distribution of metrics": plots.reward_distribution(run()),
-        "reward_distribution of trajectories": plots.reward_distribution(log),
+        "reward_distribution": plots.reward_distribution(steps, rewards),
+        "reward_distribution of one step": plots.reward_distribution([3, 3], [0.5, 0.5]),
+        "outcomes": plots.outcomes(steps, rewards > 0, rng.integers(0, 3, 400), rng.integers(0, 2, 400)),
+        "outcomes of known questions": plots.outcomes([1, 2], [1, 0], [0, 1], [1, 1]),
+        "calibration": plots.calibration({"first steps": bins, "last steps": bins[1:]}),
+        "calibration of nothing": plots.calibration({"first steps": [], "last steps": bins}),
+        "trade_off": plots.trade_off(ways, x="searches per question", y="exact match"),
+        "trade_off, joined": plots.trade_off(ways[:3], x="searches", y="reward", joined=True),
+        "by_setting": plots.by_setting(settings[::2], {"Exact match": ["exact match, known", "exact match, look-up"],
+                                                       "None": ["nothing"]}, "search_cost"),
+        "grid": plots.grid(settings, ["exact match, known", "exact match, look-up"], "topk", "search_cost"),
         "clip_objective": plots.clip_objective(0.2, 0.28),
         "retrieval_comparison": plots.retrieval_comparison(engines),
         "retrieval_comparison without times": plots.retrieval_comparison([{"engine": "BM25", "recall@3": 0.9}]),
@@ -66,6 +81,9 @@ def figures():
         "step_effect of nothing": plots.step_effect([0, 0], [0, 0]),
         "curves": plots.curves(run(), {"Two": {"em_known": "known", "em_lookup": "look-up"}, "One": {"kl": "KL"}},
                                title="Any metrics over the steps, also those that are missing at times"),
+        "side_by_side": plots.side_by_side(
+            {"healthy": run(), "broken": run()[:3]}, {"Reward": "reward", "KL": "kl", "No such": "none", "EM": "em"},
+            title="Two runs of different lengths, and a metric that is missing"),
         "reward_histograms": plots.reward_histograms(
             {"exact_match": [1.0, 0.0, 1.0, 0.0], "ikea": [-1.0, 0.05, 1.6, 1.2], "search_cost": [0.0] * 4},
             [True, False, True, False]),
@@ -122,6 +140,19 @@ def test_values_reach_the_alt_text(drawn):
     assert "known questions 1.00 before, 0.00 after" in drawn["before_after"][0].alt
     fig = plots.searches_vs_need([rollout(True, 1, 0), rollout(True, 1, 2), rollout(False, 2, 1), rollout(False, 2, 2)])
     assert "just right 50%, too many 25%, too few 25%" in fig.alt
+    fig = plots.outcomes([1, 1, 2, 2], [1, 0, 1, 1], [0, 0, 1, 0], [1, 0, 0, 1])
+    assert "look-up questions, right, searched: 0% to 100%" in fig.alt
+    assert "known questions, right, no search: 100% to 100%" in fig.alt
+    fig = plots.reward_distribution([1, 1, 2], [0.0, 1.0, 1.0], slices=2)
+    assert "steps 1: mean 0.50, standard deviation 0.50; steps 2: mean 1.00" in fig.alt
+
+
+def test_labels_of_points_do_not_meet(drawn):
+    for name in ("trade_off", "trade_off, joined"):
+        fig, _ = drawn[name]
+        renderer = FigureCanvasAgg(fig).get_renderer()
+        boxes = [text.get_window_extent(renderer) for text in fig.axes[0].texts]
+        assert boxes and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :]), name
 
 
 def test_the_transition_is_where_the_gap_crosses_its_middle():
@@ -140,7 +171,7 @@ MESSY = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True), st.
 def test_gaps_and_nonsense_in_metrics_leave_gaps_in_the_figure(rows):
     rows = [{**{k: v for k, v in row.items() if not (isinstance(v, float) and abs(v) > 1e9)}, "step": i}
             for i, row in enumerate(rows)]
-    for draw in (plots.learning_curves, plots.training_health, plots.reward_distribution):
+    for draw in (plots.learning_curves, plots.training_health):
         assert draw(rows).alt
 
 
@@ -169,8 +200,15 @@ def test_bad_input_is_refused_by_name():
         plots.nf4_quantisation(np.zeros((2, 2)), np.zeros((3, 2)))
     with pytest.raises(ValueError, match="neither"):
         plots.before_after(Report([], []), Report([], []))
-    with pytest.raises(ValueError, match="no trajectory has both"):
-        plots.reward_distribution([rollout(True, 1, 0)])
+    with pytest.raises(ValueError, match="no rollout has both"):
+        plots.reward_distribution([1, math.nan], [math.nan, 0.5])
+    with pytest.raises(ValueError, match="no rollout has a step"):
+        plots.outcomes([1], [1], [0], [math.nan])
+    for draw in (plots.by_setting, plots.grid):
+        with pytest.raises(ValueError, match="at least one setting"):
+            draw([], {}, "a", *(["b"] if draw is plots.grid else []))
+    with pytest.raises(ValueError, match="at least one point"):
+        plots.trade_off([], x="a", y="b")
     with pytest.raises(ValueError, match="no trajectories"):
         plots.searches_vs_need([])
 

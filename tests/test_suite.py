@@ -248,6 +248,15 @@ def test_a_sweep_runs_all_keeps_failures_and_runs_only_these_again(swept, capsys
     given = json.loads((good / "manifest.json").read_text())["parameters"]
     assert given == {"steps": 5, "lr": 0.1, "name": "a/b", "seed": 3}
 
+    (good / "after.json").write_text('{"table": {"known": {"em": 0.5, "searches": 0.1, "reward": null}}}')
+    (runs / "not a run").mkdir()
+    rows = {row["run"]: row for row in suite.read_runs(sorted(runs.iterdir()))}
+    assert list(rows) == ["lr-0.1_name-a-b_seed-3", "lr-0.2_name-a-b_seed-3"]
+    row = rows["lr-0.1_name-a-b_seed-3"]
+    assert row["settings"] == {"steps": 5, "lr": 0.1, "name": "a/b", "seed": 3} and row["error"] is None
+    assert row["figures"] == {"rate": 0.5, "seed": 3, "exact match, known": 0.5, "searches, known": 0.1}
+    assert "diverged" in rows["lr-0.2_name-a-b_seed-3"]["error"]
+
     first = swept / "notebooks" / "00_first.ipynb"
     first.write_text(first.read_text().replace("(0.2, 3)", "(0.3, 3)"))
     times = {p: p.stat().st_mtime_ns for p in good.rglob("*.ipynb")}
