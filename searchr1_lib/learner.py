@@ -154,7 +154,7 @@ class Learner:
         pass. ``references`` are log-probabilities under the reference, by ``id`` of the trajectory; ``beta`` > 0
         needs them, without it they are only compared.
         """
-        trained = sum(sum(t.mask) if self.settings.mask_observations else len(t.mask) for t in trajectories)
+        trained = sum(sum(_trained(t, self.settings.mask_observations)) for t in trajectories)
         counts = {"num_sequences": len(trajectories), "num_tokens": max(1, trained)}
         for p in self.parameters():
             p.grad = torch.zeros_like(p)
@@ -181,8 +181,7 @@ class Learner:
         hidden, batch = self._hidden(part)
         logprobs, entropy = self._logprobs(hidden, batch)
         old = _column([t.logprobs for t in part], batch)
-        if not s.mask_observations:  # nobody sampled those tokens: their ratio is 1
-            old = torch.where(batch.sampled.bool(), old, logprobs.detach())
+        old = torch.where(batch.sampled.bool(), old, logprobs.detach())  # what the policy did not sample has ratio 1
         if "advantage" in part[0].token_values:
             advantages = _column([t.token_values["advantage"] for t in part], batch)
         else:
@@ -342,8 +341,8 @@ class Batch:
     """Trajectories as tensors: prompt and completion in a row, padded on the right.
 
     ids, attention: (B, L); sampled: (B, L - 1), 1 where ``ids[:, 1:]`` was sampled by the model; mask: (B, L - 1),
-    what is trained: the same, or with ``mask_observations=False`` the whole completions; starts: the column of
-    ``ids[:, 1:]`` at which each completion begins.
+    what is trained: the same and the tags that were put into the model's mouth, or with ``mask_observations=False``
+    the whole completions; starts: the column of ``ids[:, 1:]`` at which each completion begins.
     """
 
     ids: torch.Tensor
@@ -361,8 +360,7 @@ class Batch:
             ids.append(t.prompt_ids + t.completion_ids + [pad] * fill)
             attention.append([1] * (width - fill) + [0] * fill)
             sampled.append([0] * (len(t.prompt_ids) - 1) + t.mask + [0] * fill)
-            trained = t.mask if mask_observations else [1] * len(t.mask)
-            mask.append([0] * (len(t.prompt_ids) - 1) + trained + [0] * fill)
+            mask.append([0] * (len(t.prompt_ids) - 1) + _trained(t, mask_observations) + [0] * fill)
         made = [torch.tensor(x, device=device) for x in (ids, attention, sampled, mask)]
         return cls(*made, starts=[len(t.prompt_ids) - 1 for t in part])
 
@@ -372,6 +370,17 @@ def _column(values: list[list[float]], batch: Batch) -> torch.Tensor:
     width = batch.mask.shape[1]
     rows = [[0.0] * start + v + [0.0] * (width - start - len(v)) for v, start in zip(values, batch.starts)]
     return torch.tensor(rows, device=batch.mask.device)
+
+
+def _trained(t: Trajectory, mask_observations: bool) -> list[int]:
+    """1 for each token of the completion that is trained."""
+    if not mask_observations:
+        return [1] * len(t.mask)
+    trained = list(t.mask)
+    for segment in t.segments if t.first_action else ():
+        if segment.by_model:
+            trained[segment.start : segment.end] = [1] * (segment.end - segment.start)
+    return trained
 
 
 def _length(t: Trajectory) -> int:

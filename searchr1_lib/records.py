@@ -115,6 +115,7 @@ class Trajectory:
         turn_rewards: the reward by turn (they sum to it), in the order of ``Segment.turn``.
         group: rollouts of one question in one step share it.
         invalid_turns: turns without a valid action.
+        first_action: "search" or "answer" where that tag was put into the model's mouth in its first turn.
         token_values: further values per token by name, e.g. "entropy" (nats), each of length T.
     """
 
@@ -136,6 +137,7 @@ class Trajectory:
     tokens: list[str] = field(default_factory=list)
     turns: int = 0
     invalid_turns: int = 0
+    first_action: str | None = None
     step: int | None = None
     seconds: float = 0.0
     token_values: dict[str, list[float]] = field(default_factory=dict)

@@ -80,6 +80,7 @@ class _Episode:
     turn_start: int = 0
     invalid_turns: int = 0
     ended_by_eos: bool = False
+    first_action: str | None = None
 
     def add(self, ids: list[int], *, sampled: bool, logprobs=None, entropy=None) -> None:
         self.ids += ids
@@ -97,7 +98,7 @@ def rollout(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
-    first_action: str | None = None,
+    first_action: str | Sequence[str | None] | None = None,
     on_turn: Callable[[list[Trajectory]], None] | None = None,
     **limits,
 ) -> list[Trajectory]:
@@ -115,7 +116,7 @@ def rollout(
         generator: the source of randomness (None: torch's own).
         batch_size: at most this many rollouts at a time (None: all; halved by itself when memory runs out).
         first_action: "search" or "answer": once the model has thought, this tag is put into its mouth
-            (mask 0). For baselines and tests, not for training.
+            (mask 0); or one value (or None) for each rollout of a group.
         on_turn: is shown the rollouts of the batch after each turn, as far as they have come (those that go on
             have no ``finish_reason`` yet). To look at, not to keep: they grow.
         **limits: see ``Limits``: max_turns, max_turn_tokens, max_observation_tokens,
@@ -132,16 +133,20 @@ def rollout(
         raise ValueError(f"num_generations must be at least 1, got {num_generations}")
     if temperature < 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
-    if first_action not in (None, "search", "answer"):
-        raise ValueError(f"first_action must be 'search', 'answer' or None, got {first_action!r}")
+    if first_action is None or isinstance(first_action, str):
+        first_action = [first_action] * num_generations
+    if len(first_action) != num_generations or not set(first_action) <= {None, "search", "answer"}:
+        raise ValueError(f"first_action must be 'search', 'answer' or None, or {num_generations} of these (one a "
+                         f"rollout of a group), got {first_action!r}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     episodes = []
     for number, question in enumerate(questions):
         prompt = policy.prompt_text(question.text)
         ids = policy.encode(prompt)
-        episodes += [_Episode(question, f"{number}:{question.id}", prompt, ids) for _ in range(num_generations)]
-    sampler = _Sampler(policy, engine, limits, temperature, generator, first_action, on_turn)
+        episodes += [_Episode(question, f"{number}:{question.id}", prompt, ids, first_action=first)
+                     for first in first_action]
+    sampler = _Sampler(policy, engine, limits, temperature, generator, on_turn)
     trajectories: list[Trajectory] = []
     size = batch_size or max(1, len(episodes))
     while len(trajectories) < len(episodes):
@@ -154,7 +159,8 @@ def rollout(
             size = max(1, len(part) // 2)
             torch.cuda.empty_cache()
             for i, e in enumerate(part):  # begin again with empty episodes
-                episodes[len(trajectories) + i] = _Episode(e.question, e.group, e.prompt, e.prompt_ids)
+                episodes[len(trajectories) + i] = _Episode(e.question, e.group, e.prompt, e.prompt_ids,
+                                                             first_action=e.first_action)
     return trajectories
 
 
@@ -164,9 +170,9 @@ class _Sampler:
     While a turn is written, the cache holds the rows of ``active`` that ``self.rows`` names.
     """
 
-    def __init__(self, policy, engine, limits, temperature, generator, first_action, on_turn=None):
+    def __init__(self, policy, engine, limits, temperature, generator, on_turn=None):
         self.policy, self.engine, self.limits, self.on_turn = policy, engine, limits, on_turn
-        self.temperature, self.generator, self.first_action = temperature, generator, first_action
+        self.temperature, self.generator = temperature, generator
         self.closers = torch.tensor([b">" in b for b in policy.token_bytes], device=policy.device)
         for i in policy.stop_ids:
             self.closers[i] = True
@@ -189,7 +195,7 @@ class _Sampler:
 
     def _run(self, episodes: list[_Episode]) -> None:
         logits = self._prefill(episodes)
-        active, forcing = list(episodes), self.first_action is not None
+        active, forcing = list(episodes), any(e.first_action for e in episodes)
         while active:
             stops = ("</think>",) + protocol.STOPS if forcing else protocol.STOPS
             self._write_turn(active, logits, stops)
@@ -250,9 +256,9 @@ class _Sampler:
         self._take_stock(episodes)
         return logits[rows]
 
-    def _take_stock(self, active: list[_Episode]) -> None:
-        """How far each row of the cache is filled; the last sampled token is not in it."""
-        ends = [len(e.prompt_ids) + len(e.ids) - bool(e.mask and e.mask[-1]) for e in active]
+    def _take_stock(self, active: list[_Episode], missing: int = 0) -> None:
+        """How far each row of the cache is filled: all but the last ``missing`` tokens are in it."""
+        ends = [len(e.prompt_ids) + len(e.ids) - missing for e in active]
         self.position, self.longest = torch.tensor(ends, device=self.policy.device), max(ends)
 
     def _padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -264,7 +270,7 @@ class _Sampler:
     def _feed_replies(self, active: list[_Episode], replies: list[list[int]]) -> torch.Tensor:
         """Feed each episode's last sampled token (not in the cache yet) and what the environment wrote."""
         chunks = [e.ids[-1:] + reply for e, reply in zip(active, replies)]
-        self._take_stock(active)
+        self._take_stock(active, missing=1)
         logits = self._forward(*self._padded(chunks))
         for e, reply in zip(active, replies):
             e.add(reply, sampled=False)
@@ -285,8 +291,7 @@ class _Sampler:
     def _write_turn(self, active: list[_Episode], logits: torch.Tensor, stops: tuple[str, ...]) -> None:
         """Sample until every episode has ended its turn. The last token of each stays out of the cache."""
         stops = [s.encode() for s in stops]
-        room = [max(1, min(self.limits.max_turn_tokens, self.limits.max_completion_length - len(e.ids)))
-                for e in active]
+        room = [max(1, self._room(e)) for e in active]
         closed_at = [0] * len(active)  # tokens sampled in this turn, once the episode has closed it
         whole, self.rows = self.cache, list(range(len(active)))
         still = set(self.rows)
@@ -322,6 +327,11 @@ class _Sampler:
             ids, logprobs, entropy = (values[i][: closed_at[i]] for values in written)
             e.add(ids, sampled=True, logprobs=logprobs, entropy=entropy)
 
+    def _room(self, e: _Episode) -> int:
+        """How many tokens the turn may still have."""
+        written = len(e.ids) - e.turn_start
+        return min(self.limits.max_turn_tokens - written, self.limits.max_completion_length - len(e.ids))
+
     def _narrow(self, whole: "RowCache", rows: list[int]) -> list[int]:
         """Go on with some rows of ``active`` only; returns where they stood among ``self.rows``."""
         kept = [self.rows.index(i) for i in rows]
@@ -339,18 +349,25 @@ class _Sampler:
     # -- the environment side ------------------------------------------------------------------------
 
     def _force(self, active: list[_Episode]) -> list[list[int]]:
-        """Put the opening tag of ``first_action`` behind the model's thoughts; the turn goes on."""
-        replies = []
-        for e in active:
+        """Put the opening tag of their ``first_action`` behind the thoughts of some; the turn of all goes on.
+
+        It ends here for those that have acted already or have used up their turn.
+        """
+        replies: list[list[int]] = [[] for _ in active]
+        acted = []
+        for i, e in enumerate(active):
             text = self.policy.bytes_of(e.ids)
-            if e.ended_by_eos or any(s.encode() in text for s in protocol.STOPS):
-                e.ended_by_eos = False  # it acted without thinking: nothing to force, end it here
-                e.finish_reason = "stop"
+            done = e.ended_by_eos or any(s.encode() in text for s in protocol.STOPS)
+            if done and e.first_action:  # it acted without thinking: nothing to force, end it here
+                e.ended_by_eos, e.finish_reason = False, "stop"
                 self._close_turn(e)
-                replies.append([])
-                continue
-            newline = "" if text.endswith(b"\n") else "\n"
-            replies.append(self.policy.encode(f"{newline}<{self.first_action}>"))
+            elif e.first_action:
+                newline = "" if text.endswith(b"\n") else "\n"
+                replies[i] = self.policy.encode(f"{newline}<{e.first_action}>")
+            elif done or self._room(e) <= 0:
+                acted.append(i)
+        for i, reply in zip(acted, self._act([active[i] for i in acted])):
+            replies[i] = reply
         return replies
 
     def _act(self, active: list[_Episode]) -> list[list[int]]:
@@ -430,7 +447,8 @@ class _Sampler:
             question=e.question, prompt_ids=list(e.prompt_ids), completion_ids=e.ids, mask=e.mask,
             logprobs=e.logprobs, segments=e.segments, searches=e.searches, answer=e.answer,
             finish_reason=e.finish_reason, group=e.group, prompt=e.prompt, tokens=tokens, turns=e.turn,
-            invalid_turns=e.invalid_turns, seconds=seconds, token_values={"entropy": e.entropy})
+            invalid_turns=e.invalid_turns, first_action=e.first_action, seconds=seconds,
+            token_values={"entropy": e.entropy})
 
 
 class RowCache(DynamicCache):

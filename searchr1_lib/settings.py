@@ -40,6 +40,10 @@ class Settings:
             the reference is the base.
         kl_every: with ``beta`` 0 the KL is only measured, every so many steps (it costs a forward pass); 0: never.
         entropy_coef: weight of the entropy bonus.
+        explore: of the G rollouts of a question, so many begin with a search and as many with an answer, whatever the
+            policy would do. Both ways are then compared on every question, also by a policy that has (nearly) given
+            one of them up. The tag that was put into its mouth is trained like one that it chose (ratio 1): off-policy
+            guidance mixed into the group, as in LUFFY (arXiv 2504.14945), where other models write it. 0: plain GRPO.
         dynamic_sampling: DAPO's: at most so many times a step draws other questions in place of those whose groups
             have no variance.
         num_iterations: updates on one batch of rollouts.
@@ -81,6 +85,7 @@ class Settings:
     ref_model_sync_steps: int = 0
     kl_every: int = 10
     entropy_coef: float = 0.0
+    explore: int = 0
     dynamic_sampling: int = 0
     num_iterations: int = 1
     optim: str = "adamw_torch"
@@ -105,7 +110,7 @@ class Settings:
                      "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        for name in ("beta", "entropy_coef", "vf_coef", "ref_model_sync_steps", "kl_every", "dynamic_sampling",
+        for name in ("beta", "entropy_coef", "vf_coef", "ref_model_sync_steps", "kl_every", "explore", "dynamic_sampling",
                      "warmup_steps", "decay_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
@@ -133,6 +138,10 @@ class Settings:
         if self.credit == "turn" and self.baseline != "group_mean":
             raise ValueError(f"credit='turn' compares turns within a group: it needs baseline='group_mean', "
                              f"not {self.baseline!r}")
+        if self.explore and (2 * self.explore >= self.num_generations or not by_group):
+            raise ValueError(f"explore={self.explore} makes {2 * self.explore} of num_generations="
+                             f"{self.num_generations} rollouts begin in a given way: fewer than all can, and only with "
+                             f"a baseline of the group (not {self.baseline!r})")
         if self.dynamic_sampling and not by_group:
             raise ValueError(f"dynamic_sampling replaces groups without variance, which also teach something with "
                              f"baseline={self.baseline!r}: set it to 0")
@@ -140,6 +149,10 @@ class Settings:
     def limits(self) -> dict:
         """The part that ``rollout`` takes."""
         return {f.name: getattr(self, f.name) for f in fields(Limits)}
+
+    def first_actions(self) -> list[str | None]:
+        """What the rollouts of a group are made to begin with; see ``explore``."""
+        return [None] * (self.num_generations - 2 * self.explore) + ["search", "answer"] * self.explore
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

@@ -130,7 +130,7 @@ class Trainer:
         questions, drawn, chosen = self.questions_of(self.step), [], []
         for attempt in range(s.dynamic_sampling + 1):
             made = rollout(self.policy, questions, self.engine, num_generations=size, temperature=s.temperature,
-                           generator=generator, **s.limits())
+                           generator=generator, first_action=s.first_actions(), **s.limits())
             score(self.reward, made)
             for i, t in enumerate(made):
                 t.step, t.group, t.advantage = self.step, f"{self.step}:{len(drawn) // size + i // size}", 0.0
@@ -287,7 +287,13 @@ def evenly(questions: Sequence[Question], rng: random.Random) -> list[Question]:
 
 
 def describe(trajectories: list[Trajectory], num_generations: int) -> dict:
-    """What the rollouts of a step look like: the part of the metrics that needs no model."""
+    """What the rollouts of a step look like: the part of the metrics that needs no model.
+
+    Rollouts that were made to begin in a given way (``Settings.explore``) say nothing about the policy and count only
+    where groups are looked at.
+    """
+    flat = groups_without_variance([t.reward for t in trajectories], num_generations)
+    trajectories = [t for t in trajectories if t.first_action is None]
     rows = [row_of(t) for t in trajectories]
     known, lookup = ([r for r in rows if r["known"] is k] for k in (True, False))
     mean = lambda rs, key: fmean(r[key] for r in rs) if rs else None  # noqa: E731
@@ -306,7 +312,7 @@ def describe(trajectories: list[Trajectory], num_generations: int) -> dict:
         "malformed": mean(rows, "malformed"),
         "search_errors": sum(bool(c.error) for t in trajectories for c in t.searches),
         "completion_tokens": mean(rows, "tokens"),
-        "zero_variance_groups": float(groups_without_variance(rewards, num_generations).float().mean()),
+        "zero_variance_groups": float(flat.float().mean()),
     }
     for reason in ("answer", "turns", "length", "stop"):
         out[f"finish_{reason}"] = fmean(t.finish_reason == reason for t in trajectories)

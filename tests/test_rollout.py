@@ -306,3 +306,17 @@ def test_weights_too_large_to_unpack_stay_packed(nf4, monkeypatch):
     monkeypatch.setattr("searchr1_lib.policy._DENSE_ON_CPU", 1000)
     with nf4.unpacked():
         assert not any("forward" in m.__dict__ for m in nf4.model.modules())
+
+
+def test_some_of_a_group_are_forced_and_the_others_choose(policy):
+    """Forcing some changes nothing for the others: greedy, they write what they write alone."""
+    how = dict(temperature=0, max_turns=2, max_turn_tokens=40)
+    mixed = rollout(policy, QUESTIONS, Shelf(), num_generations=3, first_action=[None, "search", "answer"], **how)
+    for first in (None, "search", "answer"):
+        alone = rollout(policy, QUESTIONS, Shelf(), num_generations=1, first_action=first, **how)
+        for a, b in zip(alone, [t for t in mixed if t.first_action == first]):
+            check_consistent(policy, b)
+            assert (a.completion_ids, a.mask, a.finish_reason) == (b.completion_ids, b.mask, b.finish_reason)
+            assert a.first_action == first
+    with pytest.raises(ValueError, match="2 of these"):
+        rollout(policy, QUESTIONS, Shelf(), num_generations=2, first_action=["search"])

@@ -17,8 +17,8 @@ from searchr1_lib.records import Question, TrajectoryLog
 from searchr1_lib.rewards import RewardError, SearchR1Reward, score
 from searchr1_lib.rollout import rollout
 from searchr1_lib.search import BM25Search, LocalSearch
-from searchr1_lib.learner import Learner
-from searchr1_lib.trainer import Settings, Trainer, TrainingError, train_grpo
+from searchr1_lib.learner import Learner, _trained
+from searchr1_lib.trainer import Settings, Trainer, TrainingError, describe, train_grpo
 from searchr1_lib.grpo import group_advantages
 
 TINY = "data/tiny_qwen"
@@ -418,3 +418,24 @@ def test_without_the_mask_retrieved_text_is_trained_on(scored):
     assert all_tokens["tokens"] == sum(len(t.mask) for t in scored)
     assert usual["ratio"] == pytest.approx(1, abs=1e-4) and all_tokens["ratio"] == pytest.approx(1, abs=1e-4)
     assert any((a.grad - b.grad).abs().max() > 1e-6 for a, b in zip(masked.parameters(), bare.parameters()))
+
+
+def test_both_ways_are_tried_in_every_group_and_the_forced_tag_is_trained(tmp_path, engine, questions):
+    settings = dataclasses.replace(SHORT, explore=1, entropy_coef=0.0)
+    t = trainer(tmp_path, engine, questions, settings)
+    drawn, chosen = t._collect()
+    assert [x.first_action for x in drawn] == [None, None, "search", "answer"] * 2
+    t.learner.assign_advantages(chosen)
+    tag = {a: t.policy.encode(f"<{a}>") for a in ("search", "answer")}
+    for x in drawn:
+        trained = _trained(x, True)
+        forced = [i for i, (a, b) in enumerate(zip(trained, x.mask)) if a != b]
+        if x.first_action is None:
+            assert not forced
+        elif x.finish_reason != "stop":
+            assert [x.completion_ids[i] for i in forced] == tag[x.first_action]
+    assert t.learner.gradient(chosen)["ratio"] == pytest.approx(1, abs=1e-4)
+    row = describe(drawn, 4)
+    assert row["searches"] == sum(len(x.searches) for x in drawn if x.first_action is None) / 4
+    with pytest.raises(ValueError, match="explore=2"):
+        dataclasses.replace(SHORT, explore=2)
