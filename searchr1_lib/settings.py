@@ -44,6 +44,7 @@ class Settings:
             policy would do. Both ways are then compared on every question, also by a policy that has (nearly) given
             one of them up. The tag that was put into its mouth is trained like one that it chose (ratio 1): off-policy
             guidance mixed into the group, as in LUFFY (arXiv 2504.14945), where other models write it. 0: plain GRPO.
+        explore_steps: the first steps, in which ``explore`` applies.
         dynamic_sampling: DAPO's: at most so many times a step draws other questions in place of those whose groups
             have no variance.
         num_iterations: updates on one batch of rollouts.
@@ -86,6 +87,7 @@ class Settings:
     kl_every: int = 10
     entropy_coef: float = 0.0
     explore: int = 0
+    explore_steps: int = 50
     dynamic_sampling: int = 0
     num_iterations: int = 1
     optim: str = "adamw_torch"
@@ -110,8 +112,8 @@ class Settings:
                      "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        for name in ("beta", "entropy_coef", "vf_coef", "ref_model_sync_steps", "kl_every", "explore", "dynamic_sampling",
-                     "warmup_steps", "decay_steps"):
+        for name in ("beta", "entropy_coef", "vf_coef", "ref_model_sync_steps", "kl_every", "explore", "explore_steps",
+                     "dynamic_sampling", "warmup_steps", "decay_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
         for name in ("gamma", "lam"):
@@ -150,9 +152,10 @@ class Settings:
         """The part that ``rollout`` takes."""
         return {f.name: getattr(self, f.name) for f in fields(Limits)}
 
-    def first_actions(self) -> list[str | None]:
-        """What the rollouts of a group are made to begin with; see ``explore``."""
-        return [None] * (self.num_generations - 2 * self.explore) + ["search", "answer"] * self.explore
+    def first_actions(self, step: int) -> list[str | None]:
+        """What the rollouts of a group are made to begin with in a step; see ``explore``."""
+        pairs = self.explore if step < self.explore_steps else 0
+        return [None] * (self.num_generations - 2 * pairs) + ["search", "answer"] * pairs
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

@@ -130,7 +130,7 @@ class Trainer:
         questions, drawn, chosen = self.questions_of(self.step), [], []
         for attempt in range(s.dynamic_sampling + 1):
             made = rollout(self.policy, questions, self.engine, num_generations=size, temperature=s.temperature,
-                           generator=generator, first_action=s.first_actions(), **s.limits())
+                           generator=generator, first_action=s.first_actions(self.step), **s.limits())
             score(self.reward, made)
             for i, t in enumerate(made):
                 t.step, t.group, t.advantage = self.step, f"{self.step}:{len(drawn) // size + i // size}", 0.0
