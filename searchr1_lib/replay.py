@@ -11,7 +11,7 @@ import heapq
 import math
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Iterable, Sequence
@@ -225,8 +225,11 @@ def _token_line(r: Replayed, place: int) -> str:
 
 
 def _first_five(lines: Iterable[str]) -> list[str]:
-    lines = [f"  {line}" for line in lines]
-    return lines[:5] + [f"  … and {len(lines) - 5} more"] * (len(lines) > 5)
+    """Five different lines, with the times each occurs, and how many there are beside them."""
+    counts = Counter(lines)
+    shown = list(counts.items())[:5]
+    rest = counts.total() - sum(n for _, n in shown)
+    return [f"  {line}" + f" ({n} times)" * (n > 1) for line, n in shown] + [f"  … and {rest} more"] * (rest > 0)
 
 
 def _cut(text: str, size: int = 60) -> str:

@@ -112,6 +112,8 @@ def test_a_failing_engine_is_reported_not_raised(engine):
 def test_the_report_is_short_and_harmless(engine):
     ts = [recorded(engine, "river\x1b[31m " + "town " * 50, id=f"q{i}") for i in range(9)]
     text = str(replay(ts, engine=BM25Search(PASSAGES[:3])))
+    assert "rank" in str(replay([ts[0]] * 3, engine=BM25Search(PASSAGES[:3]))).splitlines()[2]
+    assert str(replay([ts[0]] * 3, engine=BM25Search(PASSAGES[:3]))).endswith("(3 times)")
     assert "… and 4 more" in text and "\x1b" not in text and max(map(len, text.splitlines())) < 250
     assert str(replay([], engine=engine)) == "0 trajectories replayed"
 
