@@ -18,7 +18,8 @@ _NAMES = {
     "WebSearch",
     "rewards": "normalize_answer exact_match f1_score ExactMatch F1 SearchCost Composite",
     "grpo": "group_advantages policy_loss",
-    "policy": "Policy load_policy",
+    "policy": "Policy export_merged load_policy",
+    "settings": "Settings",
     "trainer": "Trainer train_grpo",
     "evaluate": "Report",
 }
