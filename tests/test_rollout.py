@@ -12,6 +12,7 @@ from searchr1_lib import protocol
 from searchr1_lib.policy import load_policy
 from searchr1_lib.records import Hit, Passage, Question, Trajectory
 from searchr1_lib.rollout import _Sampler, fit_observation, rollout
+from searchr1_lib.viewer import render_html
 from searchr1_lib.learner import Batch
 from searchr1_lib.grpo import token_logprobs_and_entropy
 
@@ -273,6 +274,7 @@ def test_turns_can_be_watched_as_they_come(policy):
         assert len(rollouts) == 6 and all(len(t.completion_ids) == len(t.mask) for t in rollouts)
         assert all(s.end <= len(t.completion_ids) for t in rollouts for s in t.segments)
         seen.append([(len(t.completion_ids), t.finish_reason) for t in rollouts])
+        assert render_html(rollouts).count("<article") == 6  # as notebook 00 shows them
 
     made = rollout(policy, QUESTIONS, Shelf(), num_generations=2, first_action="search", max_turns=2,
                    generator=torch.Generator().manual_seed(0), on_turn=watch)
