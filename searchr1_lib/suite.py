@@ -36,7 +36,7 @@ from types import SimpleNamespace
 from typing import Any, Iterable, Iterator, Sequence
 
 from . import __version__
-from .records import write_whole
+from .records import write_json_lines, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 """The repository's root, where ``notebooks/``, ``data/`` and ``runs/`` stand."""
@@ -938,7 +938,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n" + run_seeds(asked.profile, asked.seeds))
             return 0
         if asked.command == "sweep":
-            return _report_sweep(read_experiment(asked.experiment, asked.profile, asked.seeds), asked.jobs)
+            experiment = read_experiment(asked.experiment, asked.profile, asked.seeds)
+            whole = not asked.profile and not asked.seeds
+            return _report_sweep(Path(asked.experiment), experiment, asked.jobs, whole)
         run_dir, outcomes = run_suite(
             asked.profile, asked.run, asked.given, only=asked.only, overwrite=asked.overwrite
         )
@@ -951,8 +953,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _report(run_dir, outcomes)
 
 
-def _report_sweep(experiment: Experiment, jobs: int) -> int:
-    """Run an experiment and print how its runs ended; returns the exit code."""
+def _report_sweep(path: Path, experiment: Experiment, jobs: int, whole: bool) -> int:
+    """Run an experiment and print how its runs ended; returns the exit code.
+
+    Where it ran as its file says (``whole``) and nothing failed, its results go to ``results/`` beside the file.
+    """
     outcomes = sweep(experiment, jobs)
     rows = [(run_dir.name, f"{minutes:.1f} min", "FAILED" if error else "ok")
             for run_dir, (minutes, error) in outcomes.items()]
@@ -962,6 +967,10 @@ def _report_sweep(experiment: Experiment, jobs: int) -> int:
         print(f"error: {run_dir}: {error}", file=sys.stderr)
     if failed:
         print(f"{len(failed)} of {len(rows)} runs failed; the same command runs only these again", file=sys.stderr)
+    elif whole:
+        results = path.parent / "results" / f"{experiment.name}.jsonl"
+        write_json_lines(results, read_runs(ROOT / run_dir for run_dir in outcomes))
+        print(f"\nResults are in {_shown(results)}.")
     print(f"\nNotebook 08_experiment_report reads {experiment.folder}.")
     return 1 if failed else 0
 

@@ -271,6 +271,22 @@ def test_a_sweep_runs_all_keeps_failures_and_runs_only_these_again(swept, capsys
     assert "was run with steps = 5, not 6: move it away" in capsys.readouterr().err
 
 
+def test_results_of_a_whole_experiment_go_beside_its_file(swept, capsys):
+    for run_dir, values in suite.read_experiment("rate.yaml").runs().items():  # as an earlier sweep left them
+        suite.open_run(run_dir, "small", values)
+        suite.record(run_dir, "00_first", {"rate": values["lr"]})
+        (run_dir / "notebooks").mkdir()
+        for name in ("00_first.ipynb", "A1_second.ipynb"):
+            (run_dir / "notebooks" / name).touch()
+    results = swept / "results" / "rate.jsonl"
+    assert suite.main(["sweep", "rate.yaml", "--seeds", "0"]) == 0 and not results.exists()  # a part of it
+    assert suite.main(["sweep", "rate.yaml"]) == 0 and "Results are in" in capsys.readouterr().out
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert rows == suite.read_runs(sorted((swept / "runs" / "rate-small").iterdir()))
+    assert [row["figures"] for row in rows] == [{"rate": 0.1}] * 2 + [{"rate": 0.2}] * 2
+    assert [row["settings"]["seed"] for row in rows] == [0, 3, 0, 3]
+
+
 def test_a_run_that_cannot_even_start_is_reported(swept, capsys):
     (swept / "rate.yaml").write_text(EXPERIMENT.replace("[0.1, 0.2]", "[0.1]").replace("[0, 3]", "[0]"))
     (swept / "searchr1_lib" / "records.py").write_text("raise ImportError('no records')")
