@@ -31,7 +31,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from types import SimpleNamespace
 from typing import Any, Iterable, Iterator, Sequence
 
@@ -531,7 +531,7 @@ SEED_NOTEBOOKS = ("01", "05")
 
 
 def run_seeds(profile: str = "auto", seeds: Sequence[int] = (0, 1, 2)) -> str:
-    """Train once per seed, in ``runs/PROFILE-seed-N``, and write mean and range to ``docs/measurements.md``.
+    """Train once per seed, in ``runs/PROFILE-seed-N``, and write mean and interval to ``docs/measurements.md``.
 
     A notebook whose executed copy stands in the folder is not run again, and a training that was interrupted goes on.
 
@@ -576,15 +576,21 @@ def _rest(run_dir: Path, paths: Sequence[Path]) -> list[Path]:
     return list(paths[done.index(False) :]) if not all(done) else []
 
 
+#: Student's t for a two-sided interval of 95 %, with 1, 2, ... degrees of freedom.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
 def _seed_table(figures: dict[int, dict[str, Any]]) -> str:
-    """Figures by seed as a Markdown table with mean and range; what is no number is left out."""
+    """Figures by seed as a Markdown table, with the mean over seeds and its interval; what is no number is left out."""
     flat = {seed: dict(_flat(values)) for seed, values in figures.items()}
     shared = [name for name in next(iter(flat.values())) if all(name in values for values in flat.values())]
-    lines = [["figure", *(f"seed {seed}" for seed in flat), "mean", "range"], ["---"] * (len(flat) + 3)]
+    lines = [["figure", *(f"seed {seed}" for seed in flat), "mean", "95 % interval"], ["---"] * (len(flat) + 3)]
     for name in shared:
         values = [by_name[name] for by_name in flat.values()]
-        spread = f"{min(values):.4g} to {max(values):.4g}"
-        lines.append([name, *(f"{v:.4g}" for v in values), f"{fmean(values):.4g}", spread])
+        middle = fmean(values)
+        half = _STUDENT[len(values) - 2] * stdev(values) / len(values) ** 0.5 if 1 < len(values) < 12 else None
+        spread = "–" if half is None else f"{middle - half:.4g} to {middle + half:.4g}"
+        lines.append([name, *(f"{v:.4g}" for v in values), f"{middle:.4g}", spread])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
@@ -923,7 +929,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("-p", dest="given", action="append", default=[], metavar="name=value", help="beats the profile")
     run.add_argument("--only", nargs="+", default=[], metavar="03", help="only notebooks whose names begin so")
     run.add_argument("--overwrite", action="store_true", help="delete what an earlier run left under that name")
-    several = commands.add_parser("seeds", help="train once per seed; mean and range go to docs/measurements.md")
+    several = commands.add_parser("seeds", help="train once per seed; mean and interval go to docs/measurements.md")
     several.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     for command in (run, several):
         command.add_argument("--profile", default="auto", help="smoke, cpu, t4, gpu or auto (default)")
