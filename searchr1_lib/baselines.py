@@ -94,7 +94,7 @@ def retrieve_first(policy, questions: Sequence[Question], engine, *, rounds: int
             s.add_environment(policy, f"<search> {protocol.escape(s.query)} </search>{found}")
             s.searches.append(SearchCall(s.query, hits, 0.0, error))
         last = number == rounds
-        stand_ins = [replace_text(s.question, str(i)) for i, s in enumerate(going)]
+        stand_ins = [_with_text(s.question, str(i)) for i, s in enumerate(going)]
         report = evaluate(_Primed(policy, [s.prompt(policy) for s in going]), stand_ins, engine, max_turns=0, topk=topk,
                           first_action="answer" if last else None, **how)
         for s, t in zip(going, report.trajectories):
@@ -105,7 +105,7 @@ def retrieve_first(policy, questions: Sequence[Question], engine, *, rounds: int
     return Report([row_of(t) for t in trajectories], trajectories)
 
 
-def replace_text(question: Question, text: str) -> Question:
+def _with_text(question: Question, text: str) -> Question:
     """The same question in other words."""
     fields = dict(vars(question), text=text)
     return Question(fields.pop("id"), fields.pop("text"), fields.pop("answers"), **fields)
@@ -399,7 +399,7 @@ def group_of(question: Question) -> str:
     return kind if question.known is None else f"look-up, {kind}"
 
 
-def test_questions(setup: Setup) -> list[Question]:
+def questions_of(setup: Setup) -> list[Question]:
     """The questions of the comparison: the data's test split, and more comparisons where it is an almanac's."""
     questions = load_questions(Path(setup.data) / "test.jsonl")[: setup.questions or None]
     lacking = setup.comparisons - sum(group_of(q) == "look-up, comparison" for q in questions)
@@ -409,9 +409,6 @@ def test_questions(setup: Setup) -> list[Question]:
                 if group_of(q) == "look-up, comparison" and q.id not in asked]
         questions += random.Random(setup.seed).sample(more, min(lacking, len(more)))
     return questions
-
-
-test_questions.__test__ = False  # for pytest, which takes the name for a test's
 
 
 def run_method(method: str, setup: Setup, questions: Sequence[Question], engine, out: Path) -> dict[str, Any]:
@@ -454,7 +451,7 @@ def compare(methods: Sequence[str], setup: Setup, out: str | Path, *, report: Ca
     missing = [method for method in methods if method not in results]
     if missing:
         engine = BM25Search(load_passages(Path(setup.data) / "passages.jsonl"))
-        questions = test_questions(setup)
+        questions = questions_of(setup)
     for method in missing:
         report(f"{method} ...")
         results[method] = run_method(method, setup, questions, engine, out)
