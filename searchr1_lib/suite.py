@@ -503,6 +503,7 @@ def _execute(path: Path, run_dir: Path, values: dict[str, Any]) -> Outcome:
             language="python",
             cwd=str(ROOT),
             progress_bar=sys.stderr.isatty(),
+            iopub_timeout=300,  # a busy machine may be late with a cell's last output
             config=Config(KernelManager={"transport_encryption": "auto"}),  # nobody else on the machine listens
         )
     except papermill.PapermillExecutionError as e:
@@ -921,7 +922,7 @@ def failure_of(run_dir: str | os.PathLike) -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Exit code 0: all ran; 1: a notebook failed; 2: refused before running."""
+    """The command line. Exit code 0: all ran; 1: a notebook failed; 2: refused before running; 130: interrupted."""
     parser = argparse.ArgumentParser(prog="python -m searchr1_lib.suite", description="Runs the numbered notebooks.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run them in reading order")
@@ -964,7 +965,11 @@ def _report_sweep(path: Path, experiment: Experiment, jobs: int, whole: bool) ->
 
     Where it ran as its file says (``whole``) and nothing failed, its results go to ``results/`` beside the file.
     """
-    outcomes = sweep(experiment, jobs)
+    try:
+        outcomes = sweep(experiment, jobs)
+    except KeyboardInterrupt:
+        print("interrupted: what is complete stays, and the same command goes on", file=sys.stderr)
+        return 130
     rows = [(run_dir.name, f"{minutes:.1f} min", "FAILED" if error else "ok")
             for run_dir, (minutes, error) in outcomes.items()]
     print("\n" + _table(rows))
