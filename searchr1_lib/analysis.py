@@ -74,6 +74,8 @@ class Table:
 def read_table(path: str | os.PathLike, passages: Mapping[str, Passage] = {}) -> Table:
     """Read a trajectory log of any length as columns, one rollout in memory at a time.
 
+    Rollouts that were made to begin in a given way (``Settings.explore``) say nothing about the policy: left out.
+
     Args:
         passages: the corpus by id, see ``error_of``.
 
@@ -88,14 +90,16 @@ def read_table(path: str | os.PathLike, passages: Mapping[str, Passage] = {}) ->
             if not line.endswith(b"\n"):
                 break  # cut off by a crash
             try:
-                row = _numbers(Trajectory.from_dict(json.loads(line)), passages)
+                t = Trajectory.from_dict(json.loads(line))
+                row = _numbers(t, passages) if t.first_action is None else None
             except ValueError as e:
                 raise ValueError(f"{path}, line {number}: {e}") from None
-            for name in row.keys() | columns.keys():
-                column = columns.setdefault(name, array("f"))
-                column.extend([math.nan] * (number - 1 - len(column)))
-                column.append(row.get(name, math.nan))
-            offsets.append(at)
+            if row is not None:
+                for name in row.keys() | columns.keys():
+                    column = columns.setdefault(name, array("f"))
+                    column.extend([math.nan] * (len(offsets) - len(column)))
+                    column.append(row.get(name, math.nan))
+                offsets.append(at)
             at += len(line)
     arrays = {name: np.frombuffer(column, np.float32) for name, column in columns.items()}
     return Table(Path(path), arrays, np.frombuffer(offsets, np.int64) if offsets else np.empty(0, np.int64))

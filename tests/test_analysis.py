@@ -209,6 +209,13 @@ def test_a_parts_column_that_begins_late_is_filled_up(tmp_path):
     assert np.isnan(table["rewards/late"][0]) and table["rewards/late"][1] == 0.5
 
 
+def test_rollouts_that_were_made_to_begin_in_a_given_way_are_left_out(tmp_path):
+    ts = [answer("x"), answer("forced"), answer("y")]
+    ts[1].first_action = "answer"
+    table = analysis.read_table(log_of(tmp_path, ts))
+    assert len(table) == 2 and [table.trajectory(i).answer for i in range(2)] == ["x", "y"]
+
+
 def test_a_log_that_was_cut_or_broken(tmp_path):
     path = log_of(tmp_path, [answer("x"), answer("y")])
     whole = path.read_bytes()
