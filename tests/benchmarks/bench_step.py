@@ -5,11 +5,11 @@ has something to learn from. Both samplers are made to write the same text (see 
 the first gradient are compared. Both take the default reward, the GRPO loss without KL, AdamW, and one update a step.
 
     ours   ``Trainer``'s step: rollouts, reward, update in micro-batches by token budget, metrics, log
-    trl    its step: generation with its tool loop, reward, update in micro-batches of 16 rollouts (its fastest of 4
-           to 64; up to 7,200 padded tokens, ours up to 4,096). It takes old log-probabilities from the update's own
-           pass. LoRA on NF4 it trains in bf16, as its authors chose; ours stays in fp32
+    trl    its step: generation with its tool loop, reward, update in micro-batches of 16 rollouts (up to 7,200
+           padded tokens, ours up to 4,096; all 64 at once are slower). It takes old log-probabilities from the
+           update's own pass. LoRA on NF4 it trains in bf16, as its authors chose; ours stays in fp32
 
-    python tests/benchmarks/bench_step.py [--quick]
+    python tests/benchmarks/bench_step.py [--micro-batch 8] [--quick]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from searchr1_lib import protocol, trainer
 from searchr1_lib.policy import Policy, load_policy
 from searchr1_lib.rewards import exact_match
 
-LEARNING_RATE, MICRO_BATCH = 1e-5, 16
+LEARNING_RATE = 1e-5
 PARTS = ("step", "generation", "update")
 
 
@@ -139,14 +139,14 @@ def half_wrong(policy: Policy, script: Script) -> Script:
     return script
 
 
-def contest(name: str, load, steps: int, size: int) -> dict:
+def contest(name: str, load, steps: int, size: int, micro_batch: int) -> dict:
     """Medians over ``steps`` steps of each, taken in turn after one that does not count."""
     mine = load()
-    questions, script, engine = almanac(mine, size, size)
+    _, script, engine = almanac(mine, size, size)
     half_wrong(mine, script)
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(mine, script, engine, size, f"{folder}/ours")
-        theirs = Theirs(load(), script, engine, size, f"{folder}/trl", min(MICRO_BATCH, len(script.plays)))
+        theirs = Theirs(load(), script, engine, size, f"{folder}/trl", min(micro_batch, len(script.plays)))
         theirs.train(steps + 1, ours.step)
     compare(ours, theirs, name)
     tokens = sum(sum(mask) for _, mask in ours.made())
@@ -179,13 +179,15 @@ def main(argv: list[str] | None = None) -> dict:
     """Run all contests on the tiny Qwen, print the lines, return the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(TINY_QWEN))
+    parser.add_argument("--micro-batch", type=int, default=16, help="rollouts of TRL's micro-batch")
     parser.add_argument("--quick", action="store_true", help="one step each, two questions of two rollouts")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     figures: dict = {"threads": torch.get_num_threads()}
     for kind, quantize in (("NF4 + LoRA", True), ("fp32 + LoRA", False)):
         figures[kind] = contest(kind, lambda: load_policy(args.model, quantize=quantize, device="cpu"),
-                                steps=1 if args.quick else 3, size=2 if args.quick else 8)
+                                steps=1 if args.quick else 3, size=2 if args.quick else 8,
+                                micro_batch=args.micro_batch)
     return figures
 
 
