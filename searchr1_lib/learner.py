@@ -237,8 +237,8 @@ class Learner:
     def _hidden(self, part: Sequence[Trajectory]) -> tuple[torch.Tensor, "Batch"]:
         """The states (B, T, H) that predict each token, and the tokens."""
         batch = Batch.of(part, self.policy.pad_id, self.policy.device, self.settings.mask_observations)
-        hidden = self.policy.decoder(input_ids=batch.ids, attention_mask=batch.attention,
-                                     use_cache=False).last_hidden_state
+        # padding stands on the right, where no token looks: without a mask attention takes its faster causal path
+        hidden = self.policy.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
         return hidden[:, :-1], batch
 
     def _logprobs(self, hidden: torch.Tensor, batch: "Batch") -> tuple[torch.Tensor, torch.Tensor]:
