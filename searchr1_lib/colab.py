@@ -179,16 +179,13 @@ def _stamped_notebook(path: Path, repository: str) -> str:
         raise ValueError(f"{path.name}: the first cell has no Colab badge for this notebook")
     first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
     if TAG not in notebook.cells[first].metadata.get("tags", []):
-        cell = nbformat.v4.new_code_cell(id="colab-setup", metadata={"tags": [TAG]})
-        notebook.cells.insert(first, cell)
+        executed = [cell for cell in notebook.cells if cell.get("execution_count")]
+        for part in [*executed, *(o for cell in executed for o in cell.outputs if o.get("execution_count"))]:
+            part.execution_count += 1
+        setup_cell = nbformat.v4.new_code_cell(
+            id="colab-setup", metadata={"tags": [TAG]}, execution_count=1 if executed else None)
+        notebook.cells.insert(first, setup_cell)
     notebook.cells[first].source = CELL.format(address=repository)
-    executed = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    if any(cell.execution_count for cell in executed):
-        for number, cell in enumerate(executed, 1):
-            cell.execution_count = number
-            for output in cell.outputs:
-                if "execution_count" in output:
-                    output.execution_count = number
     return nbformat.writes(notebook) + "\n"
 
 

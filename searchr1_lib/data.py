@@ -22,6 +22,7 @@ import os
 import re
 import warnings
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
@@ -123,12 +124,13 @@ def select_passages(
     gold = {id for q in questions for id in q.passages}
     names = {name for q in questions for text in (q.text, *q.answers) for name in _runs(text)}
     how = {"split": None, "config": None, "limit": None, "on_error": "raise"} | how
-    kept = []
-    for number, passage in enumerate(_records(CORPORA.get(str(source), source), _passage, **how)):
+    kept: dict[str, Passage] = {}
+    rows = _records(CORPORA.get(str(source), source), _passage, **how, unique=False)
+    for number, passage in enumerate(rows):
         about = passage.id in gold or " ".join(_words(re.sub(r"\(.*?\)", "", passage.title))) in names
         if about or others and number % others == 0:
-            kept.append(passage)
-    return kept
+            kept.setdefault(passage.id, passage)
+    return list(kept.values())
 
 
 def save_questions(path: str | os.PathLike, questions: Iterable[Question]) -> None:
@@ -177,21 +179,23 @@ def _save(path: str | os.PathLike, records: Iterable) -> None:
         part.unlink(missing_ok=True)
 
 
-def _records(source, make: Callable, split, config, limit, on_error) -> Iterator:
-    """Yield one record a row; ``make(row)`` raises ValueError with the field's name where a row is broken."""
+def _records(source, make: Callable, split, config, limit, on_error, unique: bool = True) -> Iterator:
+    """Yield one record a row; ``make(row)`` raises ValueError with the field's name where a row is broken.
+
+    ``unique`` False does not look for ids that stand twice: remembering 21 million of them takes gigabytes.
+    """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
     rows, unit = _rows(source, split, config, limit)
     seen: dict[str, int] = {}
-    skipped, first = 0, ""
-    for number, row in rows:
-        if limit is not None and len(seen) + skipped >= limit:
-            break
+    read, skipped, first = 0, 0, ""
+    for number, row in islice(rows, limit):
+        read += 1
         try:
             record = make(row() if callable(row) else row)
-            if (before := seen.setdefault(record.id, number)) != number:
+            if unique and (before := seen.setdefault(record.id, number)) != number:
                 raise ValueError(f"field 'id': {record.id!r} stood already in {unit} {before}")
         except ValueError as e:
             message = f"{source}, {unit} {number}: {e}"
@@ -200,7 +204,7 @@ def _records(source, make: Callable, split, config, limit, on_error) -> Iterator
             skipped, first = skipped + 1, first or message
             continue
         yield record
-    if not seen:
+    if read == skipped:
         raise DataError(first or f"{source}: holds no rows")
     if skipped:
         warnings.warn(f"{skipped} broken row(s) skipped, the first: {first}", stacklevel=3)
