@@ -107,7 +107,7 @@ from searchr1_lib.search import SQLiteSearch
 
 folder, name = sys.argv[1:]
 engine = SQLiteSearch(folder)
-for i in range(25):
+for i in range(10):
     engine.add([Passage(f"{name}{i}-{j}", "Sen", "A lake.") for j in range(4)])
     assert engine.search("lake")
     assert engine.delete([f"{name}{i}-0"]) == 1
@@ -118,7 +118,7 @@ def test_processes_make_and_fill_one_index_at_once(tmp_path):
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path / "index"), name]) for name in "abcd"]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0, 0]
     opened = LocalSearch(tmp_path / "index")
-    assert len(opened.engine) == 4 * 25 * 3 and len(opened.search("lake", k=999)) == 300
+    assert len(opened.engine) == 4 * 10 * 3 and len(opened.search("lake", k=999)) == 120
 
 
 def test_a_long_or_odd_query(engine):
