@@ -90,8 +90,8 @@ class Policy:
         return _OPENED_THINK.sub("", text)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added."""
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        """Token ids of a text, nothing added; a lone surrogate, which has no bytes, becomes "?"."""
+        return self.tokenizer.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=False)
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids; special tokens give nothing, broken characters give U+FFFD."""

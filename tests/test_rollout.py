@@ -322,3 +322,13 @@ def test_some_of_a_group_are_forced_and_the_others_choose(policy):
             assert a.first_action == first
     with pytest.raises(ValueError, match="2 of these"):
         rollout(policy, QUESTIONS, Shelf(), num_generations=2, first_action=["search"])
+
+
+def test_text_that_is_no_unicode_stops_nothing(policy):
+    class Broken:
+        def search_batch(self, queries, k=3):
+            return [[Hit(Passage("p", "T\ud800", "half a \udfff character"), 1.0)] for _ in queries]
+
+    asked = Question("q\ud83d", "Where was \ud83d born?", ["x"])
+    for t in rollout(policy, [asked], Broken(), num_generations=2, first_action="search", max_turns=1, max_turn_tokens=30):
+        assert t.finish_reason
