@@ -45,7 +45,8 @@ class Table:
         columns: name -> one number a rollout (float32), NaN where it does not apply. ``step`` (from 1, as in
             metrics.jsonl), ``known`` (1, 0), ``hops``, ``reward``, ``em``, ``searches``, ``tokens`` (that the model
             wrote), ``malformed``, ``first_query_found``, ``sureness`` (see ``sureness``), ``error`` (position of the
-            cause in ``ERRORS``), and ``rewards/NAME`` for each part of the reward.
+            cause in ``ERRORS``), ``rewards/NAME`` for each part of the reward, and ``forced`` (1 where the first act
+            was put into the model's mouth, see ``explore`` in ``Settings``: no act of the policy's own).
         offsets: where each rollout's line begins in the log, in bytes.
     """
 
@@ -119,7 +120,7 @@ def _numbers(t: Trajectory, passages: Mapping[str, Passage]) -> dict[str, float]
         "step": None if t.step is None else t.step + 1, "known": t.question.known, "hops": t.question.hops,
         "reward": t.reward, "em": cause is None, "searches": len(t.searches), "tokens": sum(t.mask),
         "malformed": t.invalid_turns > 0, "first_query_found": first_query_finds(t), "sureness": sureness(t),
-        "error": None if cause is None else _CAUSES[cause],
+        "error": None if cause is None else _CAUSES[cause], "forced": t.first_action is not None,
     }
     found |= {f"rewards/{name}": value for name, value in t.rewards.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
@@ -338,11 +339,14 @@ def by_step(table: Table) -> list[dict[str, Any]]:
     """What ``metrics.jsonl`` does not hold, one row a training step and numbered as there (from 1).
 
     Keys: step, ``first_query_found`` (see ``query_quality``), and ``error/CAUSE`` for each cause in ``ERRORS``:
-    its share of the step's rollouts. ``plots.curves`` draws them.
+    its share of the step's rollouts. Rollouts that were made to search or to answer are left out. ``plots.curves``
+    draws the rows.
     """
-    rows = []
+    rows, own = [], table["forced"] != 1
     for step in np.unique(table["step"][~np.isnan(table["step"])]):
-        here = table["step"] == step
+        here = own & (table["step"] == step)
+        if not here.any():
+            continue
         found, cause = table["first_query_found"][here], table["error"][here]
         judged = found[~np.isnan(found)]
         rows.append({"step": int(step), "first_query_found": float(judged.mean()) if len(judged) else None}

@@ -324,7 +324,7 @@ class Setup:
         train_questions: on which methods are trained, 0 for all.
         steps: of GRPO in no-search.
         num_generations: rollouts per question that rejection samples.
-        epochs, learning_rate: of fine-tuning; no-search uses the profile cpu's rate of 1.5e-3.
+        epochs, learning_rate: of fine-tuning; no-search learns at 1.5e-3.
         temperature: when questions are answered; training samples at 1.
         search_cost, topk, max_turns, max_turn_tokens, seed: as in notebook 05.
     """

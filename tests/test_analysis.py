@@ -184,6 +184,9 @@ def test_query_quality_and_steps(tmp_path):
     first, second = analysis.by_step(table)
     assert (first["step"], first["first_query_found"], first["error/bad query"]) == (1, 0.5, 0.5)
     assert (second["step"], second["first_query_found"], second["error/bad query"]) == (2, None, 0.0)
+    bad.first_action = silent.first_action = "search"
+    (own,) = analysis.by_step(analysis.read_table(log_of(tmp_path / "own", [silent, good, bad]), CORPUS))
+    assert (own["step"], own["error/bad query"]) == (1, 0.0)  # what was forced says nothing about the policy
 
 
 def test_the_table_says_what_the_rollouts_say(tmp_path):
