@@ -1,6 +1,6 @@
 # Needs Python 3.11, pip and make; everything else goes into .venv with the versions of constraints.txt.
 #   make suite   the whole suite under the profile cpu (PROFILE=t4 or another one to change it)
-#   make seeds   training with three seeds; mean and range go to docs/measurements.md
+#   make seeds   training with three seeds; mean and interval go to docs/measurements.md
 #   make badges REPO=owner/name   stamps the repository's address into the notebooks and the README, for Colab
 #   make test    the tests, then every notebook under the profile smoke
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
