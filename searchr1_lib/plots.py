@@ -316,13 +316,15 @@ def curves(metrics, panels: Mapping[str, Mapping[str, str]], *, title: str) -> F
 
 
 @_styled
-def side_by_side(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Mapping[str, str], *, title: str) -> Figure:
+def side_by_side(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Mapping[str, str], *, title: str,
+                 logarithmic: Sequence[str] = ()) -> Figure:
     """A few runs against each other, each with a look of its own, one panel a metric. Not smoothed: moments count.
 
     Args:
         runs: name of a run -> its rows; at most four.
         panels: title of a panel -> name of its metric.
         title: the takeaway.
+        logarithmic: metrics whose values differ by orders of magnitude; zeros are not drawn there.
     """
     if not 1 <= len(runs) < len(_LOOKS):
         raise ValueError(f"side_by_side draws 1 to {len(_LOOKS) - 1} runs, not {len(runs)}")
@@ -334,11 +336,13 @@ def side_by_side(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Mappin
             steps, values = series(rows, metric)
             ax.plot(steps, values, line, color=color, marker=marker, markersize=5, linewidth=2, label=run)
             last.append(float(values[-1]) if len(values) else None)
+        if metric in logarithmic:
+            ax.set_yscale("log", nonpositive="mask")
         _step_axis(ax, runs, name, last)
         told.append(f"{name}: " + ", ".join(map(_says, runs, last)))
     for ax in axes[len(panels):]:
         ax.remove()
-    _legend(axes[0])
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs), frameon=False)
     return _titled(fig, title, f"Curves over training steps. At the end: {'; '.join(told)}.")
 
 

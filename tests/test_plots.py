@@ -83,7 +83,7 @@ def figures():
                                title="Any metrics over the steps, also those that are missing at times"),
         "side_by_side": plots.side_by_side(
             {"healthy": run(), "broken": run()[:3]}, {"Reward": "reward", "KL": "kl", "No such": "none", "EM": "em"},
-            title="Two runs of different lengths, and a metric that is missing"),
+            title="Two runs of different lengths, and a metric that is missing", logarithmic=["kl"]),
         "reward_histograms": plots.reward_histograms(
             {"exact_match": [1.0, 0.0, 1.0, 0.0], "ikea": [-1.0, 0.05, 1.6, 1.2], "search_cost": [0.0] * 4},
             [True, False, True, False]),
