@@ -181,7 +181,9 @@ class Learner:
         hidden, batch = self._hidden(part)
         logprobs, entropy = self._logprobs(hidden, batch)
         old = _column([t.logprobs for t in part], batch)
-        old = torch.where(batch.sampled.bool(), old, logprobs.detach())  # what the policy did not sample has ratio 1
+        sampled = batch.sampled.bool()
+        old = torch.where(sampled, old, logprobs.detach())  # what the policy did not sample has ratio 1 and no KL
+        reference = _column([references[id(t)] for t in part], batch) if references else None
         if "advantage" in part[0].token_values:
             advantages = _column([t.token_values["advantage"] for t in part], batch)
         else:
@@ -189,7 +191,7 @@ class Learner:
         loss, metrics = policy_loss(
             logprobs, old, advantages, batch.mask, loss_type=s.loss_type, epsilon=s.epsilon,
             epsilon_high=s.epsilon_high, beta=s.beta,
-            ref_logprobs=_column([references[id(t)] for t in part], batch) if references else None,
+            ref_logprobs=None if reference is None else torch.where(sampled, reference, logprobs.detach()),
             kl_estimator=s.kl_estimator, entropy=entropy, entropy_coef=s.entropy_coef,
             max_completion_length=s.max_completion_length, **counts)
         if self.value_head is not None:

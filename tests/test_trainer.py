@@ -382,7 +382,8 @@ def test_the_reference_is_the_base_or_a_snapshot(scored):
 
 @pytest.mark.parametrize("wrong", [
     dict(baseline="value"), dict(credit="turn", baseline="leave_one_out"), dict(optim="sgd"), dict(gamma=1.5),
-    dict(top_entropy_quantile=0.0), dict(dynamic_sampling=1, baseline="none", scale_rewards="none"), dict(kl_every=-1), dict(loss_type="ppo"),
+    dict(top_entropy_quantile=0.0), dict(dynamic_sampling=1, baseline="none", scale_rewards="none"),
+    dict(kl_every=-1), dict(loss_type="ppo"),
 ])
 def test_settings_that_cannot_be_name_the_parameter(wrong):
     with pytest.raises(ValueError, match="|".join(wrong)):
@@ -434,7 +435,9 @@ def test_both_ways_are_tried_in_every_group_and_the_forced_tag_is_trained(tmp_pa
             assert not forced
         elif x.finish_reason != "stop":
             assert [x.completion_ids[i] for i in forced] == tag[x.first_action]
-    assert t.learner.gradient(chosen)["ratio"] == pytest.approx(1, abs=1e-4)
+    far_off = {id(x): [p if m else 20.0 for m, p in zip(x.mask, x.logprobs)] for x in chosen}  # where nothing was sampled
+    metrics = t.learner.gradient(chosen, far_off)
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-4) and metrics["kl"] == pytest.approx(0, abs=1e-4)
     row = describe(drawn, 4)
     assert row["searches"] == sum(len(x.searches) for x in drawn if x.first_action is None) / 4
     with pytest.raises(ValueError, match="explore=2"):
