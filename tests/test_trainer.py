@@ -435,7 +435,7 @@ def test_both_ways_are_tried_in_every_group_and_the_forced_tag_is_trained(tmp_pa
             assert not forced
         elif x.finish_reason != "stop":
             assert [x.completion_ids[i] for i in forced] == tag[x.first_action]
-    far_off = {id(x): [p if m else 20.0 for m, p in zip(x.mask, x.logprobs)] for x in chosen}  # where nothing was sampled
+    far_off = {id(x): [p if m else 20.0 for m, p in zip(x.mask, x.logprobs)] for x in chosen}  # where none was sampled
     metrics = t.learner.gradient(chosen, far_off)
     assert metrics["ratio"] == pytest.approx(1, abs=1e-4) and metrics["kl"] == pytest.approx(0, abs=1e-4)
     row = describe(drawn, 4)
