@@ -115,3 +115,16 @@ def test_the_part_of_a_corpus_about_some_questions(tmp_path):
         str(sample / "questions.jsonl"), counts, corpus=str(sample / "corpus.jsonl"), others=10)
     gold = {id for q in questions["train"] for id in q.passages}
     assert list(questions) == ["train"] and gold <= {p.id for p in part} and 110 < len(part) < 300
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples in ../shared are not here")
+def test_notebooks_01_and_02_run_on_a_sample_of_hotpotqa(tmp_path, monkeypatch):
+    from searchr1_lib import suite
+
+    sample, out = SAMPLES / "hotpotqa_train100", tmp_path / "hotpotqa"
+    prepare.main([str(sample / "questions.jsonl"), "--corpus", str(sample / "corpus.jsonl"), "--others", "1",
+                  "--train", "20", "--validation", "5", "--test", "20", "--out", str(out)])
+    monkeypatch.setenv("SEARCHR1_RUNS", str(tmp_path))
+    given = [f"data={out}", "eval_questions=4", "dense_passages=40", "ann_vectors=400"]
+    _, outcomes = suite.run_suite("smoke", "hotpotqa", given, only=["01", "02"])
+    assert [(o.notebook[:2], o.error) for o in outcomes] == [("01", None), ("02", None)]
