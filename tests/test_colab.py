@@ -54,7 +54,7 @@ def test_a_package_that_is_too_old_is_installed_unless_it_is_kept():
         *colab.KEPT}
 
 
-# -- the first cell ------------------------------------------------------------------------------------------------------
+# -- the first cell ---------------------------------------------------------------------------------------------------
 
 
 def test_outside_colab_the_cell_does_and_says_nothing(tmp_path):
@@ -134,7 +134,7 @@ def runtime(tmp_path_factory):
 
 
 def run_in_colab(runtime, folder, cells, monkeypatch):
-    """Execute a notebook, alone in its folder, in the kernel that stands for Colab's; the text that each cell prints."""
+    """Execute a notebook, alone in its folder, in the kernel that stands for Colab; what each cell prints."""
     from nbclient import NotebookClient
 
     for name in ("SEARCHR1_PROFILE", "SEARCHR1_RUNS", "PYTHONPATH"):
@@ -199,7 +199,7 @@ def test_pip_that_fails_is_said(monkeypatch):
         colab._install(["no-such-package"], {})
 
 
-# -- the address ---------------------------------------------------------------------------------------------------------
+# -- the address ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
