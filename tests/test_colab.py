@@ -33,7 +33,7 @@ def names(requirements):
     return {re.match(r"[\w.-]+", r)[0] for r in requirements}
 
 
-# -- what is installed ---------------------------------------------------------------------------------------------------
+# -- what is installed ------------------------------------------------------------------------------------------
 
 
 def test_only_what_colab_lacks_is_installed():
