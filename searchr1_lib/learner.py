@@ -159,11 +159,8 @@ class Learner:
         for p in self.parameters():
             p.grad = torch.zeros_like(p)
         parts = []
-        idle = [t for t in trajectories if self._is_idle(t)]
-        ids = set(map(id, idle))
-        busy = [t for t in trajectories if id(t) not in ids]
-        for learns, group in ((True, busy), (False, idle)):
-            for part in self._micro_batches(group):
+        for learns in (True, False):
+            for part in self._micro_batches([t for t in trajectories if self._is_idle(t) != learns]):
                 with torch.set_grad_enabled(learns):
                     loss, metrics = self._loss(part, references, counts)
                 if learns:
