@@ -257,6 +257,7 @@ def fine_tune(policy, examples: Sequence[Trajectory], *, epochs: int = 4, learni
     import torch
 
     from .grpo import token_logprobs_and_entropy
+    from .learner import Batch, micro_batches
 
     if not examples:
         raise ValueError("fine_tune: no examples (was no sampled rollout right?)")
@@ -268,12 +269,12 @@ def fine_tune(policy, examples: Sequence[Trajectory], *, epochs: int = 4, learni
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - 0.9 * number / len(batches))
         total, loss = sum(sum(t.mask) for t in batch), 0.0
-        for part in _parts(batch, token_budget):
-            ids, attention, mask = _tensors(policy, part)
-            hidden = policy.decoder(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-            logprobs, _ = token_logprobs_and_entropy(hidden[:, :-1], policy.lm_head.weight, ids[:, 1:],
-                                                     bias=policy.lm_head.bias, mask=mask)
-            part_loss = -(logprobs * mask).sum() / total
+        for part in micro_batches(batch, token_budget):
+            rows = Batch.of(part, policy.pad_id, policy.device)
+            hidden = policy.decoder(input_ids=rows.ids, use_cache=False).last_hidden_state
+            logprobs, _ = token_logprobs_and_entropy(hidden[:, :-1], policy.lm_head.weight, rows.ids[:, 1:],
+                                                     bias=policy.lm_head.bias, mask=rows.mask)
+            part_loss = -(logprobs * rows.mask).sum() / total
             part_loss.backward()
             loss += float(part_loss.detach())
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
@@ -281,31 +282,6 @@ def fine_tune(policy, examples: Sequence[Trajectory], *, epochs: int = 4, learni
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss)
     return losses
-
-
-def _tensors(policy, part: Sequence[Trajectory]) -> tuple:
-    """Padded on the right: ids (B, L) of prompt and completion, attention (B, L), mask (B, L - 1) of ``ids[:, 1:]``."""
-    import torch
-
-    width = max(len(t.prompt_ids) + len(t.mask) for t in part)
-    rows = []
-    for t in part:
-        used = len(t.prompt_ids) + len(t.mask)
-        fill = [0] * (width - used)
-        rows.append((t.prompt_ids + t.completion_ids + [policy.pad_id] * len(fill), [1] * used + fill,
-                     [0] * (len(t.prompt_ids) - 1) + t.mask + fill))
-    return tuple(torch.tensor(column, device=policy.device) for column in zip(*rows))
-
-
-def _parts(batch: Sequence[Trajectory], budget: int) -> Iterable[list[Trajectory]]:
-    """Parts of similar length, each of at most ``budget`` padded tokens, one example at least."""
-    part: list[Trajectory] = []
-    for t in sorted(batch, key=lambda t: len(t.prompt_ids) + len(t.completion_ids)):
-        if part and (len(part) + 1) * (len(t.prompt_ids) + len(t.completion_ids)) > budget:
-            yield part
-            part = []
-        part.append(t)
-    yield part
 
 
 # ---- the comparison --------------------------------------------------------------------------------------

@@ -81,12 +81,12 @@ class Learner:
             t.advantage = sum(a for a, m in zip(row, t.mask) if m) / max(1, sum(t.mask))
 
     def _only_where_undecided(self, trajectories: Sequence[Trajectory]) -> None:
-        """Give the advantage only to the tokens of highest entropy, among all that were sampled in the step."""
+        """Take the advantage away from the sampled tokens of lower entropy, seen over all of the step."""
         entropy = [t.token_values["entropy"] for t in trajectories]
         sampled = torch.tensor([e for row, t in zip(entropy, trajectories) for e, m in zip(row, t.mask) if m])
         least = float(sampled.quantile(1 - self.settings.top_entropy_quantile))
         for row, t in zip(entropy, trajectories):
-            t.token_values["advantage"] = [t.advantage * m * (e >= least) for e, m in zip(row, t.mask)]
+            t.token_values["advantage"] = [t.advantage * (not m or e >= least) for e, m in zip(row, t.mask)]
 
     def _by_turn(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         width = max(len(t.turn_rewards) for t in trajectories)
@@ -114,7 +114,7 @@ class Learner:
 
     @torch.no_grad()
     def _estimate(self, trajectories: Sequence[Trajectory]) -> None:
-        for part in self._micro_batches(trajectories):
+        for part in micro_batches(trajectories, self.token_budget):
             hidden, batch = self._hidden(part)
             for t, values, start in zip(part, self._values(hidden).tolist(), batch.starts):
                 t.token_values["value"] = values[start : start + len(t.mask)]
@@ -160,7 +160,8 @@ class Learner:
             p.grad = torch.zeros_like(p)
         parts = []
         for learns in (True, False):
-            for part in self._micro_batches([t for t in trajectories if self._is_idle(t) != learns]):
+            rows = [t for t in trajectories if self._is_idle(t) != learns]
+            for part in micro_batches(rows, self.token_budget):
                 with torch.set_grad_enabled(learns):
                     loss, metrics = self._loss(part, references, counts)
                 if learns:
@@ -185,6 +186,8 @@ class Learner:
             advantages = _column([t.token_values["advantage"] for t in part], batch)
         else:
             advantages = torch.tensor([t.advantage for t in part], device=logprobs.device)
+        if batch.forced.any():
+            advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
         loss, metrics = policy_loss(
             logprobs, old, advantages, batch.mask, loss_type=s.loss_type, epsilon=s.epsilon,
             epsilon_high=s.epsilon_high, beta=s.beta,
@@ -212,7 +215,7 @@ class Learner:
         """Log-probabilities under the reference, by ``id`` of the trajectory; 0.0 where the model wrote nothing."""
         found = {}
         with self._as_reference():
-            for part in self._micro_batches(trajectories):
+            for part in micro_batches(trajectories, self.token_budget):
                 logprobs, _, batch = self.token_logprobs(part)
                 for t, row, start in zip(part, logprobs.tolist(), batch.starts):
                     found[id(t)] = row[start : start + len(t.completion_ids)]
@@ -247,17 +250,6 @@ class Learner:
 
     def _values(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.value_head(hidden.float()).squeeze(-1)
-
-    def _micro_batches(self, trajectories: Sequence[Trajectory]) -> Iterator[list[Trajectory]]:
-        """Parts of similar length, each of at most ``token_budget`` padded tokens (one rollout at least)."""
-        part: list[Trajectory] = []
-        for t in sorted(trajectories, key=_length):
-            if part and (len(part) + 1) * _length(t) > self.token_budget:
-                yield part
-                part = []
-            part.append(t)
-        if part:
-            yield part
 
     def _with_less_memory(self, compute):
         """``compute()``, again in smaller micro-batches for as long as memory runs out."""
@@ -335,33 +327,56 @@ class Learner:
         self.snapshot = [snapshot[i] for i in sorted(snapshot)] or None
 
 
+def micro_batches(trajectories: Sequence[Trajectory], token_budget: int) -> Iterator[list[Trajectory]]:
+    """Parts of similar length, each of at most ``token_budget`` padded tokens (one trajectory at least)."""
+    part: list[Trajectory] = []
+    for t in sorted(trajectories, key=_length):
+        if part and (len(part) + 1) * _length(t) > token_budget:
+            yield part
+            part = []
+        part.append(t)
+    if part:
+        yield part
+
+
 @dataclass
 class Batch:
     """Trajectories as tensors: prompt and completion in a row, padded on the right.
 
-    ids, attention: (B, L); sampled: (B, L - 1), 1 where ``ids[:, 1:]`` was sampled by the model; mask: (B, L - 1),
-    what is trained: the same and the tags that were put into the model's mouth, or with ``mask_observations=False``
-    the whole completions; starts: the column of ``ids[:, 1:]`` at which each completion begins.
+    ids: (B, L). The others say something of ``ids[:, 1:]``, (B, L - 1): sampled, 1 where the model wrote it; forced, 1
+    for the token that decided which tag was put into the model's mouth; mask, what is trained: both of these, or with
+    ``mask_observations=False`` the whole completions. starts: the column at which each completion begins.
     """
 
     ids: torch.Tensor
-    attention: torch.Tensor
     sampled: torch.Tensor
+    forced: torch.Tensor
     mask: torch.Tensor
     starts: list[int]
 
     @classmethod
     def of(cls, part: Sequence[Trajectory], pad: int, device, mask_observations: bool = True) -> "Batch":
         width = max(map(_length, part))
-        ids, attention, sampled, mask = [], [], [], []
+        ids, sampled, forced, mask = [], [], [], []
         for t in part:
-            fill = width - _length(t)
-            ids.append(t.prompt_ids + t.completion_ids + [pad] * fill)
-            attention.append([1] * (width - fill) + [0] * fill)
-            sampled.append([0] * (len(t.prompt_ids) - 1) + t.mask + [0] * fill)
-            mask.append([0] * (len(t.prompt_ids) - 1) + _trained(t, mask_observations) + [0] * fill)
-        made = [torch.tensor(x, device=device) for x in (ids, attention, sampled, mask)]
+            before, after = [0] * (len(t.prompt_ids) - 1), [0] * (width - _length(t))
+            ids.append(t.prompt_ids + t.completion_ids + [pad] * len(after))
+            sampled.append(before + t.mask + after)
+            forced.append(before + [int(i == _forced(t)) for i in range(len(t.mask))] + after)
+            mask.append(before + _trained(t, mask_observations) + after)
+        made = [torch.tensor(x, device=device) for x in (ids, sampled, forced, mask)]
         return cls(*made, starts=[len(t.prompt_ids) - 1 for t in part])
+
+
+def _blame_what_it_would_do(advantages: torch.Tensor, logprobs: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
+    """Advantages (B, T), those below 0 of forced tokens times the probability that the policy gives to the token.
+
+    Praise for a forced token has a bounded gradient, A (1 - pi), which ends when the policy does it by itself. Blame
+    has none: the rarer the token already, the larger its share. Times pi, it is the gradient of the policy's own
+    expected blame, A d(pi), which ends when the policy would not do it any more.
+    """
+    advantages = advantages.unsqueeze(1).expand_as(logprobs) if advantages.ndim == 1 else advantages
+    return torch.where(forced.bool() & (advantages < 0), advantages * logprobs.exp(), advantages)
 
 
 def _column(values: list[list[float]], batch: Batch) -> torch.Tensor:
@@ -375,11 +390,24 @@ def _trained(t: Trajectory, mask_observations: bool) -> list[int]:
     """1 for each token of the completion that is trained."""
     if not mask_observations:
         return [1] * len(t.mask)
-    trained = list(t.mask)
+    forced = _forced(t)
+    return [int(m or i == forced) for i, m in enumerate(t.mask)]
+
+
+def _forced(t: Trajectory) -> int | None:
+    """The token that decides for ``t.first_action``: the one in which the tag's name begins. The rest is spelling.
+
+    None where nothing was forced. Not the whole tag: its other tokens are certain, and blame on what is certain
+    spoils it without any gain (the tag of a blamed answer was misspelt after some dozens of steps).
+    """
+    seen = ""
     for segment in t.segments if t.first_action else ():
-        if segment.by_model:
-            trained[segment.start : segment.end] = [1] * (segment.end - segment.start)
-    return trained
+        for i in range(segment.start, segment.end) if segment.by_model else ():
+            if not t.mask[i]:
+                seen += t.tokens[i]
+                if f"<{t.first_action[0]}" in seen:
+                    return i
+    return None
 
 
 def _length(t: Trajectory) -> int:

@@ -168,7 +168,7 @@ def _read_again(rows: Sequence[Replayed], policy, temperature: float) -> None:
         _same_tokenizer(r.trajectory, policy)
     batch = Batch.of([r.trajectory for r in rows], policy.pad_id, policy.device)
     with torch.no_grad():
-        hidden = policy.decoder(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).last_hidden_state
+        hidden = policy.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
         written = batch.sampled.bool()
         found = [_judged(policy.lm_head(h), ids, temperature)  # (N, H) at a time: logits of all would not fit
                  for h, ids in zip(hidden[:, :-1][written].split(1024), batch.ids[:, 1:][written].split(1024))]

@@ -23,7 +23,17 @@ def rollouts(group=""):
 def test_the_default_reward_is_exact_match_minus_the_cost_of_searches():
     ts = rollouts()
     assert score(SearchR1Reward(0.15), ts) == pytest.approx([1, 0, 0, 0.85, 0, 0, 0.7, 0, 0])
-    assert ts[3].rewards == {"exact_match": 1, "search_cost": -0.15, "search_r1": 0.85} and ts[3].reward == 0.85
+    assert ts[3].rewards == {"exact_match": 1, "search_cost": -0.15, "malformed": 0, "search_r1": 0.85}
+
+
+def test_a_second_chance_after_a_malformed_turn_is_worth_less_than_a_wrong_answer():
+    spoilt = "<think> </think><answer no"
+    turns = [spoilt, ("<think> </think><search> a </search>", [P1]), "<think> </think><answer> Ada Lovelace </answer>"]
+    right, wrong = handwritten(Q, turns), handwritten(Q, [spoilt, spoilt, "<answer> no </answer>"])
+    assert score(SearchR1Reward(0.15), [right, wrong]) == pytest.approx([-0.15, -1])
+    assert right.rewards == {"exact_match": 1, "search_cost": -0.15, "malformed": -1, "search_r1": right.reward}
+    assert math.fsum(right.turn_rewards) == right.reward
+    assert score(SearchR1Reward(0.15), [handwritten(Q, turns[1:])]) == [0.85]
 
 
 def test_weights_and_parts():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,11 +14,11 @@ import torch
 
 from searchr1_lib.data import load_passages, load_questions
 from searchr1_lib.policy import load_policy
-from searchr1_lib.records import Question, TrajectoryLog
+from searchr1_lib.records import Question, Segment, Trajectory, TrajectoryLog
 from searchr1_lib.rewards import RewardError, SearchR1Reward, score
 from searchr1_lib.rollout import rollout
 from searchr1_lib.search import BM25Search, LocalSearch
-from searchr1_lib.learner import Learner, _trained
+from searchr1_lib.learner import Learner, _blame_what_it_would_do, _forced, _trained
 from searchr1_lib.trainer import Settings, Trainer, TrainingError, describe, train_grpo
 from searchr1_lib.grpo import group_advantages
 
@@ -421,20 +422,55 @@ def test_without_the_mask_retrieved_text_is_trained_on(scored):
     assert any((a.grad - b.grad).abs().max() > 1e-6 for a, b in zip(masked.parameters(), bare.parameters()))
 
 
-def test_both_ways_are_tried_in_every_group_and_the_forced_tag_is_trained(tmp_path, engine, questions):
+def test_the_deciding_token_of_a_forced_tag_is_found_however_the_tag_is_cut():
+    def made(tokens, text_of):
+        n = len(tokens)
+        return Trajectory(Question("q", "?", ["a"]), [1], list(range(n)), [1, *[0] * (n - 2), 1], [0.0] * n,
+                          first_action="search", tokens=tokens,
+                          segments=[Segment("think", "x", 0, 0, 1), Segment(*text_of, 0, 1, n)])
+
+    assert _forced(made(["x", "<search", ">", " a"], ("search", "<search> a"))) == 1
+    assert _forced(made(["x", "\n<", "sea", "rch", ">", " a"], ("text", "\n<search> a"))) == 2
+    unforced = made(["x", "<search", ">", " a"], ("search", "<search> a"))
+    unforced.first_action = None
+    assert _forced(unforced) is None
+
+
+def test_blame_for_a_forced_choice_has_an_end():
+    logits = torch.tensor([[4.0, 0.0]], requires_grad=True)  # the policy takes the second way once in 56
+    forced, push = torch.ones(1, 1), []
+    for advantage in (-1.0, 1.0):
+        logprobs = logits.log_softmax(-1)[:, 1:]
+        weighed = _blame_what_it_would_do(torch.tensor([advantage]), logprobs.detach(), forced)
+        push.append(torch.autograd.grad((weighed * logprobs).sum(), logits)[0][0, 1].item())
+    rare = 1 / (1 + math.e ** 4)
+    assert push == pytest.approx([-rare * (1 - rare), 1 - rare])
+    free = _blame_what_it_would_do(torch.tensor([-1.0]), torch.tensor([[-4.0]]), torch.zeros(1, 1))
+    assert free.tolist() == [[-1.0]]
+
+
+def test_the_forced_choice_keeps_its_advantage_where_only_undecided_tokens_have_one(tmp_path, engine, questions):
+    t = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, explore=1, top_entropy_quantile=0.1))
+    _, chosen = t._collect()
+    t.learner.assign_advantages(chosen)
+    forced = [(x, _forced(x)) for x in chosen if _forced(x) is not None]
+    assert forced and all(x.token_values["advantage"][i] == x.advantage for x, i in forced)
+
+
+def test_both_ways_are_tried_in_every_group_and_the_forced_choice_is_trained(tmp_path, engine, questions):
     settings = dataclasses.replace(SHORT, explore=1, entropy_coef=0.0)
     t = trainer(tmp_path, engine, questions, settings)
     drawn, chosen = t._collect()
     assert [x.first_action for x in drawn] == [None, None, "search", "answer"] * 2
     t.learner.assign_advantages(chosen)
-    tag = {a: t.policy.encode(f"<{a}>") for a in ("search", "answer")}
+    decides = {a: t.policy.encode(f"<{a}>")[0] for a in ("search", "answer")}  # "<search" is one token of the tiny Qwen
     for x in drawn:
         trained = _trained(x, True)
         forced = [i for i, (a, b) in enumerate(zip(trained, x.mask)) if a != b]
         if x.first_action is None:
             assert not forced
         elif x.finish_reason != "stop":
-            assert [x.completion_ids[i] for i in forced] == tag[x.first_action]
+            assert [x.completion_ids[i] for i in forced] == [decides[x.first_action]]
     far_off = {id(x): [p if m else 20.0 for m, p in zip(x.mask, x.logprobs)] for x in chosen}  # where none was sampled
     metrics = t.learner.gradient(chosen, far_off)
     assert metrics["ratio"] == pytest.approx(1, abs=1e-4) and metrics["kl"] == pytest.approx(0, abs=1e-4)

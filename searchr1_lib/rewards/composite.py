@@ -9,6 +9,7 @@ from ..records import Trajectory
 from .answer import ExactMatch
 from .base import RewardFunction, by_group, checked, name_of, spread, turn_count
 from .cost import SearchCost
+from .process import Malformed
 
 
 class Composite:
@@ -47,20 +48,21 @@ class Composite:
 
 
 class SearchR1Reward(Composite):
-    """The project's default: exact match, minus ``cost`` for every search of a right answer.
+    """The project's default: exact match, minus ``cost`` for every search of a right answer, and 1 for malformed turns.
 
-    With a cost of 0 it is the outcome reward of Search-R1 (Jin et al. 2025, arXiv 2503.09516). The cost makes
+    Exact match alone is the outcome reward of Search-R1 (Jin et al. 2025, arXiv 2503.09516). The cost makes
     the choice matter: a question whose answer the model knows is worth more without a search, one that
     it must look up is worth ``1 - cost * hops``. A wrong answer earns 0, whatever was searched: were it charged
     for its searches, then on a question that no rollout gets right the best ones of the group would be those that
     gave up without a search, and division by the group's small standard deviation would make that lesson as loud
     as any other. (OTC, arXiv 2504.14870, multiplies for the same end. ``Composite([(1, ExactMatch()),
-    (1, SearchCost(cost))])`` charges every search.)
+    (1, SearchCost(cost))])`` charges every search.) What malformed turns cost is no choice: see ``Malformed``.
     """
 
     def __init__(self, cost: float = 0.15):
         correct = ExactMatch()
-        super().__init__([(1.0, correct), (1.0, SearchCost(cost, only_if=correct))], name="search_r1")
+        parts = correct, SearchCost(cost, only_if=correct), Malformed()
+        super().__init__([(1.0, part) for part in parts], name="search_r1")
 
 
 class Product:

@@ -90,6 +90,20 @@ class SearchR1Format(Reward):
         return self.answered if answer is not None else 0.0
 
 
+class Malformed(Reward):
+    """-1.0 for a trajectory with a malformed turn (one without a valid action), else 0.0.
+
+    After such a turn the environment says what was wrong, and the model goes on. Were that free, then a policy that
+    has begun a wrong ``<answer`` would earn more by spoiling the tag than by finishing it. And were it merely worth
+    nothing, then no force would keep the tags of wrong answers in shape: all of them are pushed down alike.
+    """
+
+    name = "malformed"
+
+    def value(self, trajectory: Trajectory) -> float:
+        return -1.0 if trajectory.invalid_turns else 0.0
+
+
 def answer_retrieved(trajectory: Trajectory) -> bool:
     """Does a gold answer stand in the title or text of a hit, as whole words after normalisation?"""
     return any(_holds(hit, trajectory.question.answers) for s in trajectory.searches for hit in s.hits)
