@@ -585,6 +585,57 @@ def setting_table(groups: Sequence[Mapping[str, Any]], figures: Sequence[str]) -
     return markdown_table([*names, "runs", "failed", *figures], rows)
 
 
+# ---- the noise of a gradient -----------------------------------------------------------------------------
+
+
+def gradient_noise(gradients: np.ndarray) -> dict[str, float]:
+    """How noisy the gradient of one question is, beside what all questions agree on.
+
+    Args:
+        gradients: (N, D), the gradient of each of N questions that were drawn independently.
+
+    Returns:
+        "signal": squared length of the true mean gradient, without the bias that chance adds to that of the sample
+        (it can be negative where there is no signal to speak of); "noise": trace of the covariance; "scale": noise
+        over signal, the questions a batch needs for as much signal as noise (the simple noise scale of McCandlish et
+        al. 2018, "An empirical model of large-batch training", arXiv 1812.06162); infinite where signal <= 0.
+
+    Raises:
+        ValueError: fewer than 2 gradients.
+    """
+    if len(gradients) < 2:
+        raise ValueError(f"gradient_noise needs the gradients of at least 2 questions, got {len(gradients)}")
+    products = np.asarray(gradients, np.float64) @ np.asarray(gradients, np.float64).T
+    n = len(products)
+    noise = (np.trace(products) - products.sum() / n) / (n - 1)
+    signal = products.sum() / n**2 - noise / n
+    return {"signal": float(signal), "noise": float(noise), "scale": float(noise / signal) if signal > 0 else math.inf}
+
+
+def gradient_agreement(gradients: np.ndarray, sizes: Sequence[int], *, draws: int = 200, seed: int = 0) -> list[float]:
+    """Mean cosine between the gradients of two batches of n different questions, for each n in ``sizes``.
+
+    Args:
+        gradients: (N, D), as for ``gradient_noise``; N at least twice every n.
+
+    Raises:
+        ValueError: a size that leaves no second batch.
+    """
+    products, rng = np.asarray(gradients, np.float64) @ np.asarray(gradients, np.float64).T, np.random.default_rng(seed)
+    if not all(1 <= n <= len(products) // 2 for n in sizes):
+        raise ValueError(f"gradient_agreement: sizes must lie between 1 and {len(products) // 2}, got {list(sizes)}")
+    found = []
+    for n in sizes:
+        cosines = []
+        for _ in range(draws):
+            order = rng.permutation(len(products))
+            a, b = order[:n], order[n : 2 * n]
+            length = math.sqrt(products[np.ix_(a, a)].sum() * products[np.ix_(b, b)].sum())
+            cosines.append(products[np.ix_(a, b)].sum() / length if length else 0.0)
+        found.append(float(np.mean(cosines)))
+    return found
+
+
 # ---- Markdown --------------------------------------------------------------------------------------------
 
 

@@ -347,6 +347,44 @@ def side_by_side(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Mappin
 
 
 @_styled
+def methods(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: str, label: str, against: str, *,
+            title: str) -> Figure:
+    """A small picture for each method: its seeds as thin lines, their mean in bold; one method's mean in each, dotted.
+
+    Args:
+        runs: name of a method -> its runs (seeds), each a list of rows.
+        metric: what is drawn over the steps; ``label`` says it in words.
+        against: the method whose mean is drawn into every picture.
+        title: the takeaway.
+    """
+    rows = -(-len(runs) // 4)
+    fig, axes = _axes(rows, 4, 0.9 + 2.0 * rows, sharex=True, sharey=True)
+    told = []
+    for ax, (name, seeds) in zip(axes, runs.items()):
+        for run in seeds:
+            ax.plot(*series(run, metric), color=BLUE, linewidth=0.9, alpha=0.6)
+        steps, mean = _mean_curve(seeds, metric)
+        ax.plot(steps, mean, color=BLUE, linewidth=2.5, label=f"mean of the seeds, {label}")
+        ax.plot(*_mean_curve(runs[against], metric), ":", color="#595959", linewidth=2, label=f"the same of {against}")
+        ax.set_title(name)
+        told.append(_says(name, float(mean[-1]) if len(mean) else None))
+    for ax in axes[max(0, len(runs) - 4) : len(runs)]:
+        ax.set_xlabel("step")
+        ax.tick_params(labelbottom=True)
+    for ax in axes[len(runs) :]:
+        ax.remove()
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return _titled(fig, title, f"{label} over training steps, a small picture a method. At the end: {'; '.join(told)}.")
+
+
+def _mean_curve(runs: Sequence[Sequence[Mapping[str, Any]]], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps that every run has, and the runs' mean there."""
+    found = [dict(zip(*series(run, metric))) for run in runs]
+    steps = sorted(set.intersection(*map(set, found))) if found else []
+    return np.array(steps), np.array([np.mean([values[step] for values in found]) for step in steps])
+
+
+@_styled
 def reward_distribution(steps: Sequence[float], rewards: Sequence[float], *, slices: int = 8,
                         title: str | None = None) -> Figure:
     """A ridge plot: which rewards the rollouts earn, one ridge a slice of the training, the first at the top.

@@ -223,6 +223,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _read_json_lines(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as e:
+            raise ValueError(f"{_shown(path)}, line {number} is broken ({e}): mend or move the file away") from None
+    return rows
+
+
 def open_run(run_dir: str | os.PathLike, profile: str, given: dict[str, Any]) -> None:
     """Make a run's folder with its ``manifest.json``, or check that the one there belongs to us.
 
@@ -877,9 +887,9 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
     """What runs were given and what they gave: one row a run's folder, for ``analysis.by_setting``.
 
     Row keys: ``run`` (the folder's name), ``profile``, ``settings`` (the profile's parameters and those given),
-    ``commit``, ``error`` (see ``failure_of``; None if nothing failed), and ``figures``: the numbers of summary.json,
-    and every metric of after.json by group, such as "exact match, known". A folder without a manifest is no run's
-    and is left out.
+    ``commit``, ``error`` (see ``failure_of``; None if nothing failed), ``figures``: the numbers of summary.json,
+    and every metric of after.json by group, such as "exact match, known"; and ``curve``: what ``train/`` logged, as
+    means of every five steps. A folder without a manifest is no run's and is left out.
 
     Raises:
         ValueError: a file of a run is broken; names it.
@@ -899,8 +909,41 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
         rows.append({
             "run": folder.name, "profile": profile, "settings": load_profile(profile) | manifest.get("parameters", {}),
             "commit": manifest.get("git_commit"), "error": failure_of(folder), "figures": figures,
+            "curve": _curve(folder / "train" / "metrics.jsonl"),
         })
     return rows
+
+
+_CURVE = ("reward", "em_known", "em_lookup", "searches_known", "searches_per_need_lookup", "search_first_known",
+          "search_first_lookup", "malformed", "entropy", "grad_norm", "seconds", "seconds_update")
+
+
+def _curve(path: Path, every: int = 5) -> list[dict[str, float]]:
+    """The means of every so many steps of a training's metrics, each with the step in their middle; [] without any."""
+    rows = _read_json_lines(path) if path.exists() else []
+    parts = [rows[i : i + every] for i in range(0, len(rows), every)]
+    means = [{name: [row[name] for row in part if row.get(name) is not None] for name in _CURVE} for part in parts]
+    return [{"step": part[len(part) // 2]["step"]} | {n: float(f"{fmean(v):.4g}") for n, v in mean.items() if v}
+            for part, mean in zip(parts, means)]
+
+
+def experiment_runs(path: str | os.PathLike, profile: str = "") -> tuple[list[dict[str, Any]], str]:
+    """The runs of an experiment (see ``read_runs``), and in words where they come from.
+
+    Those under ``profile``, else those of its own profile, else the results that ship beside the file, else none.
+
+    Raises:
+        ValueError: the experiment's file or a run's is broken; names it.
+    """
+    path = Path(path)
+    whole = read_experiment(path)
+    for experiment in ([read_experiment(path, profile)] if profile else []) + [whole]:
+        if rows := read_runs(sorted(experiment.runs())):
+            return rows, f"{len(rows)} of {len(experiment.runs())} runs in {experiment.folder}"
+    shipped = path.parent / "results" / f"{whole.name}.jsonl"
+    if shipped.exists():
+        return _read_json_lines(shipped), str(shipped)
+    return [], f"not run yet: python -m searchr1_lib.suite sweep {path}"
 
 
 def failure_of(run_dir: str | os.PathLike) -> str | None:

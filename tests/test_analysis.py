@@ -364,3 +364,25 @@ def test_summary_holds_what_was_measured():
     assert "| exact match, all | 2 | 0.000 | 1.000 | +1.000 (+1.000 to +1.000) |" in page
     assert "before –, after 100.0%" in page and math.isclose(analysis.mcnemar(2, 0), 0.5)
     assert "do not part" in analysis.summarise(before, after)
+
+
+def test_the_noise_of_gradients_is_that_of_their_distribution():
+    rng = np.random.default_rng(0)
+    drawn = rng.normal([3.0, 4.0, 0.0], [1.0, 2.0, 2.0], (20_000, 3))  # |mean|^2 = 25, trace = 1 + 4 + 4
+    found = analysis.gradient_noise(drawn)
+    assert found["signal"] == pytest.approx(25, rel=0.03) and found["noise"] == pytest.approx(9, rel=0.03)
+    assert found["scale"] == pytest.approx(9 / 25, rel=0.05)
+    by_hand = analysis.gradient_noise(np.array([[1.0, 1.0], [1.0, -1.0]]))  # variance 0 and 2; |mean|^2 = 1, of it 1 chance
+    assert by_hand == {"signal": 0.0, "noise": 2.0, "scale": math.inf}
+    with pytest.raises(ValueError, match="at least 2"):
+        analysis.gradient_noise(drawn[:1])
+
+
+def test_larger_batches_agree_more():
+    drawn = np.random.default_rng(1).normal([1.0, 0.0, 0.0, 0.0], 2.0, (64, 4))
+    one, many = analysis.gradient_agreement(drawn, [1, 32])
+    assert one < 0.3 < 0.7 < many
+    assert analysis.gradient_agreement(np.ones((4, 3)), [1, 2]) == pytest.approx([1, 1])
+    assert analysis.gradient_agreement(np.zeros((2, 3)), [1]) == [0]
+    with pytest.raises(ValueError, match="between 1 and 32"):
+        analysis.gradient_agreement(drawn, [33])
