@@ -63,6 +63,8 @@ class Learner:
         ``token_values["advantage"]``, and ``advantage`` is the mean over the sampled tokens.
         """
         s = self.settings
+        for t in trajectories:
+            t.token_values.pop("advantage", None)  # of other settings
         if s.baseline == "value":
             by_token = self._by_value(trajectories)
         elif s.credit == "turn":
