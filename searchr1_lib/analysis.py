@@ -45,8 +45,7 @@ class Table:
         columns: name -> one number a rollout (float32), NaN where it does not apply. ``step`` (from 1, as in
             metrics.jsonl), ``known`` (1, 0), ``hops``, ``reward``, ``em``, ``searches``, ``tokens`` (that the model
             wrote), ``malformed``, ``first_query_found``, ``sureness`` (see ``sureness``), ``error`` (position of the
-            cause in ``ERRORS``), ``rewards/NAME`` for each part of the reward, and ``forced`` (1 where the first act
-            was put into the model's mouth, see ``explore`` in ``Settings``: no act of the policy's own).
+            cause in ``ERRORS``), and ``rewards/NAME`` for each part of the reward.
         offsets: where each rollout's line begins in the log, in bytes.
     """
 
@@ -120,7 +119,7 @@ def _numbers(t: Trajectory, passages: Mapping[str, Passage]) -> dict[str, float]
         "step": None if t.step is None else t.step + 1, "known": t.question.known, "hops": t.question.hops,
         "reward": t.reward, "em": cause is None, "searches": len(t.searches), "tokens": sum(t.mask),
         "malformed": t.invalid_turns > 0, "first_query_found": first_query_finds(t), "sureness": sureness(t),
-        "error": None if cause is None else _CAUSES[cause], "forced": t.first_action is not None,
+        "error": None if cause is None else _CAUSES[cause],
     }
     found |= {f"rewards/{name}": value for name, value in t.rewards.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
@@ -339,14 +338,11 @@ def by_step(table: Table) -> list[dict[str, Any]]:
     """What ``metrics.jsonl`` does not hold, one row a training step and numbered as there (from 1).
 
     Keys: step, ``first_query_found`` (see ``query_quality``), and ``error/CAUSE`` for each cause in ``ERRORS``:
-    its share of the step's rollouts. Rollouts that were made to search or to answer are left out. ``plots.curves``
-    draws the rows.
+    its share of the step's rollouts. ``plots.curves`` draws the rows.
     """
-    rows, own = [], table["forced"] != 1
+    rows = []
     for step in np.unique(table["step"][~np.isnan(table["step"])]):
-        here = own & (table["step"] == step)
-        if not here.any():
-            continue
+        here = table["step"] == step
         found, cause = table["first_query_found"][here], table["error"][here]
         judged = found[~np.isnan(found)]
         rows.append({"step": int(step), "first_query_found": float(judged.mean()) if len(judged) else None}

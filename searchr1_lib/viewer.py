@@ -574,8 +574,15 @@ def _with_static_html(base):
     """A widget class whose notebook output also holds the HTML of its ``drawing`` for readers without widgets."""
 
     class WithStaticHTML(base):
+        if not hasattr(base, "_repr_mimebundle_"):  # ipywidgets 7, which Colab has: it displays itself
+            _ipython_display_ = None
+
         def _repr_mimebundle_(self, **kwargs):
-            bundle = super()._repr_mimebundle_(**kwargs)
+            if hasattr(base, "_repr_mimebundle_"):
+                bundle = super()._repr_mimebundle_(**kwargs)
+            else:
+                view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+                bundle = {"text/plain": repr(self)[:110], "application/vnd.jupyter.widget-view+json": view}
             data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
             return {**data, "text/html": self.drawing.value}, metadata
 
