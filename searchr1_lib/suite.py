@@ -31,7 +31,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any, Iterable, Iterator, Sequence
 
@@ -587,21 +587,21 @@ def _rest(run_dir: Path, paths: Sequence[Path]) -> list[Path]:
     return list(paths[done.index(False) :]) if not all(done) else []
 
 
-#: Student's t for a two-sided interval of 95 %, with 1, 2, ... degrees of freedom.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
 def _seed_table(figures: dict[int, dict[str, Any]]) -> str:
-    """Figures by seed as a Markdown table, with the mean over seeds and its interval; what is no number is left out."""
+    """Figures by seed as a Markdown table, with the mean over seeds and its interval (see ``analysis.interval``).
+
+    What is no number is left out.
+    """
+    from .analysis import interval
+
     flat = {seed: dict(_flat(values)) for seed, values in figures.items()}
     shared = [name for name in next(iter(flat.values())) if all(name in values for values in flat.values())]
-    lines = [["figure", *(f"seed {seed}" for seed in flat), "mean", "95 % interval"], ["---"] * (len(flat) + 3)]
+    lines = [["figure", *(f"seed {seed}" for seed in flat), "mean", "95 % interval" if len(flat) > 2 else "range"], ["---"] * (len(flat) + 3)]
     for name in shared:
         values = [by_name[name] for by_name in flat.values()]
-        middle = fmean(values)
-        half = _STUDENT[len(values) - 2] * stdev(values) / len(values) ** 0.5 if 1 < len(values) < 12 else None
-        spread = "–" if half is None else f"{middle - half:.4g} to {middle + half:.4g}"
-        lines.append([name, *(f"{v:.4g}" for v in values), f"{middle:.4g}", spread])
+        low, high = interval(values)
+        spread = f"{low:.4g} to {high:.4g}" if len(values) > 1 else "–"
+        lines.append([name, *(f"{v:.4g}" for v in values), f"{fmean(values):.4g}", spread])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
