@@ -94,8 +94,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path, finished):
     script.write_text(textwrap.dedent(f"""
         import os, signal, sys
         sys.path.insert(0, "tests")
-        import torch
-        torch.set_num_threads({torch.get_num_threads()})
         from test_trainer import SHORT, BM25Search, Trainer, load_passages, load_policy, load_questions
         from pathlib import Path
         engine = BM25Search(load_passages("data/almanac/passages.jsonl"))
