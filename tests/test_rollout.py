@@ -49,7 +49,7 @@ def fresh_logprobs(policy, trajectories, temperature=1.0):
     """Log-probabilities of the whole sequences, from one forward pass without a cache."""
     batch = Batch.of(trajectories, policy.pad_id, policy.device)
     with torch.no_grad():
-        hidden = policy.decoder(input_ids=batch.ids, attention_mask=batch.attention).last_hidden_state
+        hidden = policy.decoder(input_ids=batch.ids).last_hidden_state
         logprobs, _ = token_logprobs_and_entropy(hidden[:, :-1], policy.lm_head.weight, batch.ids[:, 1:],
                                                  mask=batch.mask, temperature=temperature)
     return [row[s : s + len(t.completion_ids)] for row, s, t in zip(logprobs.tolist(), batch.starts, trajectories)]
