@@ -368,10 +368,10 @@ def test_summary_holds_what_was_measured():
 
 def test_the_noise_of_gradients_is_that_of_their_distribution():
     rng = np.random.default_rng(0)
-    drawn = rng.normal([3.0, 4.0, 0.0], [1.0, 2.0, 2.0], (20_000, 3))  # |mean|^2 = 25, trace = 1 + 4 + 4
+    drawn = rng.normal([3.0, 4.0, 0.0], [1.0, 2.0, 2.0], (2_000, 3))  # |mean|^2 = 25, trace = 1 + 4 + 4
     found = analysis.gradient_noise(drawn)
-    assert found["signal"] == pytest.approx(25, rel=0.03) and found["noise"] == pytest.approx(9, rel=0.03)
-    assert found["scale"] == pytest.approx(9 / 25, rel=0.05)
+    assert found["signal"] == pytest.approx(25, rel=0.05) and found["noise"] == pytest.approx(9, rel=0.05)
+    assert found["scale"] == pytest.approx(9 / 25, rel=0.08)
     by_hand = analysis.gradient_noise(np.array([[1.0, 1.0], [1.0, -1.0]]))  # variance 0 and 2; |mean|^2 = 1, of it 1 chance
     assert by_hand == {"signal": 0.0, "noise": 2.0, "scale": math.inf}
     with pytest.raises(ValueError, match="at least 2"):
