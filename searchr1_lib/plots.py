@@ -546,7 +546,8 @@ def before_after(report_before, report_after, *, title: str | None = None) -> Fi
         for shift, table, color, hatch, when in ((-0.2, before, SKY, "//", "before"), (0.2, after, BLUE, "", "after")):
             values = [_value(table[g].get(metric)) for g in names]
             bars = ax.bar(np.arange(len(names)) + shift, values, 0.38, color=color, hatch=hatch, label=when)
-            ax.bar_label(bars, [f"{v:.2f}" for v in values], padding=2, fontsize=9)
+            over_line = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}, "zorder": 5}
+            ax.bar_label(bars, [f"{v:.2f}" for v in values], padding=3, fontsize=9, **over_line)
         ax.set_xticks(range(len(names)), names)
         ax.set_title(label)
         ax.margins(y=0.16)
