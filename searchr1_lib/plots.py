@@ -357,8 +357,9 @@ def methods(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: s
         against: the method whose mean is drawn into every picture.
         title: the takeaway.
     """
-    rows = -(-len(runs) // 4)
-    fig, axes = _axes(rows, 4, 0.9 + 2.0 * rows, sharex=True, sharey=True)
+    columns = min(4, len(runs))
+    rows = -(-len(runs) // columns)
+    fig, axes = _axes(rows, columns, 0.9 + (2.0 if columns > 2 else 2.6) * rows, sharex=True, sharey=True)
     told = []
     for ax, (name, seeds) in zip(axes, runs.items()):
         for run in seeds:
@@ -368,7 +369,7 @@ def methods(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: s
         ax.plot(*_mean_curve(runs[against], metric), ":", color="#595959", linewidth=2, label=f"the same of {against}")
         ax.set_title(name)
         told.append(_says(name, float(mean[-1]) if len(mean) else None))
-    for ax in axes[max(0, len(runs) - 4) : len(runs)]:
+    for ax in axes[len(runs) - columns : len(runs)]:
         ax.set_xlabel("step")
         ax.tick_params(labelbottom=True)
     for ax in axes[len(runs) :]:

@@ -253,3 +253,15 @@ def test_a_constant_reward_has_no_correlation_and_none_is_told():
     fig = plots.correlations({"a": {"a": 1.0, "b": math.nan}, "b": {"a": math.nan, "b": math.nan}})
     assert "–" in {text.get_text() for text in fig.axes[0].texts}
     assert fig.alt.endswith("a with the others: none.")
+
+
+def test_methods_are_drawn_side_by_side_each_with_its_seeds():
+    def run(level):
+        return [{"step": step, "reward": level + step / 100} for step in (3, 8, 13)]
+
+    fig = plots.methods({"GRPO": [run(0.5), run(0.7)], "PPO": [run(0.2)]}, "reward", "reward", "GRPO", title="Who wins")
+    assert "GRPO 0.73" in fig.alt and "PPO 0.33" in fig.alt  # the mean of the seeds at the last step
+    assert [ax.get_title("left") for ax in fig.axes] == ["GRPO", "PPO"]
+    seven = plots.methods({str(i): [run(0.1 * i)] for i in range(7)}, "reward", "reward", "0", title="Seven")
+    assert len(seven.axes) == 7
+    assert "9 not recorded" in plots.methods({"9": []}, "reward", "reward", "9", title="None").alt
