@@ -1,7 +1,6 @@
 """Data folders as the notebooks read them: the common knowledge, the mixed set, public sets with their passages."""
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -118,8 +117,7 @@ def test_the_part_of_a_corpus_about_some_questions(tmp_path):
     assert list(questions) == ["train"] and gold <= {p.id for p in part} and 110 < len(part) < 300
 
 
-@pytest.mark.skipif(not (SAMPLES.is_dir() and os.environ.get("SEARCHR1_SLOW")),
-                    reason="takes half a minute: set SEARCHR1_SLOW=1; needs the samples in ../shared")
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples in ../shared are not here")
 def test_notebooks_01_and_02_run_on_a_sample_of_hotpotqa(tmp_path, monkeypatch):
     from searchr1_lib import suite
 
