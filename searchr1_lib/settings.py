@@ -42,8 +42,9 @@ class Settings:
         entropy_coef: weight of the entropy bonus.
         explore: of the G rollouts of a question, so many begin with a search and as many with an answer, whatever the
             policy would do. Both ways are then compared on every question, also by a policy that has (nearly) given
-            one of them up. The tag that was put into its mouth is trained like one that it chose (ratio 1): off-policy
-            guidance mixed into the group, as in LUFFY (arXiv 2504.14945), where other models write it. 0: plain GRPO.
+            one of them up. Of the tag that was put into its mouth the token that decides is trained, with ratio 1,
+            praise in full and blame times its probability: off-policy guidance mixed into the group, as in LUFFY
+            (arXiv 2504.14945), where other models write it. 0: plain GRPO.
         explore_steps: the first steps, in which ``explore`` applies.
         dynamic_sampling: DAPO's: at most so many times a step draws other questions in place of those whose groups
             have no variance.

@@ -46,7 +46,7 @@ class Trainer:
         questions: what to ask; a step draws from a shuffled pass over them.
         engine: what searches.
         reward: a callable on a batch of trajectories, by default ``SearchR1Reward()``: exact match, minus 0.15
-            for each search of a right answer.
+            for each search of a right answer and 1 for malformed turns.
         settings: a ``Settings``.
         run_dir: the run's folder. If it holds checkpoints of the same settings, training goes on there.
         callbacks: called as ``callback(trainer, metrics)`` after each step; one that returns True stops.
@@ -342,7 +342,7 @@ def train_grpo(model, tokenizer, dataset, search_engine, epochs: int = 3, lr: fl
         search_engine: see ``searchr1_lib.rollout.rollout``.
         epochs: passes over the dataset.
         lr: learning rate.
-        reward: by default ``SearchR1Reward()``: exact match, minus 0.15 for each search of a right answer.
+        reward: by default ``SearchR1Reward()``, see ``Trainer``.
         run_dir: where metrics, trajectories and checkpoints go; by default a new folder under ``runs/``.
         **settings: any other field of ``Settings``.
 
