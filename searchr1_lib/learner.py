@@ -361,10 +361,10 @@ class Batch:
         width = max(map(_length, part))
         ids, sampled, forced, mask = [], [], [], []
         for t in part:
-            before, after = [0] * (len(t.prompt_ids) - 1), [0] * (width - _length(t))
+            before, after, at = [0] * (len(t.prompt_ids) - 1), [0] * (width - _length(t)), _forced(t)
             ids.append(t.prompt_ids + t.completion_ids + [pad] * len(after))
             sampled.append(before + t.mask + after)
-            forced.append(before + [int(i == _forced(t)) for i in range(len(t.mask))] + after)
+            forced.append(before + [int(i == at) for i in range(len(t.mask))] + after)
             mask.append(before + _trained(t, mask_observations) + after)
         made = [torch.tensor(x, device=device) for x in (ids, sampled, forced, mask)]
         return cls(*made, starts=[len(t.prompt_ids) - 1 for t in part])
