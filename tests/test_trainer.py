@@ -217,10 +217,14 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path, engine, questions):
         if row["step"] == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    t = trainer(tmp_path, engine, questions, callbacks=[interrupt])
-    t.train()
-    assert t.step == 1 and (tmp_path / "checkpoints" / "step_1").is_dir()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs have it ignored
+    try:
+        t = trainer(tmp_path, engine, questions, callbacks=[interrupt])
+        t.train()
+        assert t.step == 1 and (tmp_path / "checkpoints" / "step_1").is_dir()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_kl_against_the_frozen_base_starts_at_zero(tmp_path, engine, questions):
