@@ -601,8 +601,7 @@ def gradient_noise(gradients: np.ndarray) -> dict[str, float]:
     """
     if len(gradients) < 2:
         raise ValueError(f"gradient_noise needs the gradients of at least 2 questions, got {len(gradients)}")
-    products = np.asarray(gradients, np.float64) @ np.asarray(gradients, np.float64).T
-    n = len(products)
+    products, n = _products(gradients), len(gradients)
     noise = (np.trace(products) - products.sum() / n) / (n - 1)
     signal = products.sum() / n**2 - noise / n
     return {"signal": float(signal), "noise": float(noise), "scale": float(noise / signal) if signal > 0 else math.inf}
@@ -617,7 +616,7 @@ def gradient_agreement(gradients: np.ndarray, sizes: Sequence[int], *, draws: in
     Raises:
         ValueError: a size that leaves no second batch.
     """
-    products, rng = np.asarray(gradients, np.float64) @ np.asarray(gradients, np.float64).T, np.random.default_rng(seed)
+    products, rng = _products(gradients), np.random.default_rng(seed)
     if not all(1 <= n <= len(products) // 2 for n in sizes):
         raise ValueError(f"gradient_agreement: sizes must lie between 1 and {len(products) // 2}, got {list(sizes)}")
     found = []
@@ -630,6 +629,12 @@ def gradient_agreement(gradients: np.ndarray, sizes: Sequence[int], *, draws: in
             cosines.append(products[np.ix_(a, b)].sum() / length if length else 0.0)
         found.append(float(np.mean(cosines)))
     return found
+
+
+def _products(gradients: np.ndarray) -> np.ndarray:
+    """The dot product of each gradient with each, (N, N)."""
+    exact = np.asarray(gradients, np.float64)
+    return exact @ exact.T
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------

@@ -596,8 +596,8 @@ def _seed_table(figures: dict[int, dict[str, Any]]) -> str:
 
     flat = {seed: dict(_flat(values)) for seed, values in figures.items()}
     shared = [name for name in next(iter(flat.values())) if all(name in values for values in flat.values())]
-    spread = "95 % interval" if len(flat) > 2 else "range"
-    lines = [["figure", *(f"seed {seed}" for seed in flat), "mean", spread], ["---"] * (len(flat) + 3)]
+    last = "95 % interval" if len(flat) > 2 else "range"
+    lines = [["figure", *(f"seed {seed}" for seed in flat), "mean", last], ["---"] * (len(flat) + 3)]
     for name in shared:
         values = [by_name[name] for by_name in flat.values()]
         low, high = interval(values)
