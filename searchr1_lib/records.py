@@ -114,7 +114,7 @@ class Trajectory:
         reward: the scalar that training used; ``rewards`` its parts by name.
         turn_rewards: the reward by turn (they sum to it), in the order of ``Segment.turn``.
         group: rollouts of one question in one step share it.
-        invalid_turns: turns without a valid action.
+        invalid_turns: turns without a valid action, a last one that just stops included.
         first_action: "search" or "answer" where that tag was put into the model's mouth in its first turn.
         token_values: further values per token by name, e.g. "entropy" (nats), each of length T.
     """

@@ -384,11 +384,11 @@ class _Sampler:
                 e.finish_reason = "length"
             elif action.kind == "search" and not last_turn:
                 pending.append((i, _utf8(action.text)))
-            elif e.ended_by_eos and action.kind is None:
-                e.finish_reason = "stop"
             else:
                 e.invalid_turns += action.kind is None
-                if last_turn:
+                if e.ended_by_eos and action.kind is None:
+                    e.finish_reason = "stop"
+                elif last_turn:
                     e.finish_reason = "turns"
                 else:
                     replies[i] = self._reply(e, "invalid", protocol.INVALID_ACTION)

@@ -22,7 +22,7 @@ def rollouts(group=""):
 
 def test_the_default_reward_is_exact_match_minus_the_cost_of_searches():
     ts = rollouts()
-    assert score(SearchR1Reward(0.15), ts) == pytest.approx([1, 0, 0, 0.85, 0, 0, 0.7, 0, 0])
+    assert score(SearchR1Reward(0.15), ts) == pytest.approx([1, 0, -1, 0.85, 0, -1, 0.7, 0, -1])
     assert ts[3].rewards == {"exact_match": 1, "search_cost": -0.15, "malformed": 0, "search_r1": 0.85}
 
 
@@ -34,6 +34,7 @@ def test_a_second_chance_after_a_malformed_turn_is_worth_less_than_a_wrong_answe
     assert right.rewards == {"exact_match": 1, "search_cost": -0.15, "malformed": -1, "search_r1": right.reward}
     assert math.fsum(right.turn_rewards) == right.reward
     assert score(SearchR1Reward(0.15), [handwritten(Q, turns[1:])]) == [0.85]
+    assert score(SearchR1Reward(0.15), [handwritten(Q, ["<think> </think> no action, and the end"])]) == [-1]
 
 
 def test_weights_and_parts():

@@ -162,6 +162,7 @@ def test_any_turn_structure_is_recorded_exactly(policy, scripts, max_turns, max_
         assert t.turns <= max_turns + 1 and len(t.completion_ids) <= 400
         assert t.finish_reason in ("answer", "turns", "length", "stop")
         assert (t.answer is not None) == (t.finish_reason == "answer")
+        assert t.finish_reason != "stop" or t.invalid_turns  # to stop without an answer is no way around the form
 
 
 def scripted_engine(policy, engine, **kwargs):

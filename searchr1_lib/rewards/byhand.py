@@ -43,9 +43,10 @@ def handwritten(
             hits = [Hit(p, 1.0 / rank) for rank, p in enumerate(passages, 1)]
             t.searches.append(SearchCall(action.text, hits, 0.0))
             _append(t, "information", protocol.observation(passages), number, None)
-        elif action.kind is None and number + 1 < len(turns):
+        elif action.kind is None:
             t.invalid_turns += 1
-            _append(t, "invalid", protocol.INVALID_ACTION, number, None)
+            if number + 1 < len(turns):
+                _append(t, "invalid", protocol.INVALID_ACTION, number, None)
     t.turns = len(turns)
     return t
 

@@ -93,9 +93,10 @@ class SearchR1Format(Reward):
 class Malformed(Reward):
     """-1.0 for a trajectory with a malformed turn (one without a valid action), else 0.0.
 
-    After such a turn the environment says what was wrong, and the model goes on. Were that free, then a policy that
-    has begun a wrong ``<answer`` would earn more by spoiling the tag than by finishing it. And were it merely worth
-    nothing, then no force would keep the tags of wrong answers in shape: all of them are pushed down alike.
+    After such a turn the environment says what was wrong, and the model goes on, unless it ended its message. Were that
+    free, then a policy that has begun a wrong ``<answer`` would earn more by spoiling the tag than by finishing it. And
+    were it merely worth nothing, then no force would keep the tags of wrong answers in shape: all of them are pushed
+    down alike.
     """
 
     name = "malformed"
