@@ -298,7 +298,7 @@ class Setup:
         questions: test questions of ``data``, 0 for all.
         comparisons: fill the comparisons up to so many with further ones of the almanac's test split.
         train_questions: on which methods are trained, 0 for all.
-        steps: of GRPO in no-search.
+        steps: of GRPO in no-search, as many as in notebook 05.
         num_generations: rollouts per question that rejection samples.
         epochs, learning_rate: of fine-tuning; no-search learns at 1.5e-3.
         temperature: when questions are answered; training samples at 1.
@@ -311,7 +311,7 @@ class Setup:
     questions: int = 0
     comparisons: int = 50
     train_questions: int = 0
-    steps: int = 180
+    steps: int = 150
     num_generations: int = 16
     epochs: int = 4
     learning_rate: float = 1e-3
@@ -345,8 +345,8 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
         return policy, spent
     questions = load_questions(Path(setup.data) / "train.jsonl")[: setup.train_questions or None]
     if method == "no-search":
-        settings = Settings(steps=setup.steps, learning_rate=1.5e-3, entropy_coef=0.002, decay_steps=setup.steps // 3,
-                            seed=setup.seed, **setup.limits() | {"max_turns": 0})
+        settings = Settings(steps=setup.steps, learning_rate=1.5e-3, decay_steps=2 * setup.steps // 3, seed=setup.seed,
+                            **setup.limits() | {"max_turns": 0})
         trainer = Trainer(policy, questions, engine, SearchR1Reward(setup.search_cost), settings, out / method)
         trainer.train()
         minutes = sum(row["seconds"] for row in trainer.metrics) / 60

@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -662,13 +662,14 @@ class Experiment:
         return Path(os.environ.get("SEARCHR1_RUNS", "runs")) / f"{self.name}-{self.profile}"
 
     def runs(self) -> dict[Path, dict[str, Any]]:
-        """The folder of each run and its parameters, seed included.
+        """The folder of each run and its parameters, seed included; all settings of a seed before the next seed, so
+        that a sweep stopped halfway compares all settings, with fewer seeds.
 
         Raises:
             ValueError: two runs are the same, or differ only in signs that no folder's name can hold.
         """
         found: dict[Path, dict[str, Any]] = {}
-        for setting, seed in product(self.settings, self.seeds):
+        for seed, setting in product(self.seeds, self.settings):
             words = [f"{name}-{_plain(value)}" for name, value in {**setting, "seed": seed}.items()]
             path = self.folder / "_".join(words)
             if path in found:
@@ -920,12 +921,16 @@ _CURVE = ("reward", "em_known", "em_lookup", "searches_known", "searches_per_nee
 
 
 def _curve(path: Path, every: int = 5) -> list[dict[str, float]]:
-    """The means of every so many steps of a training's metrics, each with the step in their middle; [] without any."""
+    """The means of every so many steps of a training's metrics, each with the step in their middle, and the minutes that
+    had gone by at their end; [] without any.
+    """
     rows = _read_json_lines(path) if path.exists() else []
     parts = [rows[i : i + every] for i in range(0, len(rows), every)]
     means = [{name: [row[name] for row in part if row.get(name) is not None] for name in _CURVE} for part in parts]
-    return [{"step": part[len(part) // 2]["step"]} | {n: float(f"{fmean(v):.4g}") for n, v in mean.items() if v}
-            for part, mean in zip(parts, means)]
+    minutes = accumulate(sum(row.get("seconds", 0.0) for row in part) / 60 for part in parts)
+    return [{"step": part[len(part) // 2]["step"], "minutes": float(f"{passed:.4g}")}
+            | {n: float(f"{fmean(v):.4g}") for n, v in mean.items() if v}
+            for part, mean, passed in zip(parts, means, minutes)]
 
 
 def experiment_runs(path: str | os.PathLike, profile: str = "") -> tuple[list[dict[str, Any]], str]:
@@ -1024,7 +1029,7 @@ def _report_sweep(path: Path, experiment: Experiment, jobs: int, whole: bool) ->
         print(f"{len(failed)} of {len(rows)} runs failed; the same command runs only these again", file=sys.stderr)
     elif whole:
         results = path.parent / "results" / f"{experiment.name}.jsonl"
-        write_json_lines(results, read_runs(ROOT / run_dir for run_dir in outcomes))
+        write_json_lines(results, read_runs(sorted(ROOT / run_dir for run_dir in outcomes)))
         print(f"\nResults are in {_shown(results)}.")
     print(f"\nNotebook 08_experiment_report reads {experiment.folder}.")
     return 1 if failed else 0
