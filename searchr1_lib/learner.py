@@ -22,6 +22,8 @@ from .settings import Settings
 
 #: The value head learns so many times faster than the policy (Search-R1, arXiv 2503.09516: 1e-5 against 1e-6).
 VALUE_HEAD_SPEED = 10
+#: In fp16 the loss is first multiplied by this: what is below 6e-8 would be 0 in a backward pass, above 65504 infinite.
+LOSS_SCALE = 2.0**12
 
 
 class TrainingError(RuntimeError):
@@ -39,6 +41,7 @@ class Learner:
     Attributes:
         value_head: with ``baseline="value"``, a linear map from last hidden states to the expected reward, else None.
         token_budget: padded tokens a micro-batch, lowered by itself when memory runs out.
+        loss_scale: of the backward pass in fp16, lowered by itself when gradients overflow; elsewhere 1.
     """
 
     def __init__(self, policy: Policy, settings: Settings, report: Callable[[str], None] = lambda line: None):
@@ -46,8 +49,8 @@ class Learner:
         self.token_budget = settings.tokens_per_micro_batch
         self.value_head = self._new_value_head() if settings.baseline == "value" else None
         self.optimizer = self._new_optimizer()
-        half = next(iter(policy.decoder.parameters())).dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(policy.device.type, enabled=half)
+        half = next(policy.decoder.parameters()).dtype == torch.float16
+        self.loss_scale = LOSS_SCALE if half else 1.0
         self.snapshot: list[torch.Tensor] | None = None  # the reference, where it is not the base
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -139,12 +142,10 @@ class Learner:
         references = self._with_less_memory(lambda: self.references(trajectories)) if measure_kl else None
         for _ in range(s.num_iterations):
             metrics = self._with_less_memory(lambda: self.gradient(trajectories, references))
-            self.scaler.unscale_(self.optimizer)
             norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), s.max_grad_norm))
-            if not norm < float("inf") and not self.scaler.is_enabled():  # fp16's scaler skips the update by itself
+            if not norm < float("inf"):
                 raise FloatingPointError(f"the gradient norm is {norm}")
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         shown = {name: metrics.get(name) for name in ("loss", "ratio", "kl", "entropy", "value_loss")}
         return {**shown, "grad_norm": norm, "clip_fraction": metrics["clip_low"] + metrics["clip_high"]}
@@ -154,8 +155,19 @@ class Learner:
 
         Rollouts that cannot have a gradient (advantage 0, no penalty, no bonus) are measured, without a backward
         pass. ``references`` are log-probabilities under the reference, by ``id`` of the trajectory; ``beta`` > 0
-        needs them, without it they are only compared.
+        needs them, without it they are only compared. Where fp16 overflows, all is done again with a lower
+        ``loss_scale``; what is still no number then is left to the caller.
         """
+        while True:
+            metrics = self._backward(trajectories, references)
+            grads = [p.grad.div_(self.loss_scale) for p in self.parameters()]
+            if self.loss_scale == 1 or torch.nn.utils.get_total_norm(grads).isfinite():
+                return metrics
+            self.loss_scale = max(1.0, self.loss_scale / 8)
+            self.report(f"fp16 overflowed: the gradient again with a loss scale of {self.loss_scale:g}")
+
+    def _backward(self, trajectories: Sequence[Trajectory], references: dict[int, list[float]] | None) -> dict:
+        """Leave ``loss_scale`` times the gradient in ``.grad``; returns the loss's metrics."""
         trained = sum(sum(_trained(t, self.settings.mask_observations)) for t in trajectories)
         counts = {"num_sequences": len(trajectories), "num_tokens": max(1, trained)}
         for p in self.parameters():
@@ -167,7 +179,7 @@ class Learner:
                 with torch.set_grad_enabled(learns):
                     loss, metrics = self._loss(part, references, counts)
                 if learns:
-                    self.scaler.scale(loss).backward()
+                    (loss * self.loss_scale).backward()
                 parts.append(metrics)
         return merge_metrics(parts)
 
@@ -309,6 +321,7 @@ class Learner:
         if self.value_head is not None:
             flat |= {f"value_head/{name}": v for name, v in self.value_head.state_dict().items()}
         flat |= {f"reference/{i}": v for i, v in enumerate(self.snapshot or ())}
+        flat["loss_scale"] = torch.tensor(self.loss_scale)
         return {name: v.detach().clone().contiguous() for name, v in flat.items()}
 
     def load_tensors(self, flat: dict[str, torch.Tensor]) -> None:
@@ -322,6 +335,8 @@ class Learner:
                 self.optimizer.state[parameters[int(rest[0])]][rest[1]] = value
             elif part == "value_head":
                 head[rest[0]] = value
+            elif part == "loss_scale":
+                self.loss_scale = float(value)
             else:
                 snapshot[int(rest[0])] = value
         if head:

@@ -174,10 +174,12 @@ class Trainer:
             signal.signal(signal.SIGINT, before)
 
     def _fail(self, what: str):
-        at = self._newest_checkpoint()
+        at, fp16 = self._newest_checkpoint(), next(self.policy.decoder.parameters()).dtype == torch.float16
+        wider = ", or load the policy with dtype bfloat16 or float32: fp16 may be too narrow for it" if fp16 else ""
         raise TrainingError(
             f"step {self.step + 1}: {what}. The last good checkpoint is {at or 'none yet'}. Try a lower "
-            f"learning_rate (now {self.settings.learning_rate:g}), beta > 0, or a smaller max_grad_norm") from None
+            f"learning_rate (now {self.settings.learning_rate:g}), beta > 0, or a smaller max_grad_norm"
+            f"{wider}") from None
 
     def _line(self, row: dict, left: float) -> str:
         show = lambda x: "–" if x is None else f"{x:.2f}"  # noqa: E731
@@ -223,8 +225,7 @@ class Trainer:
             unfinished.mkdir(parents=True)
             self.policy.save_adapter(unfinished)
             save_file(self.learner.tensors(), unfinished / "learner.safetensors")
-            state = {"step": self.step, "scaler": self.learner.scaler.state_dict(),
-                     "token_budget": self.learner.token_budget,
+            state = {"step": self.step, "token_budget": self.learner.token_budget,
                      "sizes": {f.name: f.stat().st_size for f in (self.run_dir / "metrics.jsonl", self.log.path)
                                if f.exists()}}
             write_whole(unfinished / "state.json", json.dumps(state, indent=1) + "\n")
@@ -251,7 +252,6 @@ class Trainer:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         self.policy.load_adapter(folder)
         self.learner.load_tensors(load_file(folder / "learner.safetensors", device=str(self.policy.device)))
-        self.learner.scaler.load_state_dict(state["scaler"])
         self.step, self.learner.token_budget = state["step"], state["token_budget"]
         for f in (metrics, self.log.path):
             if f.exists():

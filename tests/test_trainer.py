@@ -393,6 +393,64 @@ def test_settings_that_cannot_be_name_the_parameter(wrong):
         Settings(**wrong)
 
 
+FP16 = dataclasses.replace(SHORT, steps=1, questions_per_step=1, entropy_coef=0.0, kl_every=0, max_turns=0,
+                           max_turn_tokens=40)
+
+
+@pytest.fixture(scope="module")
+def short(engine, questions):
+    """Four short rollouts of one question, in fp16."""
+    return rollout(load_policy(TINY, dtype="float16"), questions[:1], engine, num_generations=4,
+                   generator=torch.Generator().manual_seed(0), **FP16.limits())
+
+
+def learner_on(rollouts, rewards, dtype="float16"):
+    made = Learner(load_policy(TINY, dtype=dtype), FP16)
+    for t, reward in zip(rollouts, rewards):
+        t.reward = reward
+    made.assign_advantages(rollouts)
+    return made
+
+
+def test_in_fp16_a_step_without_variance_changes_nothing(short):
+    one = learner_on(short, [1.0] * 4)
+    before = [p.detach().clone() for p in one.parameters()]
+    assert one.update(short, 0)["grad_norm"] == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, one.parameters()))
+
+
+def test_in_fp16_no_step_is_lost_and_the_gradient_is_the_true_one(short):
+    exact = learner_on(short, [0.0, 1.0, 0.0, 1.0], "float32")
+    exact.gradient(short)
+    want = torch.cat([p.grad.flatten() for p in exact.parameters()])
+    one = learner_on(short, [0.0, 1.0, 0.0, 1.0])
+    for scale in (one.loss_scale, 2.0**30):  # the second overflows
+        one.loss_scale = scale
+        one.gradient(short)
+        got = torch.cat([p.grad.flatten() for p in one.parameters()])
+        assert (got - want).norm() < 0.05 * want.norm()
+    assert one.loss_scale < 2.0**30
+    again = learner_on(short, [0.0, 1.0, 0.0, 1.0])
+    again.load_tensors(one.tensors())
+    assert again.loss_scale == one.loss_scale
+    one.loss_scale = 2.0**30
+    before = [p.detach().clone() for p in one.parameters()]
+    row = one.update(short, 0)
+    assert row["grad_norm"] == pytest.approx(float(want.norm()), rel=0.05)
+    assert any(not torch.equal(a, b) for a, b in zip(before, one.parameters()))
+
+
+def test_where_fp16_is_too_narrow_training_ends_with_advice(tmp_path, engine, questions):
+    reward = lambda ts: [1e12 * (i % 2) for i in range(len(ts))]  # noqa: E731
+    t = Trainer(load_policy(TINY, dtype="float16"), questions, engine, reward,
+                dataclasses.replace(FP16, scale_rewards="none"), tmp_path, report=None)
+    before = [p.detach().clone() for p in t.policy.parameters()]
+    with pytest.raises(TrainingError, match="gradient norm is (nan|inf).*learning_rate.*bfloat16 or float32"):
+        t.train()
+    assert t.learner.loss_scale == 1 and not (tmp_path / "metrics.jsonl").exists()
+    assert all(torch.equal(a, b) for a, b in zip(before, t.policy.parameters()))
+
+
 def test_a_paged_optimiser_needs_a_gpu():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="paged_adamw_8bit"):
