@@ -345,9 +345,11 @@ def _question(row: dict, label: str = "") -> Question:
     source = _text(*_get(row, "source", "data_source", default=""))
     name, answers = _get(row, "answers", "reward_model.ground_truth.target", "golden_answers", "answer")
     answers = [answers, *_get(row, "answer_aliases", default=[])[1]] if isinstance(answers, str) else answers
-    if not isinstance(answers, list) or not answers:
+    if not isinstance(answers, list):
         raise ValueError(f"field '{name}': expected a list with at least one answer")
-    answers = [_filled(name, a) for a in answers]
+    answers = [a for a in answers if _text(name, a).strip()]  # an alias may be empty, as long as another one is not
+    if not answers:
+        raise ValueError(f"field '{name}': expected a list with at least one answer that is not empty")
     name, passages = _get(row, "passages", "gold_ids", default=None)
     if passages is None:
         passages = _carried(row)[1]

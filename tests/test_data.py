@@ -63,6 +63,11 @@ def test_plain_form(tmp_path):
     assert load_questions(path) == [Question("7", "Who?", ["Ada"], passages=["1", "2"], hops=2)]
 
 
+def test_an_empty_alias_is_left_out(tmp_path):
+    row = {"id": "q1", "question": "Who?", "golden_answers": ["Ada", "", " ", "A. L."]}
+    assert load_questions(write(tmp_path / "q.jsonl", row))[0].answers == ["Ada", "A. L."]
+
+
 def test_search_r1_corpus(tmp_path):
     path = tmp_path / "corpus.jsonl.gz"
     rows = [{"id": "0", "contents": '"Ada "the" Lovelace"\nA line.\nAnother.'}, {"id": "1", "contents": "no title"}]
@@ -100,7 +105,7 @@ def test_search_r1_questions_in_parquet(tmp_path):
     (QUESTION | {"text": " "}, "'text' is empty"),
     (QUESTION | {"text": 3}, "'text': expected text, found int"),
     (QUESTION | {"answers": []}, "'answers': expected a list with at least one"),
-    (QUESTION | {"answers": ["Ada", ""]}, "'answers' is empty"),
+    (QUESTION | {"answers": ["", " "]}, "'answers': expected a list with at least one"),
     (QUESTION | {"answers": [1]}, "'answers': expected text, found int"),
     (QUESTION | {"hops": 0}, "'hops': expected a whole number from 1"),
     (QUESTION | {"hops": True}, "'hops'"),
