@@ -20,13 +20,15 @@ import random
 from pathlib import Path
 from typing import Mapping, Sequence
 
-from .data import (load_passages, load_questions, load_with_passages, save_passages, save_questions,
+from .data import (DataError, load_passages, load_questions, load_with_passages, save_passages, save_questions,
                    select_passages)
 from .records import Passage, Question, write_whole
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 #: Out of ten questions in a row, so many go to each split; the common knowledge stands in the order of its topics.
 DEALT = {"train": 6, "validation": 1, "test": 3}
+#: These public sets have no training split.
+TEST_ONLY = ("popqa", "bamboogle")
 #: How many questions of a public set go to each split.
 COUNTS = {"train": 1000, "validation": 100, "test": 200}
 
@@ -76,9 +78,13 @@ def load_set(
         others: every so many-th passage that is not about the questions is kept too; 1: the whole corpus.
 
     Raises:
-        FileNotFoundError, data.DataError: as in ``data.load_questions``; also where there are no passages.
+        FileNotFoundError, data.DataError: as in ``data.load_questions``; also where there are no passages, or where
+            a set of test questions alone is asked for others.
     """
     learnt = counts["train"] + counts["validation"]
+    if learnt and Path(source).name in TEST_ONLY and not list(Path(source).glob("train.*")):
+        raise DataError(f"{source} has no training split, only test questions: add --train 0 --validation 0. To train "
+                        "on some of them all the same, give a file: its rows go to the splits in order")
     if Path(source).is_file():
         parts = [(list(COUNTS), None, learnt + counts["test"])]
     else:

@@ -79,6 +79,22 @@ def test_a_public_set_becomes_a_folder(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads((out / "made.json").read_text())
 
 
+def test_a_set_without_a_training_split(tmp_path, capsys):
+    rows = [{"id": f"test_{n}", "question": f"Who is {n}?", "golden_answers": ["Ada"]} for n in range(4)]
+    (tmp_path / "popqa").mkdir()
+    file = write(tmp_path / "popqa" / "test.jsonl", *rows)
+    corpus = ["--corpus", str(write(tmp_path / "corpus.jsonl", {"id": "p", "title": "Ada", "text": "Ada is."}))]
+    for source in ("bamboogle", str(file.parent)):
+        with pytest.raises(SystemExit):
+            prepare.main([source, "--out", str(tmp_path / "out"), *corpus])
+        assert "add --train 0 --validation 0" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    for source, counts, splits in ((file.parent, (0, 0, 3), {"test": 3}),
+                                   (file, (1, 1, 2), {"train": 1, "validation": 1, "test": 2})):
+        asked = [x for name, n in zip(SPLITS, counts) for x in (f"--{name}", str(n))]
+        prepare.main([str(source), "--out", str(tmp_path / "out"), *corpus, *asked])
+        assert json.loads(capsys.readouterr().out)["questions"] == splits
+
+
 def test_what_cannot_be_prepared_is_said_in_one_line(tmp_path, capsys):
     for arguments in (["nq"], [str(tmp_path / "none.jsonl")], ["mixed", "--known-share", "2"]):
         with pytest.raises(SystemExit) as e:
