@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ import searchr1_lib
 from searchr1_lib import suite
 
 ROOT = Path(__file__).resolve().parents[1]
-tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads pyproject.toml itself")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONDA_NAMES = {"torch": "pytorch"}  # where conda-forge has another name than PyPI
 
@@ -54,6 +54,14 @@ def test_constraints_pin_every_direct_dependency_within_its_range():
 def test_constraints_are_exact_and_free_of_places():
     for name, pin in pins().items():
         assert re.fullmatch(r"==[0-9][0-9a-z.]*", pin), f"{name}{pin}"
+
+
+def test_the_lower_bounds_have_what_is_used():
+    from packaging.specifiers import SpecifierSet
+
+    assert "3.10" not in SpecifierSet(PROJECT["requires-python"])  # no tomllib
+    bounds = dict(split(line) for line in PROJECT["dependencies"])
+    assert "5.2.0" not in SpecifierSet(bounds["sentence-transformers"])  # no get_embedding_dimension
 
 
 def test_dependencies_are_ranges_not_pins():
