@@ -35,9 +35,11 @@ notebooks: venv
 	SEARCHR1_PROFILE=cpu JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	--ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
 
-badges: venv
+# Needs Python alone. The address in pyproject.toml is no reason to install everything again.
+badges:
 	@test -n "$(REPO)" || { echo "say which repository on GitHub: make badges REPO=owner/name"; exit 2; }
-	$(BIN)/python -m searchr1_lib.colab $(REPO)
+	@current=$$(test .venv/.installed -nt pyproject.toml && echo yes); \
+	$(PYTHON) -m searchr1_lib.colab $(REPO) && { test -z "$$current" || touch .venv/.installed; }
 
 venv: .venv/.installed
 

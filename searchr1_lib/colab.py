@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import re
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import tomllib
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
 from typing import Mapping, Sequence
@@ -60,8 +62,8 @@ def setup(mount_drive: bool = False) -> None:
     Raises:
         RuntimeError: a package that we do not touch is too old, or pip failed; says what to do.
     """
-    installed = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
-    if lacking := missing(_project()["dependencies"], installed):
+    installed = _installed()
+    if lacking := missing(_requirements(), installed):
         _install(lacking, installed)
     _make_importable()
     if mount_drive:
@@ -78,8 +80,25 @@ def setup(mount_drive: bool = False) -> None:
               "T4 GPU, then Runtime > Run all.")
 
 
+def _requirements() -> list[str]:
+    """What the notebooks need: the project's dependencies, and those of the server that notebook 01 starts."""
+    project = _project()
+    return project["dependencies"] + project["optional-dependencies"]["server"]
+
+
+def _installed() -> dict[str, str]:
+    """Version of each package by its canonical name; of two copies that of the first on the path, as import does."""
+    from packaging.utils import canonicalize_name
+
+    found: dict[str, str] = {}
+    for d in distributions():
+        if d.metadata["Name"]:
+            found.setdefault(canonicalize_name(d.metadata["Name"]), d.version)
+    return found
+
+
 def missing(requirements: Sequence[str], installed: Mapping[str, str]) -> list[str]:
-    """The requirements that are not met by the installed versions, without those on ``KEPT``.
+    """The requirements that are not met by the installed versions (see ``_installed``), without those on ``KEPT``.
 
     Raises:
         RuntimeError: torch or numpy is there, but not in a version that will do.
@@ -87,14 +106,13 @@ def missing(requirements: Sequence[str], installed: Mapping[str, str]) -> list[s
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    versions = {canonicalize_name(name): version for name, version in installed.items()}
     lacking = []
     for requirement in map(Requirement, requirements):
         name = canonicalize_name(requirement.name)
-        met = name in versions and requirement.specifier.contains(versions[name], prereleases=True)
+        met = name in installed and requirement.specifier.contains(installed[name], prereleases=True)
         if name in ("torch", "numpy") and not met:
             raise RuntimeError(
-                f"this runtime has {name} {versions.get(name, '(none)')}, the project needs {requirement}. Choose "
+                f"this runtime has {name} {installed.get(name, '(none)')}, the project needs {requirement}. Choose "
                 "Runtime > Change runtime type > Runtime version > Latest, then Runtime > Run all"
             )
         if not met and name not in KEPT:
@@ -106,7 +124,7 @@ def _install(requirements: Sequence[str], installed: Mapping[str, str]) -> None:
     """Let pip install; what is on ``KEPT`` stays as it is."""
     with tempfile.TemporaryDirectory() as folder:
         pins = Path(folder) / "kept.txt"
-        pins.write_text("".join(f"{n}=={v}\n" for n, v in installed.items() if n.lower() in KEPT), encoding="utf-8")
+        pins.write_text("".join(f"{n}=={v}\n" for n, v in installed.items() if n in KEPT), encoding="utf-8")
         command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(pins)]
         done = subprocess.run([*command, *requirements], capture_output=True, text=True)
     if done.returncode:
@@ -123,8 +141,6 @@ def _make_importable() -> None:
 
 
 def _project() -> dict:
-    import tomllib
-
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -170,23 +186,25 @@ def _badges(text: str, repository: str) -> str:
 
 
 def _stamped_notebook(path: Path, repository: str) -> str:
-    import nbformat
-
-    notebook = nbformat.read(path, as_version=4)
-    head = notebook.cells[0]
-    head.source = _badges(head.source, repository)
-    if f"github/{repository}/blob/main/notebooks/{path.name}" not in head.source:
+    """The notebook's file as ``nbformat`` would write it, which is not needed for that."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = notebook["cells"]
+    cells[0]["source"] = _lines(_badges("".join(cells[0]["source"]), repository))
+    if f"github/{repository}/blob/main/notebooks/{path.name}" not in "".join(cells[0]["source"]):
         raise ValueError(f"{path.name}: the first cell has no Colab badge for this notebook")
-    first = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
-    if TAG not in notebook.cells[first].metadata.get("tags", []):
-        executed = [cell for cell in notebook.cells if cell.get("execution_count")]
-        for part in [*executed, *(o for cell in executed for o in cell.outputs if o.get("execution_count"))]:
-            part.execution_count += 1
-        setup_cell = nbformat.v4.new_code_cell(
-            id="colab-setup", metadata={"tags": [TAG]}, execution_count=1 if executed else None)
-        notebook.cells.insert(first, setup_cell)
-    notebook.cells[first].source = CELL.format(address=repository)
-    return nbformat.writes(notebook) + "\n"
+    first = next(i for i, cell in enumerate(cells) if cell["cell_type"] == "code")
+    if TAG not in cells[first]["metadata"].get("tags", []):
+        executed = [cell for cell in cells if cell.get("execution_count")]
+        for part in [*executed, *(o for cell in executed for o in cell["outputs"] if o.get("execution_count"))]:
+            part["execution_count"] += 1
+        cells.insert(first, {"cell_type": "code", "id": "colab-setup", "metadata": {"tags": [TAG]}, "outputs": [],
+                             "execution_count": 1 if executed else None})
+    cells[first]["source"] = _lines(CELL.format(address=repository))
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines(keepends=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

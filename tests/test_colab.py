@@ -18,13 +18,12 @@ from searchr1_lib import colab
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9A]*.ipynb"))
-pytest.importorskip("tomllib", reason="Python 3.11 reads pyproject.toml itself")
 
 #: What a GPU runtime of Colab held in mid 2026 (github.com/googlecolab/backend-info), as far as we depend on it.
 RUNTIME = {
     "torch": "2.11.0+cu128", "transformers": "5.9.0", "peft": "0.19.1", "safetensors": "0.7.0", "numpy": "2.0.2",
     "sentence-transformers": "5.5.1", "datasets": "4.0.0", "pyarrow": "18.1.0", "httpx": "0.28.1", "urllib3": "2.5.0",
-    "PyYAML": "6.0.3", "matplotlib": "3.10.0", "ipywidgets": "7.7.1", "ipykernel": "6.17.1", "nbconvert": "7.17.1",
+    "pyyaml": "6.0.3", "matplotlib": "3.10.0", "ipywidgets": "7.7.1", "ipykernel": "6.17.1", "nbconvert": "7.17.1",
     "nbformat": "5.10.4", "nbclient": "0.10.4", "pillow": "11.3.0", "scipy": "1.16.3",
 }
 
@@ -54,6 +53,22 @@ def test_a_package_that_is_too_old_is_installed_unless_it_is_kept():
         *colab.KEPT}
 
 
+def test_the_server_of_notebook_01_is_looked_for_too():
+    there = {name: "99" for name in names(colab._requirements())} | RUNTIME
+    assert not colab.missing(colab._requirements(), there)
+    del there["starlette"], there["uvicorn"]
+    assert names(colab.missing(colab._requirements(), there)) == {"starlette", "uvicorn"}
+
+
+def test_of_two_copies_the_first_on_the_path_counts(tmp_path, monkeypatch):
+    for version in ("2.0", "1.0"):  # each is put in front of the one before
+        info = tmp_path / version / f"Two_Copies-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: Two_Copies\nVersion: {version}\n")
+        monkeypatch.syspath_prepend(info.parent)
+    assert colab._installed()["two-copies"] == "1.0"
+
+
 # -- the first cell ---------------------------------------------------------------------------------------------------
 
 
@@ -73,11 +88,11 @@ def wheel(path, files):
         archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"]))
 
 
-def tempting_wheel(folder, name):
-    """A newer version of a package that must not be touched, for pip to fall for."""
+def empty_wheel(folder, name, needs=""):
+    """Version 99 of a package without a module; ``needs`` is a line of its metadata."""
     info = f"{name}-99.0.dist-info"
     wheel(folder / f"{name}-99.0-py3-none-any.whl", {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 99.0\n".encode(),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 99.0\n{needs}".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     })
 
@@ -104,7 +119,7 @@ def runtime(tmp_path_factory):
         str(f): f.read_binary() for f in bm25s.files
         if f.parts[0].startswith("bm25s") and f.suffix != ".pyc" and f.name != "RECORD"})
     for name in ("torch", "numpy", "pillow"):
-        tempting_wheel(wheels, name)
+        empty_wheel(wheels, name)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", base / "venv"], check=True)  # pip is linked too
     python = base / "venv" / "bin" / "python"
     site = Path(subprocess.check_output(
@@ -199,6 +214,19 @@ def test_pip_that_fails_is_said(monkeypatch):
         colab._install(["no-such-package"], {})
 
 
+def test_what_is_kept_is_not_changed_for_a_package_that_wants_another_version(tmp_path, monkeypatch):
+    for name, needs in {"numpy": "", "greedy": "Requires-Dist: numpy>=99\n"}.items():
+        empty_wheel(tmp_path, name, needs)
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": tmp_path, "PIP_CONFIG_FILE": os.devnull,
+                        "PIP_TARGET": tmp_path / "target"}.items():  # nothing reaches our own environment
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RuntimeError, match="pip could not install greedy"):
+        colab._install(["greedy"], colab._installed())
+    assert not (tmp_path / "target").exists()
+    colab._install(["greedy"], {})  # nothing kept: this is what the pins prevent
+    assert (tmp_path / "target" / "numpy-99.0.dist-info").is_dir()
+
+
 # -- the address ---------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +272,29 @@ def test_stamping_reaches_everything_and_nothing_else(tmp_path):
     for wrong in ("no-slash", "a/b/c", 'a/b"; import os', "https://github.com/a/b"):
         with pytest.raises(ValueError, match="owner/name"):
             colab.stamp(wrong, tmp_path)
+
+
+def test_make_badges_needs_nothing_but_python_and_makes_no_environment_stale(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    shutil.copyfile(NOTEBOOKS[0], tmp_path / "notebooks" / NOTEBOOKS[0].name)
+    for name in ("README.md", "pyproject.toml", "Makefile"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "searchr1_lib", tmp_path / "searchr1_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    installed, project = tmp_path / ".venv" / ".installed", tmp_path / "pyproject.toml"
+
+    def badges(repository):
+        bare = f"PYTHON={sys.executable} -S"  # -S: without any installed package
+        subprocess.run(["make", "badges", f"REPO={repository}", bare], cwd=tmp_path, check=True, capture_output=True)
+        assert not strays(tmp_path, repository)
+
+    badges("a/b")
+    assert not installed.exists()
+    installed.parent.mkdir()
+    installed.touch()
+    for moment, stale in ((0, True), (10, False)):  # older than pyproject.toml, and newer
+        os.utime(installed, (project.stat().st_mtime + moment - 5,) * 2)
+        badges(f"a/b{moment}")
+        assert (installed.stat().st_mtime < project.stat().st_mtime) is stale
 
 
 def test_stamping_gives_a_notebook_its_cell_and_keeps_its_outputs(tmp_path):
