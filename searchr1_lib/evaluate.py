@@ -387,7 +387,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=_positive, default=64, help="rollouts at a time")
     add("--prompt", type=Path, help="a file with the user message, {question} in it (default: the model's own)")
     add("--no-quantize", action="store_true", help="16 or 32 bits a weight instead of NF4's 4")
-    add("--no-thinking", action="store_true", help="switch Qwen3's thinking mode off")
+    add("--thinking", action="store_true", help="switch Qwen3's thinking mode on; give it a larger --max-turn-tokens")
     for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
         add("--" + name.replace("_", "-"), type=int, default=argparse.SUPPRESS, dest=name,
             help="see searchr1_lib.rollout.Limits")
@@ -418,7 +418,7 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
     engine_name = RemoteSearch(args.engine).address if args.engine.startswith(_WEB) else args.engine  # no password
     settings = {"model": args.model, "weights": _fingerprint(args.model), "adapter": _fingerprint(args.adapter),
                 "engine": engine_name, "prompt": prompt, "quantize": not args.no_quantize,
-                "thinking": not args.no_thinking, "limits": limits}
+                "thinking": args.thinking, "limits": limits}
     log = TrajectoryLog(args.out / "trajectories.jsonl")
     if log.path.exists():
         _check_same(args.out / "settings.json", settings)
@@ -430,7 +430,7 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
             engine = open_engine(args.engine, args.data, args.limit)
         engine.search(left[0].text, k=1)  # an engine that is down must not cost an evaluation
         policy = load_policy(args.model, adapter=args.adapter, lora=bool(args.adapter), prompt=prompt,
-                             quantize=not args.no_quantize, thinking=not args.no_thinking)
+                             quantize=not args.no_quantize, thinking=args.thinking)
         write_whole(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
         answer_all(policy, left, engine, log, batch_size=args.batch_size, report=say, **limits)
         done = answered(log, questions)

@@ -267,6 +267,11 @@ def test_the_arguments(capsys):
     assert "expected a whole number from 1" in capsys.readouterr().err
 
 
+def test_qwen3_thinks_only_if_asked():
+    asked = ["--model", "m", "--engine", "e", "--data", "d"]
+    assert module._arguments(asked).thinking is False and module._arguments([*asked, "--thinking"]).thinking is True
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the samples are not here")
 def test_hotpotqas_sample_end_to_end(tmp_path, capsys):
     main(["--model", "data/tiny_qwen", "--engine", str(SHARED), "--data", f"hotpotqa={SHARED / 'questions.jsonl'}",

@@ -209,8 +209,8 @@ def system(text: str) -> str:
     ("qwen2.5-base", system(BASE_YOU), "<|im_start|>assistant\n"),
     ("qwen2.5-instruct", system(YOU), "<|im_start|>assistant\n"),
     ("qwen2-plain-base", None, None),
-    ("qwen3-base", "", "<|im_start|>assistant\n"),
-    ("qwen3", "", "<|im_start|>assistant\n"),
+    ("qwen3-base", "", "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+    ("qwen3", "", "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
     ("qwen3-thinking", "", "<|im_start|>assistant\n"),
 ])
 def test_the_prompt_is_search_r1s_in_the_models_own_template(plain, name, before, after):
@@ -221,12 +221,11 @@ def test_the_prompt_is_search_r1s_in_the_models_own_template(plain, name, before
         "<|im_end|>", "")  # chat tokens are single special tokens: they give no text
 
 
-def test_thinking_can_be_switched_off_and_is_never_opened_for_the_model(folders):
-    closed = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
-    for name, end in (("qwen3", closed), ("qwen3-thinking", "<|im_start|>assistant\n"),
-                      ("qwen2.5-instruct", "<|im_start|>assistant\n")):
-        policy = load_policy(folders(name), quantize=False, lora=False, thinking=False)
-        assert policy.prompt_text("Why <think> so").endswith("\u2039think> so?\n<|im_end|>\n" + end)
+def test_thinking_can_be_switched_on_and_is_never_opened_for_the_model(folders):
+    for name in ("qwen3", "qwen3-thinking", "qwen2.5-instruct"):
+        policy = load_policy(folders(name), quantize=False, lora=False, thinking=True)
+        assert policy.prompt_text("Why <think> so").endswith(
+            "\u2039think> so?\n<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_qwen3s_think_tags_are_single_tokens_that_spell_themselves(plain):
