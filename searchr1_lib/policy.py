@@ -136,8 +136,15 @@ class Policy:
                 layer.__dict__.pop("forward", None)
 
     def save_adapter(self, folder: str | os.PathLike) -> None:
-        """Write the LoRA adapter in PEFT's format (safetensors)."""
+        """Write the LoRA adapter in PEFT's format (safetensors), without the settings that nobody set.
+
+        PEFT writes every field it knows, most as null, and an older PEFT warns of the fields that it does not know.
+        """
         self.model.save_pretrained(str(folder), safe_serialization=True)
+        file = Path(folder) / "adapter_config.json"
+        config = {name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items()
+                  if value is not None}
+        write_whole(file, json.dumps(config, indent=2) + "\n")
 
     def load_adapter(self, folder: str | os.PathLike) -> None:
         """Put a saved adapter's weights into this policy's adapter.

@@ -23,5 +23,6 @@ def test_the_shipped_adapter_knows_when_to_search():
 def test_it_says_how_it_was_made():
     made = json.loads((ADAPTER / "made_by.json").read_text())
     assert {"settings", "reward", "figures"} <= set(made)
+    assert None not in json.loads((ADAPTER / "adapter_config.json").read_text()).values()
     files = {f.name for f in ADAPTER.iterdir()}
     assert "adapter_model.safetensors" in files and not any(f.endswith((".bin", ".pt", ".pkl")) for f in files)
