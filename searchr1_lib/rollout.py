@@ -23,6 +23,7 @@ import torch
 from transformers import DynamicCache
 
 from . import protocol
+from .grpo import head_logits
 from .policy import Policy
 from .records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 
@@ -230,7 +231,8 @@ class _Sampler:
                 past_key_values=self.cache, use_cache=True).last_hidden_state
             last.append(hidden[rows - part.start, (lengths[part] - 1).clamp(min=0)])
         self.position = self.position + lengths
-        return self.policy.lm_head(torch.cat(last)).float()
+        head = self.policy.lm_head
+        return head_logits(torch.cat(last), head.weight, head.bias)
 
     def _masks(self, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """What the tokens at ``positions`` (A, N) may look at: all places up to their own, (A, 1, N, L), added."""

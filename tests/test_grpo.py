@@ -12,6 +12,7 @@ from searchr1_lib.grpo import (
     gae,
     group_advantages,
     groups_without_variance,
+    head_logits,
     merge_metrics,
     policy_loss,
     token_logprobs_and_entropy,
@@ -572,6 +573,17 @@ def test_head_in_half_precision(autocast):
     (grad,) = torch.autograd.grad(logprobs.sum(), hidden)
     (exact,) = torch.autograd.grad(want[0].sum(), hidden)
     close(grad, exact, 3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_of_16_bit_states_are_not_rounded_to_16_bits(dtype):
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, bias = ((3 * torch.randn(shape, generator=g)).to(dtype) for shape in ((8, 32), (50, 32), (50,)))
+    want = hidden.double() @ weight.double().T + bias.double()
+    close(head_logits(hidden, weight, bias), want.float())
+    ids = torch.randint(50, (1, 8), generator=g)
+    logprobs, _ = token_logprobs_and_entropy(hidden[None], weight, ids, bias=bias)
+    close(logprobs[0], want.log_softmax(1).gather(1, ids.T).squeeze(1).float(), 1e-4)
 
 
 def test_head_with_large_logits_stays_finite():

@@ -305,6 +305,17 @@ def test_sampling_from_unpacked_weights_is_the_same_function(dtype, near, quanti
     assert not any("forward" in m.__dict__ for m in policy.model.modules())
 
 
+@pytest.mark.parametrize("dtype, mean, most", [("bfloat16", 0.01, 0.1), ("float16", 0.001, 0.01)])
+def test_recorded_logprobs_in_16_bits_are_near_a_fresh_forward(dtype, mean, most):
+    """The states differ by their last bits, as they come with a cache or at once; the logits add nothing to that."""
+    policy = load_policy("data/tiny_qwen", dtype=dtype, quantize=False, lora=False)
+    got = rollout(policy, QUESTIONS, Shelf(), num_generations=4, max_turns=1, max_turn_tokens=30,
+                  generator=torch.Generator().manual_seed(0))
+    off = torch.tensor([abs(a - b) for t, fresh in zip(got, fresh_logprobs(policy, got))
+                        for a, b, m in zip(t.logprobs, fresh, t.mask) if m])
+    assert off.mean() < mean and off.quantile(0.99) < most
+
+
 def test_weights_too_large_to_unpack_stay_packed(nf4, monkeypatch):
     monkeypatch.setattr("searchr1_lib.policy._DENSE_ON_CPU", 1000)
     with nf4.unpacked():
