@@ -49,7 +49,7 @@ class Learner:
         self.token_budget = settings.tokens_per_micro_batch
         self.value_head = self._new_value_head() if settings.baseline == "value" else None
         self.optimizer = self._new_optimizer()
-        half = next(policy.decoder.parameters()).dtype == torch.float16
+        half = policy.lm_head.weight.dtype == torch.float16
         self.loss_scale = LOSS_SCALE if half else 1.0
         self.snapshot: list[torch.Tensor] | None = None  # the reference, where it is not the base
 

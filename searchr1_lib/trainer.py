@@ -106,7 +106,10 @@ class Trainer:
             self.learner.assign_advantages(chosen)
             update = self.learner.update(chosen, self.step)
         except FloatingPointError as e:
-            self._fail(str(e))
+            fp16 = self.policy.lm_head.weight.dtype == torch.float16
+            wider = ", or load the policy with dtype bfloat16 or float32: fp16 may be too narrow for it" if fp16 else ""
+            self._fail(str(e), f"Try a lower learning_rate (now {self.settings.learning_rate:g}), beta > 0, or a "
+                               f"smaller max_grad_norm{wider}")
         done = time.perf_counter()
         row = {"step": self.step + 1, **describe(drawn, self.settings.num_generations), **update,
                "resampled_groups": (len(drawn) - len(chosen)) // self.settings.num_generations,
@@ -173,13 +176,9 @@ class Trainer:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def _fail(self, what: str):
-        at, fp16 = self._newest_checkpoint(), next(self.policy.decoder.parameters()).dtype == torch.float16
-        wider = ", or load the policy with dtype bfloat16 or float32: fp16 may be too narrow for it" if fp16 else ""
-        raise TrainingError(
-            f"step {self.step + 1}: {what}. The last good checkpoint is {at or 'none yet'}. Try a lower "
-            f"learning_rate (now {self.settings.learning_rate:g}), beta > 0, or a smaller max_grad_norm"
-            f"{wider}") from None
+    def _fail(self, what: str, advice: str):
+        raise TrainingError(f"step {self.step + 1}: {what}. The last good checkpoint is "
+                            f"{self._newest_checkpoint() or 'none yet'}. {advice}") from None
 
     def _line(self, row: dict, left: float) -> str:
         show = lambda x: "–" if x is None else f"{x:.2f}"  # noqa: E731
@@ -266,7 +265,7 @@ class Trainer:
             with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
                 f.write(json.dumps(row) + "\n")
         except OSError as e:
-            self._fail(f"could not write the log ({e.strerror or e})")
+            self._fail(f"could not write the log ({e.strerror or e})", "Free some space and start again: it goes on")
 
 
 def evenly(questions: Sequence[Question], rng: random.Random) -> list[Question]:
