@@ -162,15 +162,17 @@ def _read_again(rows: Sequence[Replayed], policy, temperature: float) -> None:
     """Fill in ``logprobs`` and ``choices``, from one forward pass over the whole sequences."""
     import torch
 
+    from .grpo import head_logits
     from .learner import Batch
 
     for r in rows:
         _same_tokenizer(r.trajectory, policy)
     batch = Batch.of([r.trajectory for r in rows], policy.pad_id, policy.device)
+    head = policy.lm_head
     with torch.no_grad():
         hidden = policy.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
         written = batch.sampled.bool()
-        found = [_judged(policy.lm_head(h), ids, temperature)  # (N, H) at a time: logits of all would not fit
+        found = [_judged(head_logits(h, head.weight, head.bias), ids, temperature)  # of all they would not fit
                  for h, ids in zip(hidden[:, :-1][written].split(1024), batch.ids[:, 1:][written].split(1024))]
     logprobs = iter(x for part, _ in found for x in part)
     choices = iter(x for _, part in found for x in part)
@@ -183,7 +185,7 @@ def _read_again(rows: Sequence[Replayed], policy, temperature: float) -> None:
 
 def _judged(logits, ids, temperature: float) -> tuple[list[float], list[int]]:
     """Log-probability of ``ids`` (N,) under ``logits`` (N, V), and the most likely tokens."""
-    scaled = logits.float() / temperature
+    scaled = logits / temperature
     logprobs = scaled.gather(1, ids.unsqueeze(1)).squeeze(1) - scaled.logsumexp(-1)
     return logprobs.tolist(), logits.argmax(-1).tolist()
 
