@@ -78,6 +78,30 @@ class EarlyStopping:
         return stop
 
 
+class NothingToLearn:
+    """Ends a training in which for a while all groups of all steps had equal rewards: no advantage, so no gradient.
+
+    So ends a collapse, and so may end a training that gets everything right. With a KL term or an entropy bonus there
+    is a gradient all the same, and it never stops.
+
+    Args:
+        patience: such steps in a row after which it stops.
+    """
+
+    def __init__(self, patience: int = 10):
+        if patience < 1:
+            raise ValueError(f"NothingToLearn: patience ({patience}) must be at least 1")
+        self.patience = patience
+
+    def __call__(self, trainer, metrics) -> bool:
+        last = trainer.metrics[-self.patience :]
+        still = not trainer.settings.beta and not trainer.settings.entropy_coef
+        stop = still and len(last) == self.patience and all(row["zero_variance_groups"] == 1 for row in last)
+        if stop:
+            trainer.report(f"stopped: no group of the last {self.patience} steps had rewards that differ")
+        return stop
+
+
 class TensorBoard:
     """Writes every number of the metrics for TensorBoard (``pip install tensorboard``).
 

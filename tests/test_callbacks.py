@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from searchr1_lib.callbacks import EarlyStopping, EvaluateEvery, LivePlot, TensorBoard
+from searchr1_lib.callbacks import EarlyStopping, EvaluateEvery, LivePlot, NothingToLearn, TensorBoard
 from test_trainer import SHORT, engine, questions, trainer  # noqa: F401  (fixtures)
 
 
@@ -34,6 +34,19 @@ def test_early_stopping_waits_for_its_patience():
         EarlyStopping("rewrd")(Stub([1.0]), {"reward": 1.0})
     with pytest.raises(ValueError, match="patience"):
         EarlyStopping(patience=0)
+
+
+def test_a_training_without_variance_ends(tmp_path, engine, questions):  # noqa: F811
+    def steps(name, **settings):
+        one = trainer(tmp_path / name, engine, questions, dataclasses.replace(SHORT, steps=4, **settings),
+                      reward=lambda trajectories: [0.5] * len(trajectories), callbacks=[NothingToLearn(2)])
+        one.train()
+        return len(one.metrics)
+
+    assert steps("equal", entropy_coef=0.0) == 2
+    assert steps("equal, with a penalty", beta=0.01) == 4  # has a gradient all the same
+    with pytest.raises(ValueError, match="patience"):
+        NothingToLearn(0)
 
 
 def test_evaluations_are_written_and_survive_an_interruption(tmp_path, engine, questions):  # noqa: F811
