@@ -42,7 +42,11 @@ if "google.colab" in sys.modules:
     if not importlib.util.find_spec("searchr1_lib"):
         folder = pathlib.Path("search-r1").resolve()
         if not folder.exists():
-            subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/{address}", folder], check=True)
+            url = "https://github.com/{address}"
+            done = subprocess.run(["git", "clone", "-q", "--depth", "1", url, folder], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"cannot fetch {{url}}: {{done.stderr.strip()}}. If this is not the project's "
+                                   "address: `make badges REPO=owner/name` writes the right one into all notebooks")
         sys.path.insert(0, str(folder))
     from searchr1_lib import colab
 

@@ -530,15 +530,18 @@ def calibration(sides: Mapping[str, Sequence[Mapping[str, float]]], *, title: st
 def before_after(report_before, report_after, *, title: str | None = None) -> Figure:
     """Bars before and after training for known and look-up questions: exact match, searches, reward.
 
+    Where nobody knows which questions are known (public sets), the bars are those of all questions.
+
     Args:
-        report_before, report_after: objects whose ``table()`` maps a group ("known", "look-up") to its
+        report_before, report_after: objects whose ``table()`` maps a group ("known", "look-up", "all") to its
             metrics ("em", "searches", "searches_per_need", "reward"). A dotted line in the middle panel
             is the number of searches that a question needs. Reports without rewards get two panels.
     """
     before, after = report_before.table(), report_after.table()
-    names = [g for g in ("known", "look-up") if g in before and g in after]
+    shared = before.keys() & after.keys()
+    names = [g for g in ("known", "look-up") if g in shared] or [g for g in ("all",) if g in shared]
     if not names:
-        raise ValueError('the reports share neither the group "known" nor "look-up"')
+        raise ValueError("a report is empty: there is nothing to compare")
     panels = [("em", "Exact match"), ("searches", "Searches per question")]
     if any(_finite(table[g].get("reward")) for table in (before, after) for g in names):
         panels.append(("reward", "Reward"))

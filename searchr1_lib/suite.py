@@ -298,17 +298,55 @@ def require(run_dir: str | os.PathLike, *files: str, made_by: str) -> list[Path]
     """Paths of files in a run's folder that the notebook ``made_by`` must have left, in the order asked for.
 
     At a notebook's start it asks for what the one before left; at its end for what the notebook itself promised.
+    In Google Colab, where every notebook begins on an empty machine, it runs the one before, as far as that takes
+    minutes.
 
     Raises:
         FileNotFoundError: a file is missing or empty; says which notebook makes it.
     """
     paths = [Path(run_dir) / name for name in files]
-    for path in paths:
-        if not path.exists() or path.is_file() and path.stat().st_size == 0:
-            raise FileNotFoundError(
-                f"{path} is missing or empty: run notebooks/{made_by}.ipynb with this profile and run"
-            )
+    making = os.environ.get("SEARCHR1_MAKING", "").split()
+    in_colab = "google.colab" in sys.modules or making
+    if in_colab and made_by not in making and (path := _first_lacking(paths)):
+        _run_predecessor(Path(run_dir), path, made_by, making)
+    if path := _first_lacking(paths):
+        raise FileNotFoundError(f"{path} is missing or empty: run notebooks/{made_by}.ipynb with this profile and run")
     return paths
+
+
+def _first_lacking(paths: Sequence[Path]) -> Path | None:
+    return next((p for p in paths if not p.exists() or p.is_file() and p.stat().st_size == 0), None)
+
+
+def _run_predecessor(run_dir: Path, path: Path, notebook: str, making: list[str]) -> None:
+    """Run the notebook that makes a file, with the parameters of this run; ``making`` are those that wait for it.
+
+    The names go along in SEARCHR1_MAKING, so that its kernel does the same for its own predecessor.
+    """
+    manifest = _read_json(ROOT / run_dir / "manifest.json")
+    profile = manifest["profile"]
+    if notebook.startswith("05") and profile not in ("smoke", "cpu"):
+        raise FileNotFoundError(
+            f"{path} is missing or empty: it comes from the training, {notebook}, which takes hours under the profile "
+            f'{profile}. Run that notebook first, in this session or with mount_drive in both; or set profile = "cpu" '
+            "in the parameters cell: the tiny Qwen is then trained here, in minutes"
+        )
+    print(f"{path} is missing, and this is Colab, where each notebook begins on an empty machine: running {notebook} "
+          "first", flush=True)
+    values = {name: value for name, value in manifest["parameters"].items() if name in load_profile(profile)}
+    command = [sys.executable, "-m", "searchr1_lib.suite", "run", "--profile", profile, "--run", run_dir.name,
+               "--overwrite", "--only", notebook, *_as_arguments(values, [ROOT / "notebooks" / f"{notebook}.ipynb"])]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env={**os.environ, "SEARCHR1_MAKING": " ".join([*making, notebook])}) as run:
+        for line in run.stdout:
+            print(line, end="", flush=True)
+
+
+def _as_arguments(values: dict[str, Any], paths: Sequence[Path]) -> list[str]:
+    """``-p name=value`` for the command line, of those values that one of the notebooks declares."""
+    declared = {name for path in paths for name in parameters_of(path)}
+    given = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items() if k in declared]
+    return [word for text in given for word in ("-p", text)]
 
 
 def record(run_dir: str | os.PathLike, notebook: str, figures: dict[str, Any]) -> None:
@@ -863,16 +901,14 @@ def _sweep_one(experiment: Experiment, run_dir: Path, values: dict[str, Any], jo
     rest = _rest(run_dir, experiment.notebooks)
     if not rest:
         return 0.0, None
-    declared = {name for path in rest for name in parameters_of(path)}
-    given = [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items() if k in declared]
     command = [sys.executable, "-m", "searchr1_lib.suite", "run", "--profile", experiment.profile, "--run",
-               run_dir.name, "--overwrite", "--only", *(path.stem for path in rest)]
+               run_dir.name, "--overwrite", "--only", *(path.stem for path in rest), *_as_arguments(values, rest)]
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     start, log = time.monotonic(), ROOT / run_dir / "sweep.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as out:
         done = subprocess.run(
-            [*command, *(word for text in given for word in ("-p", text))], cwd=ROOT, stdout=out, stderr=out,
+            command, cwd=ROOT, stdout=out, stderr=out,
             env={**os.environ, "SEARCHR1_RUNS": str(run_dir.parent), "OMP_NUM_THREADS": threads})
     error = None
     if done.returncode:

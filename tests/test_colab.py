@@ -79,6 +79,15 @@ def test_outside_colab_the_cell_does_and_says_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr, list(tmp_path.iterdir())) == (0, "", "set()", [])
 
 
+def test_a_clone_that_fails_says_why_and_what_to_do(tmp_path):
+    cell = colab.CELL.format(address="no/body").replace("https://github.com/no/body", f"file://{tmp_path}/absent")
+    code = f"import sys\nsys.modules['google.colab'] = None\nexec({cell!r})"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    said = done.stderr.split("RuntimeError: ")[1]
+    assert "absent' does not exist" in said or "absent' does not appear to be a git repository" in said
+    assert "make badges REPO=owner/name" in said and not list(tmp_path.iterdir())
+
+
 def wheel(path, files):
     """A wheel from ``{name in the archive: bytes}``, its RECORD made anew."""
     (info,) = {name.split("/")[0] for name in files if name.split("/")[0].endswith(".dist-info")}
@@ -137,8 +146,7 @@ def runtime(tmp_path_factory):
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     copy = base / "origin"
     listed = subprocess.check_output(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "searchr1_lib", "data", "notebooks/profiles",
-         "pyproject.toml"], cwd=ROOT, text=True).split("\n")
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "searchr1_lib", "data", "notebooks", "pyproject.toml"], cwd=ROOT, text=True).split("\n")
     for name in filter(None, listed):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -189,6 +197,24 @@ def test_one_click_in_a_bare_environment_with_nothing_but_the_notebook(runtime, 
     installed = {p.name for p in (runtime / "venv").glob("lib/python*/site-packages/*.dist-info")}
     assert {n.split("-")[0] for n in installed} == {"bm25s"}
     assert {p.name for p in tmp_path.iterdir()} == {"notebook.ipynb", "search-r1"}
+
+
+def test_a_notebook_runs_those_before_it_if_it_begins_on_an_empty_machine(runtime, tmp_path, monkeypatch):
+    cells = nbformat.read(ROOT / "notebooks" / "04_grpo_step_by_step.ipynb", as_version=4).cells
+    begin = [nbformat.v4.new_code_cell(c.source) for c in cells[: 1 + next(
+        i for i, c in enumerate(cells) if "suite.require" in c.source)] if c.cell_type == "code"]
+    address = f"https://github.com/{colab.address()}"
+    begin[0].source = begin[0].source.replace(address, f"file://{runtime / 'origin'}")
+    begin[1].source = begin[1].source.replace('"auto"', '"smoke"').replace("seed: int = None", "seed: int = 7")
+    said = run_in_colab(runtime, tmp_path, begin, monkeypatch)[-1]
+    print(said)
+    for file, notebook in (("rollouts.jsonl", "02_rollout_inspection"), ("index", "01_retriever_build")):
+        assert f"runs/smoke/{file} is missing, and this is Colab" in said + (
+            tmp_path / "search-r1/runs/smoke/notebooks/02_rollout_inspection.ipynb").read_text(encoding="utf-8")
+        assert (tmp_path / "search-r1" / "runs" / "smoke" / "notebooks" / f"{notebook}.ipynb").exists()
+    assert "02_rollout_inspection  " in said  # the output of the suite is shown
+    manifest = json.loads((tmp_path / "search-r1" / "runs" / "smoke" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["parameters"] == {"seed": 7}
 
 
 def test_drive_is_mounted_only_if_asked(monkeypatch, capsys):

@@ -189,6 +189,13 @@ def test_smoothing_is_the_mean_of_the_neighbourhood(values, window):
     np.testing.assert_allclose(plots.smooth(values, window), expected, atol=1e-6)
 
 
+def test_before_and_after_where_nobody_knows_which_questions_are_known():
+    before, after = (Report([row_of(rollout(None, 1, 2, right))], []) for right in (False, True))
+    fig = plots.before_after(before, after)
+    assert "exact match on all questions 0.00 before, 1.00 after" in fig.alt
+    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["all"]
+
+
 def test_bad_input_is_refused_by_name():
     with pytest.raises(ValueError, match="equal length"):
         plots.advantages_of_group([1, 2], [1])
@@ -198,7 +205,7 @@ def test_bad_input_is_refused_by_name():
         plots.retrieval_comparison([])
     with pytest.raises(ValueError, match="one shape"):
         plots.nf4_quantisation(np.zeros((2, 2)), np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match="empty"):
         plots.before_after(Report([], []), Report([], []))
     with pytest.raises(ValueError, match="no rollout has both"):
         plots.reward_distribution([1, math.nan], [math.nan, 0.5])
