@@ -19,7 +19,7 @@ def test_00_and_02_with_a_qwen_that_has_no_adapter(tmp_path, monkeypatch, capfd)
     monkeypatch.setenv("SEARCHR1_RUNS", str(tmp_path))
     model = write_model(tmp_path / "qwen", KINDS["qwen2.5-instruct"])
     given = [f"model={model}", f"demo_model={model}", "demo_adapter=", "data=data/real/mixed", "demo_questions=4",
-             "demo_steps=1", "num_generations=2", "max_turns=1", "max_turn_tokens=16"]
+             "demo_steps=1", "max_turns=1", "max_turn_tokens=16"]
     code = suite.main(["run", "--profile", "smoke", "--run", "real", "--only", "00", "01", "02",
                        *(word for text in given for word in ("-p", text))])
     assert code == 0, capfd.readouterr().err

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import nbformat
@@ -457,6 +458,47 @@ def test_require_names_the_notebook_to_run(tmp_path):
     for name in ("empty", "absent"):
         with pytest.raises(FileNotFoundError, match=f"{name} is missing or empty: run notebooks/05_train.ipynb"):
             suite.require(tmp_path, "full", name, made_by="05_train")
+
+
+@pytest.fixture
+def in_colab(project, monkeypatch):
+    """The same repository with the package itself, in Google Colab."""
+    shutil.copytree(ROOT / "searchr1_lib", project / "searchr1_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    return project
+
+
+def test_in_colab_require_runs_the_notebooks_before_with_this_runs_parameters(in_colab, capsys):
+    project = in_colab
+    use = USE.format(root=str(project)) + "p = suite.parameters(profile, run, steps=steps)\n"
+    write_notebook(
+        project / "notebooks" / "02_double.ipynb", HEAD + "steps: int = None",
+        use + 'path, = suite.require(p.run_dir, "steps.txt", made_by="00_first")',
+        '(p.run_dir / "doubled.txt").write_text(2 * path.read_text())',
+    )
+    p = suite.parameters("small", "one", steps=7, greeting="hello")
+    (path,) = suite.require(p.run_dir, "doubled.txt", made_by="02_double")
+    assert path.read_text() == "7 0.00157 0.0015"  # 00 and 02 took the steps, nobody the greeting
+    shown = capsys.readouterr().out
+    assert "doubled.txt is missing, and this is Colab" in shown and "running 02_double first" in shown
+    assert "in all" in shown  # what the run printed
+    assert "running 00_first first" in texts(p.run_dir / "notebooks" / "02_double.ipynb")
+
+
+def test_in_colab_what_a_notebook_itself_promised_is_not_run_again_and_again(in_colab, capsys):
+    path = in_colab / "notebooks" / "02_lazy.ipynb"
+    write_notebook(path, HEAD, USE.format(root=str(in_colab)) + "p = suite.parameters(profile, run)",
+                   'suite.require(p.run_dir, "never.txt", made_by="02_lazy")')
+    p = suite.parameters("small", "one")
+    with pytest.raises(FileNotFoundError, match="never.txt is missing or empty: run notebooks/02_lazy.ipynb"):
+        suite.require(p.run_dir, "never.txt", made_by="02_lazy")
+    assert "02_lazy  " in capsys.readouterr().out
+
+
+def test_in_colab_a_training_of_hours_is_not_begun_by_itself(in_colab):
+    p = suite.parameters("small", "one")
+    with pytest.raises(FileNotFoundError, match='05_train, which takes hours under the profile small.*profile = "cpu"'):
+        suite.require(p.run_dir, "after.jsonl", made_by="05_train")
 
 
 @pytest.mark.parametrize("source", ["import os", "steps = 2 * 3", "steps", "a = b = 1\nc = f()", "steps ="])
