@@ -115,7 +115,8 @@ def runtime(tmp_path_factory):
     kernel's start as it is there.
     """
     base = tmp_path_factory.mktemp("colab")
-    packages, wheels = base / "packages", base / "wheels"
+    # dill, for one, tells by this name what is installed and what is a user's own
+    packages, wheels = base / "site-packages", base / "wheels"
     packages.mkdir()
     wheels.mkdir()
     own = re.compile(r"_distutils|searchr1|__editable__|bm25s|.*\.(pth|egg-link)$", re.I)
@@ -146,7 +147,8 @@ def runtime(tmp_path_factory):
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     copy = base / "origin"
     listed = subprocess.check_output(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "searchr1_lib", "data", "notebooks", "pyproject.toml"], cwd=ROOT, text=True).split("\n")
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "searchr1_lib", "data", "notebooks",
+         "pyproject.toml"], cwd=ROOT, text=True).split("\n")
     for name in filter(None, listed):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +169,7 @@ def run_in_colab(runtime, folder, cells, monkeypatch):
         monkeypatch.setenv(name, str(value))
     notebook = nbformat.v4.new_notebook(cells=cells)
     nbformat.write(notebook, folder / "notebook.ipynb")
-    NotebookClient(notebook, kernel_name="colab", timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, kernel_name="colab", timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
     return ["".join(o.get("text", "") for o in cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
 
 
@@ -207,14 +209,12 @@ def test_a_notebook_runs_those_before_it_if_it_begins_on_an_empty_machine(runtim
     begin[0].source = begin[0].source.replace(address, f"file://{runtime / 'origin'}")
     begin[1].source = begin[1].source.replace('"auto"', '"smoke"').replace("seed: int = None", "seed: int = 7")
     said = run_in_colab(runtime, tmp_path, begin, monkeypatch)[-1]
-    print(said)
-    for file, notebook in (("rollouts.jsonl", "02_rollout_inspection"), ("index", "01_retriever_build")):
-        assert f"runs/smoke/{file} is missing, and this is Colab" in said + (
-            tmp_path / "search-r1/runs/smoke/notebooks/02_rollout_inspection.ipynb").read_text(encoding="utf-8")
-        assert (tmp_path / "search-r1" / "runs" / "smoke" / "notebooks" / f"{notebook}.ipynb").exists()
-    assert "02_rollout_inspection  " in said  # the output of the suite is shown
-    manifest = json.loads((tmp_path / "search-r1" / "runs" / "smoke" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["parameters"] == {"seed": 7}
+    run_dir = tmp_path / "search-r1" / "runs" / "smoke"
+    assert "runs/smoke/rollouts.jsonl is missing, and this is Colab" in said
+    assert re.search(r"02_rollout_inspection +[\d.]+ min +ok", said)  # what the suite printed
+    before = (run_dir / "notebooks" / "02_rollout_inspection.ipynb").read_text(encoding="utf-8")
+    assert "runs/smoke/index is missing, and this is Colab" in before
+    assert json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))["parameters"] == {"seed": 7}
 
 
 def test_drive_is_mounted_only_if_asked(monkeypatch, capsys):

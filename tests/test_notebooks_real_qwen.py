@@ -1,5 +1,6 @@
 """The notebooks as a GPU's profiles run them: a Qwen from the hub (here with random weights), real questions."""
 
+import json
 from types import SimpleNamespace
 
 import nbformat
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from searchr1_lib import BM25Search, load_passages, suite
+from searchr1_lib.evaluate import Report, row_of
+from searchr1_lib.records import Question, Trajectory
 from test_real_qwen import KINDS, write_model
 
 
@@ -20,12 +23,14 @@ def test_00_and_02_with_a_qwen_that_has_no_adapter(tmp_path, monkeypatch, capfd)
     model = write_model(tmp_path / "qwen", KINDS["qwen2.5-instruct"])
     BM25Search(load_passages("data/real/mixed/passages.jsonl")).save(tmp_path / "real" / "index")  # as 01 does
     given = [f"model={model}", f"demo_model={model}", "demo_adapter=", "data=data/real/mixed", "demo_questions=4",
-             "demo_steps=1", "max_turns=1", "max_turn_tokens=16"]
+             "demo_steps=1", "demo_learning_rate=2e-4", "max_turns=1", "max_turn_tokens=16"]
     code = suite.main(["run", "--profile", "smoke", "--run", "real", "--only", "00", "02",
                        *(word for text in given for word in ("-p", text))])
     assert code == 0, capfd.readouterr().err
     for name in ("demo.jsonl", "rollouts.jsonl", "demo_train/metrics.jsonl"):
         assert (tmp_path / "real" / name).stat().st_size
+    settings = json.loads((tmp_path / "real" / "demo_train" / "settings.json").read_text())["settings"]
+    assert (settings["learning_rate"], settings["explore"]) == (2e-4, 1)
     cells = nbformat.read(tmp_path / "real" / "notebooks" / "00_search_r1_demo.ipynb", as_version=4).cells
     look, exams = (next(i for i, c in enumerate(cells) if c.id == id) for id in ("00-04b", "00-04c"))
     assert "Untrained, turn by turn" in str(cells[look].outputs[0]) and look < exams  # something to see, then training
@@ -33,9 +38,6 @@ def test_00_and_02_with_a_qwen_that_has_no_adapter(tmp_path, monkeypatch, capfd)
 
 @pytest.mark.parametrize("known", [None, False])
 def test_the_table_of_00_where_there_are_not_two_kinds_of_question(known, capsys):
-    from searchr1_lib.evaluate import Report, row_of
-    from searchr1_lib.records import Question, Trajectory
-
     t = Trajectory(Question("q", "Where?", ["here"], known=known), [], [], [], [], answer="here", reward=1.0)
     report = Report([row_of(t)], [t])
     space = {"evaluate": lambda *_, **__: report, "policy": SimpleNamespace(reference=lambda: open("/dev/null")),
@@ -43,9 +45,8 @@ def test_the_table_of_00_where_there_are_not_two_kinds_of_question(known, capsys
     exec(cell("00", "00-09"), space)
     head, *rows = capsys.readouterr().out.splitlines()
     assert f"{'all' if known is None else 'look-up'}: right" in head and len(rows) == 4
-    space = {"test": [t.question], "p": None}
     for id in ("00-15", "00-25"):
-        exec(cell("00", id), space)
+        exec(cell("00", id), {"test": [t.question]})
     assert "1 questions, e.g. Where?" in capsys.readouterr().out
 
 
@@ -54,10 +55,12 @@ def test_02_lets_one_token_be_off_in_16_bits(exact, passes):
     t = SimpleNamespace(mask=[1] * 10, logprobs=[-1.0] * 10)
     fresh = torch.full((10,), -1.0)
     fresh[3] -= 0.33
-    space = {"torch": torch, "questions": [], "question": None, "engine": None, "limits": {}, "exact": exact,
-             "tolerance": 1e-4 if exact else 0.1, "rollout": lambda *_, **__: [t], "fresh_logprobs": lambda t: fresh,
-             "policy": SimpleNamespace(device="cpu"), "p": SimpleNamespace(seed=0, num_generations=1)}
-    space["questions"] = [SimpleNamespace(known=True)]
+    space = {
+        "torch": torch, "questions": [SimpleNamespace(known=True)], "question": None, "engine": None, "limits": {},
+        "p": SimpleNamespace(seed=0, num_generations=1), "policy": SimpleNamespace(device="cpu"),
+        "rollout": lambda *_, **__: [t], "fresh_logprobs": lambda t: fresh,
+        "exact": exact, "tolerance": 1e-4 if exact else 0.1,
+    }
     if passes:
         exec(cell("02", "02-36"), space)
     else:
