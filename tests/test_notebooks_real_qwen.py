@@ -18,16 +18,17 @@ def cell(notebook: str, id: str) -> str:
     return next(c.source for c in nbformat.read(path, as_version=4).cells if c.id == id)
 
 
-def test_00_and_02_with_a_qwen_that_has_no_adapter(tmp_path, monkeypatch, capfd):
+def test_00_02_and_05_with_a_qwen_that_has_no_adapter(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("SEARCHR1_RUNS", str(tmp_path))
     model = write_model(tmp_path / "qwen", KINDS["qwen2.5-instruct"])
     BM25Search(load_passages("data/real/mixed/passages.jsonl")).save(tmp_path / "real" / "index")  # as 01 does
     given = [f"model={model}", f"demo_model={model}", "demo_adapter=", "data=data/real/mixed", "demo_questions=4",
-             "demo_steps=1", "demo_learning_rate=2e-4", "max_turns=1", "max_turn_tokens=16"]
-    code = suite.main(["run", "--profile", "smoke", "--run", "real", "--only", "00", "02",
+             "demo_steps=1", "demo_learning_rate=2e-4", "steps=1", "eval_questions=4", "collapse_steps=0",
+             "max_turns=1", "max_turn_tokens=16"]
+    code = suite.main(["run", "--profile", "smoke", "--run", "real", "--only", "00", "02", "05",
                        *(word for text in given for word in ("-p", text))])
     assert code == 0, capfd.readouterr().err
-    for name in ("demo.jsonl", "rollouts.jsonl", "demo_train/metrics.jsonl"):
+    for name in ("demo.jsonl", "rollouts.jsonl", "demo_train/metrics.jsonl", "after.json"):
         assert (tmp_path / "real" / name).stat().st_size
     settings = json.loads((tmp_path / "real" / "demo_train" / "settings.json").read_text())["settings"]
     assert (settings["learning_rate"], settings["explore"]) == (2e-4, 1)
