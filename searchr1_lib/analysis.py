@@ -13,6 +13,7 @@ import os
 import re
 from array import array
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ import numpy as np
 
 from .evaluate import row_of
 from .records import Passage, Trajectory
+from .rewards.answer import normalize_answer
 from .rewards.process import answer_retrieved
 
 #: Why an answer is wrong: name -> what it means, in the order in which ``error_of`` asks.
@@ -28,6 +30,7 @@ ERRORS = {
     "cut off": "no answer: the tokens or the turns were used up",
     "malformed": "no answer: the message ended, or the turns went by, without a valid action; or an empty answer",
     "did not search": "a wrong answer from memory",
+    "copied wrongly": "all gold passages were read; the answer resembles the right one, and stands in no passage",
     "found but not used": "all gold passages were read, the answer is wrong all the same",
     "passage not found": "a query named what was missing, the engine did not return it",
     "wrong hop": "a part of the chain was found, then the model stopped or followed it to a wrong place",
@@ -276,8 +279,9 @@ def error_of(t: Trajectory, passages: Mapping[str, Passage] = {}) -> str | None:
     """The cause of a wrong answer, a key of ``ERRORS``; None for a right one.
 
     Judged from the record alone: the answer, how the rollout ended, and which gold passages its searches
-    returned. A query *names* a passage if it holds more than half of the words of the passage's title; that
-    tells a bad query from a weak engine.
+    returned. A query *names* a passage if it holds more than half of the words of the passage's title, without
+    articles and prepositions; that tells a bad query from a weak engine. An answer is *copied wrongly* if no passage
+    that was read holds it, and at least 60 % of its letters and of a gold answer's are the same, in the same order.
 
     Args:
         passages: the corpus by id, for the titles of gold passages. A passage that is not in it counts as
@@ -295,16 +299,28 @@ def error_of(t: Trajectory, passages: Mapping[str, Passage] = {}) -> str | None:
         return "found but not used" if answer_retrieved(t) else "passage not found"
     missing = set(gold) - {hit.passage.id for call in t.searches for hit in call.hits}
     if not missing:
-        return "found but not used"
+        return "copied wrongly" if _miscopied(t) else "found but not used"
     titles = [passages[i].title if i in passages else "" for i in missing]
     if any(_names(call.query, title) for call in t.searches for title in titles):
         return "passage not found"
     return "wrong hop" if len(missing) < len(set(gold)) else "bad query"
 
 
+_FILLERS = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "the", "to", "with"}
+
+
 def _names(query: str, title: str) -> bool:
     words, asked = (re.findall(r"\w+", text.casefold()) for text in (title, query))
+    words = [word for word in words if word not in _FILLERS] or words
     return not words or 2 * sum(word in asked for word in words) > len(words)
+
+
+def _miscopied(t: Trajectory) -> bool:
+    said = normalize_answer(t.answer)
+    if any(said in normalize_answer(hit.passage.text) for call in t.searches for hit in call.hits):
+        return False
+    return any(SequenceMatcher(None, said, normalize_answer(gold), autojunk=False).ratio() >= 0.6
+               for gold in t.question.answers)
 
 
 def errors(
@@ -329,8 +345,11 @@ def first_query_finds(t: Trajectory) -> bool | None:
 
 
 def query_quality(trajectories: Iterable[Trajectory]) -> float | None:
-    """Share of the searching trajectories whose first query found a gold passage; None if none can be judged."""
-    found = [f for t in trajectories if (f := first_query_finds(t)) is not None]
+    """Share of the searching trajectories whose first query found a gold passage; None if none can be judged.
+
+    Known questions are left out: they need no search, and the more of them are searched for, the easier the queries.
+    """
+    found = [f for t in trajectories if not t.question.known and (f := first_query_finds(t)) is not None]
     return fmean(found) if found else None
 
 
@@ -344,7 +363,7 @@ def by_step(table: Table) -> list[dict[str, Any]]:
     for step in np.unique(table["step"][~np.isnan(table["step"])]):
         here = table["step"] == step
         found, cause = table["first_query_found"][here], table["error"][here]
-        judged = found[~np.isnan(found)]
+        judged = found[~np.isnan(found) & (table["known"][here] != 1)]
         rows.append({"step": int(step), "first_query_found": float(judged.mean()) if len(judged) else None}
                     | {f"error/{name}": float((cause == number).mean()) for name, number in _CAUSES.items()})
     return rows
@@ -484,6 +503,13 @@ def judge(figures: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, 
     return [*rows, ("reward", target, r["before"], r["after"], r["after"] > bar)]
 
 
+def chooses(figures: Mapping[str, float]) -> bool:
+    """Whether a run's figures (see ``suite.read_runs``) keep both targets for searching: the policy learned the choice."""
+    known, hops = "searches per known question", "searches per hop needed, look-up"
+    least, most = TARGETS[hops]
+    return figures.get("searches, known", math.inf) <= TARGETS[known][1] and least <= figures.get(hops, 0.0) <= most
+
+
 # ---- several runs ----------------------------------------------------------------------------------------
 
 
@@ -501,7 +527,8 @@ def by_setting(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
 
     Returns:
         one dict a setting, ordered by it: "setting", "runs" (that did not fail), "failed", and "figures": name ->
-        "mean", "low", "high" (see ``interval``), "least", "greatest" and "n", of the runs that have it.
+        "mean", "low", "high" (see ``interval``; cut to what the figure can be), "values" (a run each, in the order of
+        the rows) and "n", of the runs that have it.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -512,12 +539,19 @@ def by_setting(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
         figures = {}
         for name in dict.fromkeys(name for row in whole for name in row["figures"]):
             values = [row["figures"][name] for row in whole if name in row["figures"]]
-            low, high = interval(values)
-            figures[name] = {"mean": fmean(values), "low": low, "high": high, "least": min(values),
-                             "greatest": max(values), "n": len(values)}
+            (low, high), (bottom, top) = interval(values), _possible(name)
+            figures[name] = {"mean": fmean(values), "low": max(low, bottom), "high": min(high, top),
+                             "values": values, "n": len(values)}
         made.append({"setting": {name: members[0]["settings"].get(name) for name in names}, "runs": len(whole),
                      "failed": len(members) - len(whole), "figures": figures})
     return sorted(made, key=lambda group: [_order(value) for value in group["setting"].values()])
+
+
+def _possible(figure: str) -> tuple[float, float]:
+    """Between which numbers a figure of ``suite.read_runs`` must lie, by its name."""
+    if figure.startswith(("exact match", "F1", "over-search", "under-search")):
+        return 0.0, 1.0
+    return (0.0 if figure.startswith("searches") else -math.inf), math.inf
 
 
 def _order(value: Any) -> tuple:
@@ -584,39 +618,51 @@ def setting_table(groups: Sequence[Mapping[str, Any]], figures: Sequence[str]) -
 # ---- the noise of a gradient -----------------------------------------------------------------------------
 
 
-def gradient_noise(gradients: np.ndarray) -> dict[str, float]:
+def dot_products(gradients: np.ndarray, *, chunk: int = 2**16) -> np.ndarray:
+    """The dot product of each row with each, (N, D) -> (N, N), in 64 bits; ``chunk`` columns at a time, for memory."""
+    rows = np.asarray(gradients)
+    parts = (rows[:, i : i + chunk].astype(np.float64) for i in range(0, rows.shape[1], chunk))
+    return sum((part @ part.T for part in parts), np.zeros((len(rows), len(rows))))
+
+
+def gradient_noise(products: np.ndarray) -> dict[str, float]:
     """How noisy the gradient of one question is, beside what all questions agree on.
 
     Args:
-        gradients: (N, D), the gradient of each of N questions that were drawn independently.
+        products: (N, N), ``dot_products`` of the gradients of N questions that were drawn independently.
 
     Returns:
         "signal": squared length of the true mean gradient, without the bias that chance adds to that of the sample
         (it can be negative where there is no signal to speak of); "noise": trace of the covariance; "scale": noise
         over signal, the questions a batch needs for as much signal as noise (the simple noise scale of McCandlish et
-        al. 2018, "An empirical model of large-batch training", arXiv 1812.06162); infinite where signal <= 0.
+        al. 2018, "An empirical model of large-batch training", arXiv 1812.06162), infinite where signal <= 0;
+        "scale_low", "scale_high": the same two standard errors of the signal (jackknife over the questions) above and
+        below it; infinite where that is not above 0.
 
     Raises:
-        ValueError: fewer than 2 gradients.
+        ValueError: fewer than 3 gradients.
     """
-    if len(gradients) < 2:
-        raise ValueError(f"gradient_noise needs the gradients of at least 2 questions, got {len(gradients)}")
-    products, n = _products(gradients), len(gradients)
-    noise = (np.trace(products) - products.sum() / n) / (n - 1)
-    signal = products.sum() / n**2 - noise / n
-    return {"signal": float(signal), "noise": float(noise), "scale": float(noise / signal) if signal > 0 else math.inf}
+    if (n := len(products)) < 3:
+        raise ValueError(f"gradient_noise needs the gradients of at least 3 questions, got {n}")
+    own, all_of = np.diag(products), products.sum()
+    noise = (own.sum() - all_of / n) / (n - 1)
+    signal = (all_of - own.sum()) / (n * (n - 1))
+    without = (all_of - 2 * products.sum(axis=1) + 2 * own - own.sum()) / ((n - 1) * (n - 2))
+    error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
+    scale, low, high = (float(noise / s) if s > 0 else math.inf for s in (signal, signal + 2 * error, signal - 2 * error))
+    return {"signal": float(signal), "noise": float(noise), "scale": scale, "scale_low": low, "scale_high": high}
 
 
-def gradient_agreement(gradients: np.ndarray, sizes: Sequence[int], *, draws: int = 200, seed: int = 0) -> list[float]:
+def gradient_agreement(products: np.ndarray, sizes: Sequence[int], *, draws: int = 200, seed: int = 0) -> list[float]:
     """Mean cosine between the gradients of two batches of n different questions, for each n in ``sizes``.
 
     Args:
-        gradients: (N, D), as for ``gradient_noise``; N at least twice every n.
+        products: (N, N), as for ``gradient_noise``; N at least twice every n.
 
     Raises:
         ValueError: a size that leaves no second batch.
     """
-    products, rng = _products(gradients), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     if not all(1 <= n <= len(products) // 2 for n in sizes):
         raise ValueError(f"gradient_agreement: sizes must lie between 1 and {len(products) // 2}, got {list(sizes)}")
     found = []
@@ -629,12 +675,6 @@ def gradient_agreement(gradients: np.ndarray, sizes: Sequence[int], *, draws: in
             cosines.append(products[np.ix_(a, b)].sum() / length if length else 0.0)
         found.append(float(np.mean(cosines)))
     return found
-
-
-def _products(gradients: np.ndarray) -> np.ndarray:
-    """The dot product of each gradient with each, (N, N)."""
-    exact = np.asarray(gradients, np.float64)
-    return exact @ exact.T
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------
@@ -704,5 +744,5 @@ def summarise(
         f"{fixed} questions fixed, {broken} broken: exact McNemar test p = {mcnemar(fixed, broken):.2g}.",
         "## Why answers are wrong",
         error_table(errors(before, passages), errors(after, passages)),
-        f"Gold passage found at the first query, of the rollouts that searched: {queries}.",
+        f"Gold passage found at the first query, of the rollouts on look-up questions that searched: {queries}.",
     ]) + "\n"

@@ -43,6 +43,8 @@ from .world import build_world
 UNTRAINED = ("untrained", "direct", "always-search", "rag", "ircot")
 TRAINED = ("sft", "rejection", "no-search", "grpo")
 METHODS = UNTRAINED + TRAINED
+#: What is averaged over questions.
+FIGURES = ("em", "f1", "searches", "tokens", "seconds", "reward")
 
 
 # ---- ways of using a model -------------------------------------------------------------------------------
@@ -391,8 +393,8 @@ def run_method(method: str, setup: Setup, questions: Sequence[Question], engine,
     """Train a method if it trains, and ask it all questions, group by group, so that each group has its own time.
 
     Returns:
-        the method's result: {"method", "setup", "training", "rows"}; rows as in ``Report``, with "group" added and
-        "seconds" per question.
+        the method's result: {"method", "setup", "training", "rows"}; a row a question with its "id", "group" and
+        ``FIGURES``, "seconds" being the group's mean.
     """
     policy, spent = trained(method, setup, engine, out)
     how = {"reward": SearchR1Reward(setup.search_cost), "temperature": setup.temperature, "seed": setup.seed}
@@ -404,7 +406,8 @@ def run_method(method: str, setup: Setup, questions: Sequence[Question], engine,
         start = time.perf_counter()
         report = answer_with(method, policy, members, engine, **how, **setup.limits())
         seconds = (time.perf_counter() - start) / len(members)
-        rows += [row | {"group": group, "seconds": seconds} for row in report.rows]
+        rows += [{"id": row["id"], "group": group} | {name: row[name] for name in FIGURES} | {"seconds": seconds}
+                 for row in report.rows]
     return {"method": method, "setup": vars(setup), "training": spent, "rows": rows}
 
 
@@ -449,7 +452,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         for row in result["rows"]:
             groups.setdefault(row["group"], []).append(row)
         for group, rows in {**groups, "all": result["rows"]}.items():
-            means = {m: fmean(row[m] for row in rows) for m in ("em", "f1", "searches", "tokens", "seconds", "reward")}
+            means = {name: fmean(row[name] for row in rows) for name in FIGURES}
             made.append({"method": method, "group": group, "n": len(rows), **means})
     return made
 
@@ -464,11 +467,12 @@ def verdicts(results: Mapping[str, Mapping[str, Any]], method: str = "grpo") -> 
         if name == method:
             continue
         said = []
-        for metric, word in (("em", "exact match"), ("searches", "searches"), ("reward", "reward")):
+        for metric, word in (("em", "exact match"), ("searches", "searches"), ("reward", "reward")):  # the reward last
             d = [mine[row["id"]][metric] - row[metric] for row in result["rows"]]
             low, high = bootstrap(d)
             said.append(f"{word} {fmean(d):+.3f} ({low:+.3f} to {high:+.3f})")
-        lines.append(f"{method} against {name}: {', '.join(said)}")
+        sure = "earns more" if low > 0 else "earns less" if high < 0 else "no difference in reward is shown"
+        lines.append(f"{method} against {name}: {', '.join(said)}: {sure}")
     return lines
 
 

@@ -107,7 +107,7 @@ def _axes(rows: int, columns: int, height: float, **kwargs):
 
 
 def _titled(fig: Figure, title: str, alt: str) -> Figure:
-    fig.suptitle(textwrap.fill(title, 100), x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    fig.suptitle(textwrap.fill(title, 88), x=0.01, ha="left", fontsize=12.5, fontweight="bold")
     fig.alt = " ".join(f"{title}. {alt}".replace("..", ".").split())
     return fig
 
@@ -148,8 +148,8 @@ def transition_step(metrics: Iterable[Mapping[str, Any]]) -> int | None:
     """The step at which the policy splits known from look-up questions, None if it never does.
 
     Measured on the gap "share of look-up questions that begin with a search, minus the same for known
-    ones", smoothed: the last step at which it crosses the middle between its first and its last tenth.
-    None where the gap grows by less than 0.3.
+    ones", smoothed: the last step before its last tenth at which it crosses the middle between its first and its
+    last tenth. None where the gap grows by less than 0.3.
     """
     rows = [r for r in metrics if _finite(r.get("search_first_known")) and _finite(r.get("search_first_lookup"))]
     if len(rows) < 5:
@@ -159,7 +159,7 @@ def transition_step(metrics: Iterable[Mapping[str, Any]]) -> int | None:
     first, last = gap[:tenth].mean(), gap[-tenth:].mean()
     if last - first < 0.3:
         return None
-    return int(rows[np.flatnonzero(gap < (first + last) / 2)[-1] + 1]["step"])
+    return int(rows[np.flatnonzero(gap[:-tenth] < (first + last) / 2)[-1] + 1]["step"])
 
 
 def _runs(metrics) -> list[list[Mapping[str, Any]]]:
@@ -348,7 +348,7 @@ def side_by_side(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Mappin
 
 @_styled
 def methods(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: str, label: str, against: str, *,
-            title: str) -> Figure:
+            title: str, over: str = "step") -> Figure:
     """A small picture for each method: its seeds as thin lines, their mean in bold; one method's mean in each, dotted.
 
     Args:
@@ -356,6 +356,7 @@ def methods(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: s
         metric: what is drawn over the steps; ``label`` says it in words.
         against: the method whose mean is drawn into every picture.
         title: the takeaway.
+        over: "step", or "minutes": the rows then have this key, and the mean is taken at equal steps.
     """
     columns = min(4, len(runs))
     rows = -(-len(runs) // columns)
@@ -363,26 +364,33 @@ def methods(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: s
     told = []
     for ax, (name, seeds) in zip(axes, runs.items()):
         for run in seeds:
-            ax.plot(*series(run, metric), color=BLUE, linewidth=0.9, alpha=0.6)
-        steps, mean = _mean_curve(seeds, metric)
-        ax.plot(steps, mean, color=BLUE, linewidth=2.5, label=f"mean of the seeds, {label}")
-        ax.plot(*_mean_curve(runs[against], metric), ":", color="#595959", linewidth=2, label=f"the same of {against}")
+            ax.plot(_over(run, metric, over), series(run, metric)[1], color=BLUE, linewidth=0.9, alpha=0.6)
+        at, mean = _mean_curve(seeds, metric, over)
+        ax.plot(at, mean, color=BLUE, linewidth=2.5, label=f"mean of the seeds, {label}")
+        ax.plot(*_mean_curve(runs[against], metric, over), ":", color="#595959", linewidth=2, label=f"the same of {against}")
         ax.set_title(name)
         told.append(_says(name, float(mean[-1]) if len(mean) else None))
     for ax in axes[len(runs) - columns : len(runs)]:
-        ax.set_xlabel("step")
+        ax.set_xlabel(over)
         ax.tick_params(labelbottom=True)
     for ax in axes[len(runs) :]:
         ax.remove()
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    return _titled(fig, title, f"{label} over training steps, a small picture a method. At the end: {'; '.join(told)}.")
+    scale = "training steps" if over == "step" else over
+    return _titled(fig, title, f"{label} over {scale}, a small picture a method. At the end: {'; '.join(told)}.")
 
 
-def _mean_curve(runs: Sequence[Sequence[Mapping[str, Any]]], metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps that every run has, and the runs' mean there."""
-    found = [dict(zip(*series(run, metric))) for run in runs]
+def _over(run: Sequence[Mapping[str, Any]], metric: str, over: str) -> np.ndarray:
+    """Where on the axis ``over`` a run has values of a metric."""
+    return np.array([row[over] for row in run if _finite(row.get(metric))])
+
+
+def _mean_curve(runs: Sequence[Sequence[Mapping[str, Any]]], metric: str, over: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where every run has a value, the runs' mean there; the axis too is the mean of the runs at a step."""
+    found = [dict(zip(series(run, metric)[0], zip(_over(run, metric, over), series(run, metric)[1]))) for run in runs]
     steps = sorted(set.intersection(*map(set, found))) if found else []
-    return np.array(steps), np.array([np.mean([values[step] for values in found]) for step in steps])
+    means = np.array([np.mean([points[step] for points in found], axis=0) for step in steps]).reshape(-1, 2)
+    return means[:, 0], means[:, 1]
 
 
 @_styled
@@ -711,14 +719,14 @@ def lines(
 
 
 @_styled
-def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, y: str, joined: bool = False,
-              title: str | None = None) -> Figure:
+def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, y: str, title: str | None = None) -> Figure:
     """One quantity against another, one labelled point a method or setting: what is bought, and for how much.
 
     Args:
-        points: each with "label", "x" and "y"; optionally "x_low", "x_high", "y_low", "y_high" (an interval).
-        x, y: what the axes show.
-        joined: draw a line through the points, in their order.
+        points: each with "label", "x" and "y"; optionally "y_low" and "y_high" (an interval), and "runs": the (x, y)
+            of single runs, drawn small; then a legend takes the place of labels.
+        x, y: what the axes show. The dotted staircase is the Pareto front: points with more of y for less of x than
+            any other.
         title: the takeaway.
 
     Raises:
@@ -728,16 +736,23 @@ def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, y: str, joined: bo
         raise ValueError("trade_off needs at least one point")
     fig, (ax,) = _axes(1, 1, 4.2)
     xs, ys = ([float(p[key]) for p in points] for key in ("x", "y"))
-    if joined:
-        ax.plot(xs, ys, "-", color="#999999", linewidth=1.5, zorder=1)
+    front = []
+    for at, got in sorted(zip(xs, ys), key=lambda point: (point[0], -point[1])):
+        if not front or got > front[-1][1]:
+            front.append((at, got))
+    ax.plot(*zip(*front), ":", color="#8c8c8c", drawstyle="steps-post", zorder=1)
     for number, point in enumerate(points):
-        color = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, BLACK)[number % 7]
-        spread = {f"{a}err": [[max(0, point[a] - point[f"{a}_low"])], [max(0, point[f"{a}_high"] - point[a])]]
-                  for a in "xy" if f"{a}_low" in point}
-        ax.errorbar([point["x"]], [point["y"]], fmt="os^vDPX"[number % 7], color=color, capsize=3, markersize=9,
-                    elinewidth=1.2, **spread)
-    ax.margins(0.16)
-    _spread_labels(ax, [str(p["label"]) for p in points], xs, ys)
+        color, marker = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, BLACK)[number % 7], "os^vDPX"[number % 7]
+        spread = [[point["y"] - point["y_low"]], [point["y_high"] - point["y"]]] if "y_low" in point else None
+        ax.errorbar([point["x"]], [point["y"]], spread, fmt=marker, color=color, capsize=3, markersize=9,
+                    elinewidth=1.2, label=str(point["label"]))
+        if runs := point.get("runs"):
+            ax.plot(*zip(*runs), marker, color=color, markersize=4, alpha=0.5, zorder=1)
+    if any("runs" in p for p in points):
+        fig.legend(loc="outside right center", frameon=False, title="small: single runs")
+    else:
+        ax.margins(0.16)
+        _spread_labels(ax, [str(p["label"]) for p in points], xs, ys)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     said = "; ".join(f"{p['label']}: {p['x']:.2f}, {p['y']:.2f}" for p in points)
@@ -772,10 +787,11 @@ def by_setting(groups: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequenc
     """Figures of several settings that differ in one parameter: mean and interval, one panel a key of ``panels``.
 
     Args:
-        groups: one a setting: "setting" (with the parameter), "runs" (how many), and by figure "mean", "low", "high",
-            as ``analysis.by_setting`` gives them.
+        groups: one a setting: "setting" (with the parameter), "runs" (how many), and by figure "mean", "low", "high"
+            and "values", as ``analysis.by_setting`` gives them.
         panels: title of a panel -> names of figures, at most five.
-        name: the parameter. Numbers are drawn on an axis of equal steps, since settings are often spaced unevenly.
+        name: the parameter. Numbers are joined by a line, on an axis of equal steps, since settings are often spaced
+            unevenly.
         title: the takeaway.
 
     Raises:
@@ -787,23 +803,29 @@ def by_setting(groups: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequenc
     fig, axes = _axes(1, len(panels), 3.7)
     told = []
     for ax, (heading, figures) in zip(axes, panels.items()):
+        inside = []
         for number, (figure, (color, marker, line)) in enumerate(zip(figures, _looks_of(figures))):
             shift = (number - (len(figures) - 1) / 2) * 0.06
             found = [group["figures"].get(figure) for group in groups]
             at = [i + shift for i, f in enumerate(found) if f]
             mean, low, high = ([f[key] for f in found if f] for key in ("mean", "low", "high"))
             spread = [[m - b for m, b in zip(mean, low)], [t - m for m, t in zip(mean, high)]]
-            ax.errorbar(at, mean, spread, fmt=line, marker=marker, color=color, capsize=3, markersize=5, label=figure)
+            joined = line if all(isinstance(value, (int, float)) for value in values) else ""
+            ax.errorbar(at, mean, spread, fmt=marker, linestyle=joined, color=color, capsize=3, markersize=5, label=figure)
+            single = [(i, v) for i, f in zip(at, filter(None, found)) for v in f["values"]]
+            ax.plot([i for i, _ in single], [v for _, v in single], ".", color=color, markersize=5, alpha=0.6)
+            inside += [v for _, v in single]
             told += [f"{figure} at {value}: {f['mean']:.2f}" for value, f in zip(values, found) if f]
         ax.set_xticks(range(len(values)), [f"{v:g}" if isinstance(v, float) else str(v) for v in values])
         ax.set_title(heading)
         ax.set_xlabel(name)
-        ax.margins(y=0.15)
-        ax.set_ylim(top=ax.get_ylim()[1] + 0.12 * len(figures) * np.ptp(ax.get_ylim()))
+        if inside:
+            height = max(np.ptp(inside), 0.1)
+            ax.set_ylim(min(inside) - 0.15 * height, max(inside) + (0.15 + 0.12 * len(figures)) * height)
         _legend(ax, loc="upper left", fontsize=8.5)
     fewest, most = (pick(group["runs"] for group in groups) for pick in (min, max))
     count = str(most) if fewest == most else f"{fewest} to {most}"
-    fig.supxlabel(f"runs a setting: {count}; mean, with the 95 % interval (of two runs: least to greatest)",
+    fig.supxlabel(f"runs a setting: {count}, small dots; their mean, and its 95 % interval where the picture holds it",
                   fontsize=9, color="#595959")
     return _titled(fig, title or f"What {name} changes", f"Points over {name}. {'; '.join(told)}.")
 
@@ -839,7 +861,7 @@ def grid(groups: Sequence[Mapping[str, Any]], figures: Sequence[str], across: st
             if f := g["figures"].get(figure):
                 place = ys.index(g["setting"].get(upward)), xs.index(g["setting"].get(across))
                 values[place] = f["mean"]
-                spread = f"\n{f['least']:.2f}–{f['greatest']:.2f}" if g["runs"] > 1 else ""
+                spread = f"\n{min(f['values']):.2f}–{max(f['values']):.2f}" if g["runs"] > 1 else ""
                 labels[place] = f"{f['mean']:.2f}{spread}"
                 told.append(f"{figure} at {across} {xs[place[1]]}, {upward} {ys[place[0]]}: {f['mean']:.2f}")
         low, high = (np.nanmin(values), np.nanmax(values)) if labels else (0, 1)

@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate, product
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -957,16 +957,12 @@ _CURVE = ("reward", "em_known", "em_lookup", "searches_known", "searches_per_nee
 
 
 def _curve(path: Path, every: int = 5) -> list[dict[str, float]]:
-    """The means of every so many steps of a training's metrics, each with the step in their middle, and the minutes that
-    had gone by at their end; [] without any.
-    """
+    """The means of every so many steps of a training's metrics, each with the step in their middle; [] without any."""
     rows = _read_json_lines(path) if path.exists() else []
     parts = [rows[i : i + every] for i in range(0, len(rows), every)]
     means = [{name: [row[name] for row in part if row.get(name) is not None] for name in _CURVE} for part in parts]
-    minutes = accumulate(sum(row.get("seconds", 0.0) for row in part) / 60 for part in parts)
-    return [{"step": part[len(part) // 2]["step"], "minutes": float(f"{passed:.4g}")}
-            | {n: float(f"{fmean(v):.4g}") for n, v in mean.items() if v}
-            for part, mean, passed in zip(parts, means, minutes)]
+    return [{"step": part[len(part) // 2]["step"]} | {n: float(f"{fmean(v):.4g}") for n, v in mean.items() if v}
+            for part, mean in zip(parts, means)]
 
 
 def experiment_runs(path: str | os.PathLike, profile: str = "") -> tuple[list[dict[str, Any]], str]:

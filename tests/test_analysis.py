@@ -131,6 +131,8 @@ CASES = [
     ("wrong hop", [(ASK_FIRM, [FIRM]), "<answer> Ada Miller </answer>"]),
     ("wrong hop", [(ASK_FIRM, [FIRM]), ("<search> Ida Miller trade </search>", [TWIN]), "<answer> baker </answer>"]),
     ("found but not used", [(ASK_FIRM, [FIRM]), (ASK_ADA, [TWIN, ADA]), "<answer> baker </answer>"]),
+    ("copied wrongly", [(ASK_FIRM, [FIRM]), (ASK_ADA, [TWIN, ADA]), "<answer> pottel </answer>"]),
+    ("found but not used", [(ASK_FIRM, [FIRM]), (ASK_ADA, [TWIN, ADA]), "<answer> Ada </answer>"]),  # it was read
     ("malformed", [(ASK_FIRM, [FIRM]), "no tags at all"]),
     ("malformed", ["<answer>  </answer>"]),
     ("cut off", [(ASK_FIRM, [FIRM]), ASK_FIRM]),  # the turns were used up with searches
@@ -151,6 +153,12 @@ def test_cause_by_how_the_rollout_ended():
     assert analysis.error_of(t) == "malformed"
     t.finish_reason = "length"
     assert analysis.error_of(t) == "cut off"
+
+
+def test_a_query_names_a_title_by_its_words_of_weight():
+    assert analysis._names("where was Ada Miller born", "Ada Miller")
+    assert not analysis._names("The Distant Bridge of D Hatenmora", "The Distant Winter of Stearrott")
+    assert analysis._names("the of", "The Of")  # a title of nothing else
 
 
 def test_cause_without_titles_or_gold_passages():
@@ -294,8 +302,8 @@ def test_runs_are_gathered_by_what_differs():
     assert analysis.differing(RUNS) == ["search_cost"] and analysis.differing(RUNS[:3]) == []
     low, high = analysis.by_setting(RUNS, ["search_cost"])
     assert low["setting"] == {"search_cost": 0.05} and (low["runs"], low["failed"]) == (2, 1)
-    assert low["figures"]["exact match"] == {"mean": pytest.approx(0.85), "low": 0.8, "high": 0.9, "least": 0.8,
-                                             "greatest": 0.9, "n": 2}
+    assert low["figures"]["exact match"] == {"mean": pytest.approx(0.85), "low": 0.8, "high": 0.9,
+                                             "values": [0.9, 0.8], "n": 2}
     assert (high["runs"], high["failed"], high["figures"]["exact match"]["n"]) == (3, 0, 3)
     table = analysis.setting_table([low, high], ["exact match", "reward"])
     assert "| 0.05 | 2 | 1 | 0.850 (0.800 to 0.900) | – |" in table and table.startswith("| search_cost | runs")
@@ -369,20 +377,30 @@ def test_summary_holds_what_was_measured():
 def test_the_noise_of_gradients_is_that_of_their_distribution():
     rng = np.random.default_rng(0)
     drawn = rng.normal([3.0, 4.0, 0.0], [1.0, 2.0, 2.0], (2_000, 3))  # |mean|^2 = 25, trace = 1 + 4 + 4
-    found = analysis.gradient_noise(drawn)
+    found = analysis.gradient_noise(analysis.dot_products(drawn, chunk=2))
     assert found["signal"] == pytest.approx(25, rel=0.05) and found["noise"] == pytest.approx(9, rel=0.05)
     assert found["scale"] == pytest.approx(9 / 25, rel=0.08)
-    by_hand = analysis.gradient_noise(np.array([[1.0, 1.0], [1.0, -1.0]]))  # variance 0 and 2; |mean|^2 = 1, of it 1 chance
-    assert by_hand == {"signal": 0.0, "noise": 2.0, "scale": math.inf}
-    with pytest.raises(ValueError, match="at least 2"):
-        analysis.gradient_noise(drawn[:1])
+    assert found["scale_low"] < 9 / 25 < found["scale_high"]
+    # variance 0 and 1; |mean|^2 = 1, of it 1/3 chance; without one of the three the signal is 1, 1 or 0
+    by_hand = analysis.gradient_noise(analysis.dot_products(np.array([[1.0, 1.0], [1.0, -1.0], [1.0, 0.0]])))
+    assert by_hand == pytest.approx({"signal": 2 / 3, "noise": 1.0, "scale": 1.5, "scale_low": 0.5, "scale_high": math.inf})
+    with pytest.raises(ValueError, match="at least 3"):
+        analysis.gradient_noise(drawn[:2, :2])
+
+
+def test_the_interval_of_the_noise_scale_covers_the_truth():
+    rng, inside = np.random.default_rng(3), 0
+    for _ in range(200):  # |mean|^2 = 1, trace 32: the scale is 32, read off 64 questions
+        found = analysis.gradient_noise(analysis.dot_products(rng.normal(np.eye(32)[0], 1.0, (64, 32))))
+        inside += found["scale_low"] <= 32 <= found["scale_high"]
+    assert 0.9 <= inside / 200 <= 0.995
 
 
 def test_larger_batches_agree_more():
     drawn = np.random.default_rng(1).normal([1.0, 0.0, 0.0, 0.0], 2.0, (64, 4))
-    one, many = analysis.gradient_agreement(drawn, [1, 32])
+    one, many = analysis.gradient_agreement(analysis.dot_products(drawn), [1, 32])
     assert one < 0.3 < 0.7 < many
-    assert analysis.gradient_agreement(np.ones((4, 3)), [1, 2]) == pytest.approx([1, 1])
+    assert analysis.gradient_agreement(analysis.dot_products(np.ones((4, 3))), [1, 2]) == pytest.approx([1, 1])
     assert analysis.gradient_agreement(np.zeros((2, 3)), [1]) == [0]
     with pytest.raises(ValueError, match="between 1 and 32"):
-        analysis.gradient_agreement(drawn, [33])
+        analysis.gradient_agreement(analysis.dot_products(drawn), [33])

@@ -49,7 +49,7 @@ def figures():
     bins = [{"sure": 0.1, "right": 0.0, "low": 0.0, "high": 0.2, "n": 30},
             {"sure": 0.9, "right": 0.95, "low": 0.9, "high": 1.0, "n": 300}]
     settings = [{"setting": {"search_cost": c, "topk": k}, "runs": 3, "figures": {
-        f"exact match, {g}": {"mean": c, "low": c - 0.1, "high": c + 0.1, "least": c, "greatest": c + 0.05, "n": 3}
+        f"exact match, {g}": {"mean": c, "low": c - 0.1, "high": c + 0.1, "values": [c, c, c + 0.05], "n": 3}
         for g in ("known", "look-up")}} for c in (0.0, 0.15, 0.5) for k in (1, 3)]
     ways = [{"label": f"method number {i}", "x": 0.3 * (i // 2), "y": 0.9, "y_low": 0.8, "y_high": 0.95} for i in range(9)]
     engines = [{"engine": f"engine {i}", "recall@1": 0.5, "recall@3": 0.8, "mrr": 0.6, "ms_per_query": 3.0**i}
@@ -67,7 +67,8 @@ def figures():
         "calibration": plots.calibration({"first steps": bins, "last steps": bins[1:]}),
         "calibration of nothing": plots.calibration({"first steps": [], "last steps": bins}),
         "trade_off": plots.trade_off(ways, x="searches per question", y="exact match"),
-        "trade_off, joined": plots.trade_off(ways[:3], x="searches", y="reward", joined=True),
+        "trade_off of runs": plots.trade_off([way | {"runs": [(0.1, 0.2), (0.3, 0.4)]} for way in ways[:3]],
+                                             x="searches", y="reward"),
         "by_setting": plots.by_setting(settings[::2], {"Exact match": ["exact match, known", "exact match, look-up"],
                                                        "None": ["nothing"]}, "search_cost"),
         "grid": plots.grid(settings, ["exact match, known", "exact match, look-up"], "topk", "search_cost"),
@@ -148,16 +149,24 @@ def test_values_reach_the_alt_text(drawn):
 
 
 def test_labels_of_points_do_not_meet(drawn):
-    for name in ("trade_off", "trade_off, joined"):
-        fig, _ = drawn[name]
-        renderer = FigureCanvasAgg(fig).get_renderer()
-        boxes = [text.get_window_extent(renderer) for text in fig.axes[0].texts]
-        assert boxes and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :]), name
+    fig, _ = drawn["trade_off"]
+    renderer = FigureCanvasAgg(fig).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in fig.axes[0].texts]
+    assert boxes and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+
+
+def test_the_pareto_front_is_what_no_point_beats():
+    points = [{"label": str(i), "x": x, "y": y} for i, (x, y) in enumerate(
+        [(1.2, 0.9), (0.0, 0.5), (0.7, 0.8), (0.7, 0.9), (1.3, 0.95)])]
+    front = plots.trade_off(points, x="searches", y="right").axes[0].lines[0]
+    assert front.get_xydata().tolist() == [[0.0, 0.5], [0.7, 0.9], [1.3, 0.95]]
 
 
 def test_the_transition_is_where_the_gap_crosses_its_middle():
     for at in (20, 30, 45):
         assert abs(plots.transition_step(run(at=at)) - at) <= 2
+    lost = run(at=30)[:50] + [{**row, "search_first_lookup": row["search_first_known"]} for row in run(at=30)[50:52]]
+    assert plots.transition_step(lost) in range(28, 52)  # the gap is gone at the very end, not yet in the mean
     flat = [{**row, "search_first_known": 0.5, "search_first_lookup": 0.5} for row in run()]
     assert plots.transition_step(flat) is None
     assert plots.transition_step([]) is None and plots.transition_step(run()[:4]) is None

@@ -1,5 +1,6 @@
 """The set-up agrees with itself: pyproject.toml, constraints.txt, environment.yml, profiles; imports stay light."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from searchr1_lib import suite
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONDA_NAMES = {"torch": "pytorch"}  # where conda-forge has another name than PyPI
 
 
@@ -101,7 +103,15 @@ def test_profiles_fit_the_notebooks(profile):
     suite.check_profile(profile)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_notebook_declares_profile_and_run(path):
     declared = suite.parameters_of(path)
     assert declared["profile"].default == "auto" and declared["run"].default == ""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_formula_has_lost_its_backslash(path):
+    """A backslash that was taken for an escape leaves a control character, or an n-abla on a line of its own."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]|^(abla|eq|rac|ext|heta|imes|au)\b", text, re.MULTILINE)
