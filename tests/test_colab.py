@@ -162,6 +162,9 @@ def run_in_colab(runtime, folder, cells, monkeypatch):
     """Execute a notebook, alone in its folder, in the kernel that stands for Colab; what each cell prints."""
     from nbclient import NotebookClient
 
+    for path in runtime.glob("venv/lib/*/site-packages/searchr1_lib.pth"):  # each on a machine of its own
+        path.unlink()
+
     for name in ("SEARCHR1_PROFILE", "SEARCHR1_RUNS", "PYTHONPATH"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"JUPYTER_PATH": runtime / "jupyter", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": runtime / "wheels",
