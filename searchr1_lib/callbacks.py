@@ -79,10 +79,10 @@ class EarlyStopping:
 
 
 class NothingToLearn:
-    """Ends a training in which for a while all groups of all steps had equal rewards: no advantage, so no gradient.
+    """Ends a training whose gradient has been exactly 0 for a while: all rewards of each group were equal.
 
-    So ends a collapse, and so may end a training that gets everything right. With a KL term or an entropy bonus there
-    is a gradient all the same, and it never stops.
+    So ends a collapse, and so may end a training that gets everything right. Where something else makes a gradient (no
+    baseline or a critic, a KL term, an entropy bonus) equal rewards are no reason to stop.
 
     Args:
         patience: such steps in a row after which it stops.
@@ -95,8 +95,7 @@ class NothingToLearn:
 
     def __call__(self, trainer, metrics) -> bool:
         last = trainer.metrics[-self.patience :]
-        still = not trainer.settings.beta and not trainer.settings.entropy_coef
-        stop = still and len(last) == self.patience and all(row["zero_variance_groups"] == 1 for row in last)
+        stop = len(last) == self.patience and all(row["grad_norm"] == 0 for row in last)
         if stop:
             trainer.report(f"stopped: no group of the last {self.patience} steps had rewards that differ")
         return stop

@@ -115,9 +115,12 @@ def _titled(fig: Figure, title: str, alt: str) -> Figure:
 # ---- metrics ---------------------------------------------------------------------------------------------
 
 
-def series(metrics: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """``(steps, values)`` of one metric, without the steps at which it is missing, None or not finite."""
-    points = [(row["step"], row[name]) for row in metrics if _finite(row.get(name))]
+def series(metrics: Iterable[Mapping[str, Any]], name: str, over: str = "step") -> tuple[np.ndarray, np.ndarray]:
+    """``(steps, values)`` of one metric, without the steps at which it is missing, None or not finite.
+
+    ``over`` names another key of the rows that stands in for the steps.
+    """
+    points = [(row[over], row[name]) for row in metrics if _finite(row.get(name))]
     steps, values = zip(*points) if points else ((), ())
     return np.array(steps, float), np.array(values, float)
 
@@ -364,7 +367,7 @@ def methods(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: s
     told = []
     for ax, (name, seeds) in zip(axes, runs.items()):
         for run in seeds:
-            ax.plot(_over(run, metric, over), series(run, metric)[1], color=BLUE, linewidth=0.9, alpha=0.6)
+            ax.plot(*series(run, metric, over), color=BLUE, linewidth=0.9, alpha=0.6)
         at, mean = _mean_curve(seeds, metric, over)
         ax.plot(at, mean, color=BLUE, linewidth=2.5, label=f"mean of the seeds, {label}")
         ax.plot(*_mean_curve(runs[against], metric, over), ":", color="#595959", linewidth=2, label=f"the same of {against}")
@@ -380,14 +383,9 @@ def methods(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: s
     return _titled(fig, title, f"{label} over {scale}, a small picture a method. At the end: {'; '.join(told)}.")
 
 
-def _over(run: Sequence[Mapping[str, Any]], metric: str, over: str) -> np.ndarray:
-    """Where on the axis ``over`` a run has values of a metric."""
-    return np.array([row[over] for row in run if _finite(row.get(metric))])
-
-
 def _mean_curve(runs: Sequence[Sequence[Mapping[str, Any]]], metric: str, over: str) -> tuple[np.ndarray, np.ndarray]:
     """Where every run has a value, the runs' mean there; the axis too is the mean of the runs at a step."""
-    found = [dict(zip(series(run, metric)[0], zip(_over(run, metric, over), series(run, metric)[1]))) for run in runs]
+    found = [dict(zip(series(run, metric)[0], zip(*series(run, metric, over)))) for run in runs]
     steps = sorted(set.intersection(*map(set, found))) if found else []
     means = np.array([np.mean([points[step] for points in found], axis=0) for step in steps]).reshape(-1, 2)
     return means[:, 0], means[:, 1]

@@ -45,6 +45,7 @@ def test_a_training_without_variance_ends(tmp_path, engine, questions):  # noqa:
 
     assert steps("equal", entropy_coef=0.0) == 2
     assert steps("equal, with a penalty", beta=0.01) == 4  # has a gradient all the same
+    assert steps("equal, without a baseline", entropy_coef=0.0, baseline="none", scale_rewards="none") == 4
     with pytest.raises(ValueError, match="patience"):
         NothingToLearn(0)
 

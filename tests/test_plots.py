@@ -278,6 +278,9 @@ def test_methods_are_drawn_side_by_side_each_with_its_seeds():
     fig = plots.methods({"GRPO": [run(0.5), run(0.7)], "PPO": [run(0.2)]}, "reward", "reward", "GRPO", title="Who wins")
     assert "GRPO 0.73" in fig.alt and "PPO 0.33" in fig.alt  # the mean of the seeds at the last step
     assert [ax.get_title("left") for ax in fig.axes] == ["GRPO", "PPO"]
+    timed = [[row | {"minutes": pace * row["step"]} for row in run(0.5)] for pace in (1, 3)]
+    *_, mean, _ = plots.methods({"PPO": timed}, "reward", "reward", "PPO", title="Slow", over="minutes").axes[0].lines
+    assert mean.get_xdata().tolist() == [6, 16, 26]  # of two runs, at equal steps
     seven = plots.methods({str(i): [run(0.1 * i)] for i in range(7)}, "reward", "reward", "0", title="Seven")
     assert len(seven.axes) == 7
     assert "9 not recorded" in plots.methods({"9": []}, "reward", "reward", "9", title="None").alt
