@@ -39,7 +39,7 @@ notebooks: venv
 badges:
 	@test -n "$(REPO)" || { echo "say which repository on GitHub: make badges REPO=owner/name"; exit 2; }
 	@current=$$(test .venv/.installed -nt pyproject.toml && echo yes); \
-	$(PYTHON) -m searchr1_lib.colab $(REPO) && { test -z "$$current" || touch .venv/.installed; }
+	$(PYTHON) -m searchr1_lib.suite.colab $(REPO) && { test -z "$$current" || touch .venv/.installed; }
 
 venv: .venv/.installed
 

@@ -3,8 +3,6 @@
 The main names can be had from here, ``from searchr1_lib import LocalSearch, train_grpo``; a name loads its module when
 it is first used, so ``import searchr1_lib`` loads neither torch nor transformers nor faiss.
 
-Two functions bear the name of their module and therefore stay in it, where nothing can hide them:
-``from searchr1_lib.rollout import rollout`` and ``from searchr1_lib.evaluate import evaluate``.
 """
 
 from importlib import import_module
@@ -17,11 +15,12 @@ _NAMES = {
     "search": "BM25Search CachedSearch DenseSearch HybridSearch LocalSearch RemoteSearch RerankedSearch SQLiteSearch "
     "WebSearch",
     "rewards": "normalize_answer exact_match f1_score ExactMatch F1 SearchCost Composite",
-    "grpo": "group_advantages policy_loss",
-    "policy": "Policy export_merged load_policy",
-    "settings": "Settings",
-    "trainer": "Trainer train_grpo",
-    "evaluate": "Report",
+    "training.grpo": "group_advantages policy_loss",
+    "training.policy": "Policy export_merged load_policy",
+    "training.settings": "Settings",
+    "training.trainer": "Trainer train_grpo",
+    "training.rollout": "rollout",
+    "study.evaluate": "Report evaluate",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOMES)

@@ -21,10 +21,11 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
 from .records import Passage, Question
 
@@ -35,8 +36,14 @@ _SEARCH_R1 = "PeterJinGo/nq_hotpotqa_train"
 #: The question sets that are known by name, with the split that papers report on. The first seven are those of the
 #: Search-R1 paper, in the order of its tables; "search-r1" is what it trains on, its test split all seven in one.
 SETS = {
-    "nq": "test", "triviaqa": "test", "popqa": "test", "hotpotqa": "dev", "2wikimultihopqa": "dev", "musique": "dev",
-    "bamboogle": "test", "search-r1": "test",
+    "nq": "test",
+    "triviaqa": "test",
+    "popqa": "test",
+    "hotpotqa": "dev",
+    "2wikimultihopqa": "dev",
+    "musique": "dev",
+    "bamboogle": "test",
+    "search-r1": "test",
 }
 #: The corpora that are known by name.
 CORPORA = {"wiki-18": HUB + "PeterJinGo/wiki-18-corpus"}
@@ -47,8 +54,12 @@ class DataError(ValueError):
 
 
 def load_questions(
-    source: str | os.PathLike, *, split: str | None = None, config: str | None = None,
-    limit: int | None = None, on_error: str = "raise",
+    source: str | os.PathLike,
+    *,
+    split: str | None = None,
+    config: str | None = None,
+    limit: int | None = None,
+    on_error: str = "raise",
 ) -> list[Question]:
     """Read questions.
 
@@ -70,16 +81,24 @@ def load_questions(
 
 
 def load_passages(
-    source: str | os.PathLike, *, split: str | None = None, config: str | None = None,
-    limit: int | None = None, on_error: str = "raise",
+    source: str | os.PathLike,
+    *,
+    split: str | None = None,
+    config: str | None = None,
+    limit: int | None = None,
+    on_error: str = "raise",
 ) -> list[Passage]:
     """Read a corpus: a path, "wiki-18" or ``hub:owner/name``; arguments and errors as in ``load_questions``."""
     return list(_records(CORPORA.get(str(source), source), _passage, split, config, limit, on_error))
 
 
 def load_with_passages(
-    source: str | os.PathLike, *, split: str | None = None, config: str | None = None,
-    limit: int | None = None, on_error: str = "raise",
+    source: str | os.PathLike,
+    *,
+    split: str | None = None,
+    config: str | None = None,
+    limit: int | None = None,
+    on_error: str = "raise",
 ) -> tuple[list[Question], list[Passage]]:
     """Read questions and the passages that their rows carry, gold and distractors, each once.
 
@@ -108,7 +127,7 @@ def load_with_passages(
 
 
 def select_passages(
-    source: str | os.PathLike, questions: Iterable[Question], *, others: int = 0, **how: Any,
+    source: str | os.PathLike, questions: Iterable[Question], *, others: int = 0, **how: Any
 ) -> list[Passage]:
     """The part of a large corpus that is about the questions: read row by row, only that part is kept.
 
@@ -128,7 +147,7 @@ def select_passages(
     rows = _records(CORPORA.get(str(source), source), _passage, **how, unique=False)
     for number, passage in enumerate(rows):
         about = passage.id in gold or " ".join(_words(re.sub(r"\(.*?\)", "", passage.title))) in names
-        if about or others and number % others == 0:
+        if about or (others and number % others == 0):
             kept.setdefault(passage.id, passage)
     return list(kept.values())
 
@@ -215,7 +234,7 @@ def _rows(source, split, config, limit) -> tuple[Iterator[tuple[int, Any]], str]
     if isinstance(source, str) and source.startswith(HUB):
         if limit is None:
             raise ValueError(f"{source}: give limit=, the number of rows to stream from the hub")
-        return enumerate(_hub_rows(source[len(HUB):], split or "train", limit, name=config), 1), "row"
+        return enumerate(_hub_rows(source[len(HUB) :], split or "train", limit, name=config), 1), "row"
     path = Path(source)
     if not path.exists() and source in SETS:
         return enumerate(_set_rows(source, split or SETS[source], limit), 1), "row"

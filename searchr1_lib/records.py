@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Iterable, Iterator, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,13 @@ class Trajectory:
         """The JSON form: nested plain values; ``from_dict`` reads it back equal. Its lists are the trajectory's own."""
         hits = [[{"passage": dict(vars(h.passage)), "score": h.score} for h in call.hits] for call in self.searches]
         return vars(self) | {
-            "question": dict(vars(self.question)), "segments": [dict(vars(s)) for s in self.segments],
+            "question": dict(vars(self.question)),
+            "segments": [dict(vars(s)) for s in self.segments],
             "searches": [vars(call) | {"hits": h} for call, h in zip(self.searches, hits)],
         }
 
     @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> "Trajectory":
+    def from_dict(cls, row: dict[str, Any]) -> Trajectory:
         """Read the JSON form.
 
         Raises:
@@ -191,7 +193,7 @@ class Trajectory:
         return row | {f: [{"name": k, "value": v} for k, v in row[f].items()] for f in ("rewards", "token_values")}
 
     @classmethod
-    def from_row(cls, row: dict[str, Any]) -> "Trajectory":
+    def from_row(cls, row: dict[str, Any]) -> Trajectory:
         """Read a row of the Parquet file or of the ``datasets.Dataset``; errors as in ``from_dict``."""
         try:
             named = {f: {x["name"]: x["value"] for x in row[f]} for f in ("rewards", "token_values")}

@@ -54,9 +54,19 @@ class Page:
 @contextmanager
 def chromium(folder: Path):
     """A headless Chromium with one empty tab, which is given as a ``Page``."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-               "--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={folder / 'chromium'}",
-               "--window-size=1200,1600", "about:blank"]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--remote-debugging-port=0",
+        "--remote-allow-origins=*",
+        f"--user-data-dir={folder / 'chromium'}",
+        "--window-size=1200,1600",
+        "about:blank",
+    ]
     with _running(command, folder, env=os.environ):
         ready = folder / "chromium" / "DevToolsActivePort"
         port = int(wait_for(lambda: ready.exists() and ready.read_text()).split()[0])
@@ -68,12 +78,27 @@ def chromium(folder: Path):
 def jupyter_lab(folder: Path):
     """A JupyterLab that serves ``folder`` and keeps all its own files there; gives its address with the token."""
     repository = str(Path(__file__).resolve().parents[1])
-    env = os.environ | {"HOME": str(folder), "JUPYTER_RUNTIME_DIR": str(folder / "runtime"), "PYTHONPATH": repository,
-                        "JUPYTER_PREFER_ENV_PATH": "1"}
-    command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", "--port=0",
-               f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly",
-               "--ServerApp.jpserver_extensions={'jupyter_lsp': False, 'jupyter_server_terminals': False}"]
+    env = os.environ | {
+        "HOME": str(folder),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "PYTHONPATH": repository,
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--allow-root",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        "--port=0",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.extension_manager=readonly",
+        "--ServerApp.jpserver_extensions={'jupyter_lsp': False, 'jupyter_server_terminals': False}",
+    ]
     with _running(command, folder, env=env):
         (info,) = wait_for(lambda: list((folder / "runtime").glob("jpserver-*.json")))
         server = wait_for(lambda: info.stat().st_size and json.loads(info.read_text()))

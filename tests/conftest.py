@@ -7,7 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from hypothesis import settings  # noqa: E402  (the environment comes first)
+from hypothesis import settings
 
 settings.register_profile("repository", deadline=None, derandomize=True)
 settings.load_profile("repository")

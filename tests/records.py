@@ -21,7 +21,7 @@ import torch
 
 from searchr1_lib import BM25Search, Settings, Trainer, load_passages, load_policy, load_questions
 from searchr1_lib.rewards import Composite, ExactMatch, Malformed, SearchCost
-from searchr1_lib.rollout import rollout
+from searchr1_lib.training.rollout import rollout
 
 HOUSE = Path(__file__).parent / "data" / "house"
 LIMITS = {"max_turns": 2, "max_turn_tokens": 24, "max_observation_tokens": 90, "max_completion_length": 300, "topk": 2}
@@ -75,10 +75,20 @@ def record_rollouts(policy, seed: int) -> list[dict]:
     for first in (None, [None, "search", "answer"]):
         generator = torch.Generator().manual_seed(seed)
         made = rollout(policy, questions, engine, num_generations=3, generator=generator, first_action=first, **LIMITS)
-        rows += [{"ids": t.completion_ids, "mask": t.mask, "logprobs": [round(x, 7) for x in t.logprobs],
-                  "answer": t.answer, "finish": t.finish_reason, "turns": t.turns, "invalid": t.invalid_turns,
-                  "queries": [getattr(s, "query", None) or s.argument for s in t.searches],
-                  "segments": [[s.kind, s.text, s.turn, s.start, s.end] for s in t.segments]} for t in made]
+        rows += [
+            {
+                "ids": t.completion_ids,
+                "mask": t.mask,
+                "logprobs": [round(x, 7) for x in t.logprobs],
+                "answer": t.answer,
+                "finish": t.finish_reason,
+                "turns": t.turns,
+                "invalid": t.invalid_turns,
+                "queries": [getattr(s, "query", None) or s.argument for s in t.searches],
+                "segments": [[s.kind, s.text, s.turn, s.start, s.end] for s in t.segments],
+            }
+            for t in made
+        ]
     return rows
 
 
@@ -93,8 +103,12 @@ def record_training(name: str, seed: int, quantize: bool, steps: int = STEPS["st
         data = (newest / "adapter_model.safetensors").read_bytes()
     weights = torch.cat([p.detach().flatten() for p in trainer.policy.parameters()])
     marks = torch.randn(4, len(weights), generator=torch.Generator().manual_seed(1))
-    return {"adapter": digest(data), "norm": float(weights.norm()), "projections": (marks @ weights).tolist(),
-            "metrics": [{k: row.get(k) for k in SHOWN} for row in trainer.metrics]}
+    return {
+        "adapter": digest(data),
+        "norm": float(weights.norm()),
+        "projections": (marks @ weights).tolist(),
+        "metrics": [{k: row.get(k) for k in SHOWN} for row in trainer.metrics],
+    }
 
 
 def record_all(seeds=(0, 1, 2), report=print) -> dict:
@@ -128,8 +142,10 @@ def compare(old: dict, new: dict) -> list[str]:
     for name in old.keys() | new.keys():
         a, b = old.get(name), new.get(name)
         if a != b:
-            lines.append(f"{name}: largest difference {distance(a, b):.3g}"
-                         + (", other adapter bytes" if isinstance(a, dict) and a["adapter"] != b["adapter"] else ""))
+            lines.append(
+                f"{name}: largest difference {distance(a, b):.3g}"
+                + (", other adapter bytes" if isinstance(a, dict) and a["adapter"] != b["adapter"] else "")
+            )
     return sorted(lines)
 
 

@@ -8,17 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_lib import analysis
-from searchr1_lib.evaluate import Report, row_of
 from searchr1_lib.records import Passage, Question, TrajectoryLog
 from searchr1_lib.rewards import SearchR1Reward, handwritten, score
+from searchr1_lib.study import analysis
+from searchr1_lib.study.evaluate import Report, row_of
 
 FIRM = Passage("p1", "Gestath Works", "Gestath Works was founded by Ada Miller.")
 ADA = Passage("p2", "Ada Miller", "Ada Miller was a potter.")
 TWIN = Passage("p3", "Ida Miller", "Ida Miller was a baker.")
 CORPUS = {p.id: p for p in (FIRM, ADA, TWIN)}
-BRIDGE = Question("q1", "What was the trade of the founder of Gestath Works?", ["potter"], passages=["p1", "p2"],
-                  hops=2, known=False)
+BRIDGE = Question(
+    "q1", "What was the trade of the founder of Gestath Works?", ["potter"], passages=["p1", "p2"], hops=2, known=False
+)
 KNOWN = Question("q2", "What did Ida Miller do?", ["baker"], passages=["p3"], known=True)
 ASK_FIRM, ASK_ADA = "<search> Gestath Works founded by </search>", "<search> Ada Miller trade </search>"
 
@@ -290,20 +291,35 @@ def test_wilson_refuses(hits, n):
 
 def run_row(cost, seed, em=None, **settings):
     figures = {} if em is None else {"exact match": em}
-    return {"run": f"{cost}-{seed}", "error": None if em is not None else "05, cell In [3]: ValueError: no",
-            "settings": {"steps": 5, "search_cost": cost, "seed": seed, **settings}, "figures": figures}
+    return {
+        "run": f"{cost}-{seed}",
+        "error": None if em is not None else "05, cell In [3]: ValueError: no",
+        "settings": {"steps": 5, "search_cost": cost, "seed": seed, **settings},
+        "figures": figures,
+    }
 
 
-RUNS = [run_row(0.5, 0, 0.6), run_row(0.5, 1, 0.7), run_row(0.5, 2, 0.8), run_row(0.05, 0, 0.9), run_row(0.05, 1, 0.8),
-        run_row(0.05, 2)]
+RUNS = [
+    run_row(0.5, 0, 0.6),
+    run_row(0.5, 1, 0.7),
+    run_row(0.5, 2, 0.8),
+    run_row(0.05, 0, 0.9),
+    run_row(0.05, 1, 0.8),
+    run_row(0.05, 2),
+]
 
 
 def test_runs_are_gathered_by_what_differs():
     assert analysis.differing(RUNS) == ["search_cost"] and analysis.differing(RUNS[:3]) == []
     low, high = analysis.by_setting(RUNS, ["search_cost"])
     assert low["setting"] == {"search_cost": 0.05} and (low["runs"], low["failed"]) == (2, 1)
-    assert low["figures"]["exact match"] == {"mean": pytest.approx(0.85), "low": 0.8, "high": 0.9,
-                                             "values": [0.9, 0.8], "n": 2}
+    assert low["figures"]["exact match"] == {
+        "mean": pytest.approx(0.85),
+        "low": 0.8,
+        "high": 0.9,
+        "values": [0.9, 0.8],
+        "n": 2,
+    }
     assert (high["runs"], high["failed"], high["figures"]["exact match"]["n"]) == (3, 0, 3)
     table = analysis.setting_table([low, high], ["exact match", "reward"])
     assert "| 0.05 | 2 | 1 | 0.850 (0.800 to 0.900) | – |" in table and table.startswith("| search_cost | runs")
@@ -331,8 +347,11 @@ def test_differences_are_paired_by_seed():
 
 
 def table(em, searches, per_need, reward):
-    return {"known": {"em": em, "searches": searches}, "look-up": {"em": em, "searches_per_need": per_need},
-            "all": {"reward": reward}}
+    return {
+        "known": {"em": em, "searches": searches},
+        "look-up": {"em": em, "searches_per_need": per_need},
+        "all": {"reward": reward},
+    }
 
 
 def test_targets_are_judged_on_both_sides_of_the_line():
@@ -358,7 +377,7 @@ def test_headline_of_questions_of_one_kind():
 
 @given(st.text(max_size=60))
 def test_no_text_breaks_out_of_a_cell(text):
-    head, rule, line = analysis.markdown_table(["a", "b"], [[text, 1]]).split("\n")
+    _head, _rule, line = analysis.markdown_table(["a", "b"], [[text, 1]]).split("\n")
     assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 3 and "<" not in line
     assert not re.search(r"(?<!\\)(?:\\\\)*[`$]", line)
 
@@ -383,7 +402,9 @@ def test_the_noise_of_gradients_is_that_of_their_distribution():
     assert found["scale_low"] < 9 / 25 < found["scale_high"]
     # variance 0 and 1; |mean|^2 = 1, of it 1/3 chance; without one of the three the signal is 1, 1 or 0
     by_hand = analysis.gradient_noise(analysis.dot_products(np.array([[1.0, 1.0], [1.0, -1.0], [1.0, 0.0]])))
-    assert by_hand == pytest.approx({"signal": 2 / 3, "noise": 1.0, "scale": 1.5, "scale_low": 0.5, "scale_high": math.inf})
+    assert by_hand == pytest.approx(
+        {"signal": 2 / 3, "noise": 1.0, "scale": 1.5, "scale_low": 0.5, "scale_high": math.inf}
+    )
     with pytest.raises(ValueError, match="at least 3"):
         analysis.gradient_noise(drawn[:2, :2])
 

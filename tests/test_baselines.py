@@ -4,17 +4,18 @@ import json
 
 import pytest
 
-from searchr1_lib import baselines
-from searchr1_lib.baselines import Setup, answer_with, cheapest_right, demonstrations, fine_tune, group_of
 from searchr1_lib.data import load_passages, load_questions
-from searchr1_lib.policy import load_policy
 from searchr1_lib.records import Question, Trajectory
 from searchr1_lib.rewards import SearchR1Reward, handwritten
 from searchr1_lib.search import BM25Search
+from searchr1_lib.study import baselines
+from searchr1_lib.study.baselines import Setup, answer_with, cheapest_right, demonstrations, fine_tune, group_of
+from searchr1_lib.training.policy import load_policy
 
 SHORT = {"max_turn_tokens": 60, "topk": 2}
-SMALL = Setup(questions=3, comparisons=1, train_questions=4, steps=1, num_generations=4, epochs=1, topk=2,
-              max_turn_tokens=60)
+SMALL = Setup(
+    questions=3, comparisons=1, train_questions=4, steps=1, num_generations=4, epochs=1, topk=2, max_turn_tokens=60
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +117,13 @@ def test_the_cheapest_right_rollout_of_each_question_is_kept():
     a, b = Question("a", "?", ["x"]), Question("b", "?", ["y"])
     search, wrong = ("<search> s </search>", []), "<answer> z </answer>"
     right = "<answer> x </answer>"
-    made = [handwritten(a, [wrong]), handwritten(a, [search, right]), handwritten(a, [right]), handwritten(a, [right]),
-            handwritten(b, [wrong])]
+    made = [
+        handwritten(a, [wrong]),
+        handwritten(a, [search, right]),
+        handwritten(a, [right]),
+        handwritten(a, [right]),
+        handwritten(b, [wrong]),
+    ]
     assert cheapest_right(made) == [made[2]] and cheapest_right(made)[0] is made[2]
 
 
@@ -125,8 +131,9 @@ def test_fine_tuning_learns_its_examples_and_nothing_else_changes():
     policy, again = load_policy(seed=1), load_policy(seed=1)
     train = load_questions("data/almanac/train.jsonl")[:6]
     ids = policy.encode("<think> I do not say. </think>\n<answer> Zanzibar </answer>")
-    examples = [Trajectory(q, policy.encode(policy.prompt_text(q.text)), ids, [1] * len(ids), [0.0] * len(ids))
-                for q in train]
+    examples = [
+        Trajectory(q, policy.encode(policy.prompt_text(q.text)), ids, [1] * len(ids), [0.0] * len(ids)) for q in train
+    ]
     frozen = {n: p.clone() for n, p in policy.model.named_parameters() if not p.requires_grad}
     losses = fine_tune(policy, examples, epochs=6, learning_rate=4e-3, batch_size=3)
     assert len(losses) == 12 and losses[-1] < 0.5 * losses[0]

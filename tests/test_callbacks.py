@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-
-from searchr1_lib.callbacks import EarlyStopping, EvaluateEvery, LivePlot, NothingToLearn, TensorBoard
 from test_trainer import SHORT, engine, questions, trainer  # noqa: F401  (fixtures)
+
+from searchr1_lib.study.callbacks import EarlyStopping, EvaluateEvery, NothingToLearn, TensorBoard
 
 
 class Stub:
@@ -38,8 +38,14 @@ def test_early_stopping_waits_for_its_patience():
 
 def test_a_training_without_variance_ends(tmp_path, engine, questions):  # noqa: F811
     def steps(name, **settings):
-        one = trainer(tmp_path / name, engine, questions, dataclasses.replace(SHORT, steps=4, **settings),
-                      reward=lambda trajectories: [0.5] * len(trajectories), callbacks=[NothingToLearn(2)])
+        one = trainer(
+            tmp_path / name,
+            engine,
+            questions,
+            dataclasses.replace(SHORT, steps=4, **settings),
+            reward=lambda trajectories: [0.5] * len(trajectories),
+            callbacks=[NothingToLearn(2)],
+        )
         one.train()
         return len(one.metrics)
 
@@ -75,8 +81,9 @@ def test_tensorboard_reads_what_was_written(tmp_path, engine, questions):  # noq
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     settings = dataclasses.replace(SHORT, steps=2, checkpoint_every=1)
     for stop in (True, False):  # stopped after the first step, then resumed
-        trainer(tmp_path, engine, questions, settings,
-                callbacks=[TensorBoard(), lambda t, row, stop=stop: stop]).train()
+        trainer(
+            tmp_path, engine, questions, settings, callbacks=[TensorBoard(), lambda t, row, stop=stop: stop]
+        ).train()
     read = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [e.step for e in read.Scalars("reward")] == [1, 2]
@@ -89,7 +96,7 @@ def test_a_live_plot_is_redrawn_in_place_in_a_real_kernel():
 
     cell = """
 from types import SimpleNamespace
-from searchr1_lib.callbacks import LivePlot
+from searchr1_lib.study.callbacks import LivePlot
 plot, rows = LivePlot(seconds=0), []
 for step in range(1, 4):
     rows.append({"step": step, "reward": step / 3})
@@ -103,7 +110,9 @@ for step in range(1, 4):
 
 
 def test_a_live_plot_is_silent_in_a_terminal():
-    code = ("from types import SimpleNamespace as N; from searchr1_lib.callbacks import LivePlot\n"
-            "LivePlot(0)(N(metrics=[], settings=N(steps=1)), {'step': 1})")
+    code = (
+        "from types import SimpleNamespace as N; from searchr1_lib.study.callbacks import LivePlot\n"
+        "LivePlot(0)(N(metrics=[], settings=N(steps=1)), {'step': 1})"
+    )
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert got.returncode == 0 and got.stdout == "" and got.stderr == ""

@@ -14,17 +14,34 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from searchr1_lib import colab
+from searchr1_lib.suite import colab
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9A]*.ipynb"))
 
 #: What a GPU runtime of Colab held in mid 2026 (github.com/googlecolab/backend-info), as far as we depend on it.
 RUNTIME = {
-    "torch": "2.11.0+cu128", "transformers": "5.9.0", "peft": "0.19.1", "safetensors": "0.7.0", "numpy": "2.0.2",
-    "sentence-transformers": "5.5.1", "datasets": "4.0.0", "pyarrow": "18.1.0", "httpx": "0.28.1", "urllib3": "2.5.0",
-    "pyyaml": "6.0.3", "matplotlib": "3.10.0", "ipywidgets": "7.7.1", "ipykernel": "6.17.1", "nbconvert": "7.17.1",
-    "nbformat": "5.10.4", "nbclient": "0.10.4", "pillow": "11.3.0", "scipy": "1.16.3",
+    "torch": "2.11.0+cu128",
+    "transformers": "5.9.0",
+    "peft": "0.19.1",
+    "safetensors": "0.7.0",
+    "numpy": "2.0.2",
+    "sentence-transformers": "5.5.1",
+    "datasets": "4.0.0",
+    "pyarrow": "18.1.0",
+    "httpx": "0.28.1",
+    "urllib3": "2.5.0",
+    "pyyaml": "6.0.3",
+    "matplotlib": "3.10.0",
+    "ipywidgets": "7.7.1",
+    "ipykernel": "6.17.1",
+    "nbconvert": "7.17.1",
+    "nbformat": "5.10.4",
+    "nbclient": "0.10.4",
+    "pillow": "11.3.0",
+    "scipy": "1.16.3",
+    "pydantic": "2.12.3",
+    "tenacity": "9.1.2",
 }
 
 
@@ -39,7 +56,7 @@ def test_only_what_colab_lacks_is_installed():
     requirements = colab._project()["dependencies"]
     lacking = names(colab.missing(requirements, RUNTIME))
     assert lacking == {"bitsandbytes", "faiss-cpu", "bm25s", "papermill"}
-    assert not colab.missing(requirements, RUNTIME | {name: "99" for name in lacking})
+    assert not colab.missing(requirements, RUNTIME | dict.fromkeys(lacking, "99"))
 
 
 def test_a_package_that_is_too_old_is_installed_unless_it_is_kept():
@@ -50,11 +67,12 @@ def test_a_package_that_is_too_old_is_installed_unless_it_is_kept():
             with pytest.raises(RuntimeError, match=f"this runtime has {name}.*Runtime version > Latest"):
                 colab.missing(requirements, {k: v for k, v in (RUNTIME | {name: version}).items() if v})
     assert not names(colab.missing(requirements, {k: v for k, v in RUNTIME.items() if k in ("torch", "numpy")})) & {
-        *colab.KEPT}
+        *colab.KEPT
+    }
 
 
 def test_the_server_of_notebook_01_is_looked_for_too():
-    there = {name: "99" for name in names(colab._requirements())} | RUNTIME
+    there = dict.fromkeys(names(colab._requirements()), "99") | RUNTIME
     assert not colab.missing(colab._requirements(), there)
     del there["starlette"], there["uvicorn"]
     assert names(colab.missing(colab._requirements(), there)) == {"starlette", "uvicorn"}
@@ -73,8 +91,10 @@ def test_of_two_copies_the_first_on_the_path_counts(tmp_path, monkeypatch):
 
 
 def test_outside_colab_the_cell_does_and_says_nothing(tmp_path):
-    code = (f"import sys\nbefore = set(sys.modules)\nexec({colab.CELL.format(address=colab.address())!r})\n"
-            "print(set(sys.modules) - before, file=sys.stderr, end='')")
+    code = (
+        f"import sys\nbefore = set(sys.modules)\nexec({colab.CELL.format(address=colab.address())!r})\n"
+        "print(set(sys.modules) - before, file=sys.stderr, end='')"
+    )
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr, list(tmp_path.iterdir())) == (0, "", "set()", [])
 
@@ -100,10 +120,13 @@ def wheel(path, files):
 def empty_wheel(folder, name, needs=""):
     """Version 99 of a package without a module; ``needs`` is a line of its metadata."""
     info = f"{name}-99.0.dist-info"
-    wheel(folder / f"{name}-99.0-py3-none-any.whl", {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 99.0\n{needs}".encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    })
+    wheel(
+        folder / f"{name}-99.0-py3-none-any.whl",
+        {
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 99.0\n{needs}".encode(),
+            f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,30 +148,55 @@ def runtime(tmp_path_factory):
             if not own.match(entry.name):
                 (packages / entry.name).symlink_to(entry)
     bm25s = distribution("bm25s")
-    wheel(wheels / f"bm25s-{bm25s.version}-py3-none-any.whl", {
-        str(f): f.read_binary() for f in bm25s.files
-        if f.parts[0].startswith("bm25s") and f.suffix != ".pyc" and f.name != "RECORD"})
+    wheel(
+        wheels / f"bm25s-{bm25s.version}-py3-none-any.whl",
+        {
+            str(f): f.read_binary()
+            for f in bm25s.files
+            if f.parts[0].startswith("bm25s") and f.suffix != ".pyc" and f.name != "RECORD"
+        },
+    )
     for name in ("torch", "numpy", "pillow"):
         empty_wheel(wheels, name)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", base / "venv"], check=True)  # pip is linked too
     python = base / "venv" / "bin" / "python"
-    site = Path(subprocess.check_output(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip())
+    site = Path(
+        subprocess.check_output(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+        ).strip()
+    )
     (site / "google" / "colab").mkdir(parents=True)
     (site / "google" / "colab" / "__init__.py").write_text("")
-    (site / "google" / "colab" / "drive.py").write_text(
-        "def mount(folder):\n    print('mounted at', folder)\n")
+    (site / "google" / "colab" / "drive.py").write_text("def mount(folder):\n    print('mounted at', folder)\n")
     (site / "runtime.pth").write_text(f"{packages}\nimport google.colab\n")
     kernel = base / "jupyter" / "kernels" / "colab"
     kernel.mkdir(parents=True)
-    (kernel / "kernel.json").write_text(json.dumps({
-        "argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "colab",
-        "language": "python"}))
+    (kernel / "kernel.json").write_text(
+        json.dumps(
+            {
+                "argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                "display_name": "colab",
+                "language": "python",
+            }
+        )
+    )
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     copy = base / "origin"
     listed = subprocess.check_output(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "searchr1_lib", "data", "notebooks",
-         "pyproject.toml"], cwd=ROOT, text=True).split("\n")
+        [
+            "git",
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "searchr1_lib",
+            "data",
+            "notebooks",
+            "pyproject.toml",
+        ],
+        cwd=ROOT,
+        text=True,
+    ).split("\n")
     for name in filter(None, listed):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -167,8 +215,12 @@ def run_in_colab(runtime, folder, cells, monkeypatch):
 
     for name in ("SEARCHR1_PROFILE", "SEARCHR1_RUNS", "PYTHONPATH"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in {"JUPYTER_PATH": runtime / "jupyter", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": runtime / "wheels",
-                        "PIP_CONFIG_FILE": os.devnull}.items():
+    for name, value in {
+        "JUPYTER_PATH": runtime / "jupyter",
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": runtime / "wheels",
+        "PIP_CONFIG_FILE": os.devnull,
+    }.items():
         monkeypatch.setenv(name, str(value))
     notebook = nbformat.v4.new_notebook(cells=cells)
     nbformat.write(notebook, folder / "notebook.ipynb")
@@ -189,9 +241,11 @@ def test_one_click_in_a_bare_environment_with_nothing_but_the_notebook(runtime, 
         "print(len(engine.search(load_questions(f'{p.data}/test.jsonl')[0].text, k=3)), 'hits')\n"
         "import subprocess, sys\n"
         "print(subprocess.run([sys.executable, '-c', 'import searchr1_lib; print(searchr1_lib.__file__)'],"
-        " capture_output=True, text=True, cwd='/').stdout)")
+        " capture_output=True, text=True, cwd='/').stdout)"
+    )
     versions = nbformat.v4.new_code_cell(
-        "import importlib.metadata as m\nprint(*(f'{n}=={m.version(n)}' for n in ('torch', 'numpy', 'pillow')))")
+        "import importlib.metadata as m\nprint(*(f'{n}=={m.version(n)}' for n in ('torch', 'numpy', 'pillow')))"
+    )
     again = nbformat.v4.new_code_cell(setup.source)
     texts = run_in_colab(runtime, tmp_path, [setup, parameters, use, versions, again], monkeypatch)
     first = texts[0].splitlines()
@@ -206,8 +260,11 @@ def test_one_click_in_a_bare_environment_with_nothing_but_the_notebook(runtime, 
 
 def test_a_notebook_runs_those_before_it_if_it_begins_on_an_empty_machine(runtime, tmp_path, monkeypatch):
     cells = nbformat.read(ROOT / "notebooks" / "04_grpo_step_by_step.ipynb", as_version=4).cells
-    begin = [nbformat.v4.new_code_cell(c.source) for c in cells[: 1 + next(
-        i for i, c in enumerate(cells) if "suite.require" in c.source)] if c.cell_type == "code"]
+    begin = [
+        nbformat.v4.new_code_cell(c.source)
+        for c in cells[: 1 + next(i for i, c in enumerate(cells) if "suite.require" in c.source)]
+        if c.cell_type == "code"
+    ]
     address = f"https://github.com/{colab.address()}"
     begin[0].source = begin[0].source.replace(address, f"file://{runtime / 'origin'}")
     begin[1].source = begin[1].source.replace('"auto"', '"smoke"').replace("seed: int = None", "seed: int = 7")
@@ -246,8 +303,12 @@ def test_pip_that_fails_is_said(monkeypatch):
 def test_what_is_kept_is_not_changed_for_a_package_that_wants_another_version(tmp_path, monkeypatch):
     for name, needs in {"numpy": "", "greedy": "Requires-Dist: numpy>=99\n"}.items():
         empty_wheel(tmp_path, name, needs)
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": tmp_path, "PIP_CONFIG_FILE": os.devnull,
-                        "PIP_TARGET": tmp_path / "target"}.items():  # nothing reaches our own environment
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": tmp_path,
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_TARGET": tmp_path / "target",
+    }.items():  # nothing reaches our own environment
         monkeypatch.setenv(name, str(value))
     with pytest.raises(RuntimeError, match="pip could not install greedy"):
         colab._install(["greedy"], colab._installed())
@@ -263,15 +324,19 @@ def test_what_is_kept_is_not_changed_for_a_package_that_wants_another_version(tm
 def test_the_first_cell_of_every_notebook_is_the_current_one(path):
     cells = nbformat.read(path, as_version=4).cells
     first = next(cell for cell in cells if cell.cell_type == "code")
-    assert first.source == colab.CELL.format(address=colab.address()), "run python -m searchr1_lib.colab"
+    assert first.source == colab.CELL.format(address=colab.address()), "run python -m searchr1_lib.suite.colab"
     assert f"github/{colab.address()}/blob/main/notebooks/{path.name})" in cells[0].source
 
 
 def strays(root, repository):
     """Files that name another repository as this one: in a badge or in the command that clones it."""
     found = []
-    for path in [root / "README.md", root / "pyproject.toml", *(root / "notebooks").glob("[0-9A]*.ipynb"),
-                 *(root / "docs").glob("*.md")]:
+    for path in [
+        root / "README.md",
+        root / "pyproject.toml",
+        *(root / "notebooks").glob("[0-9A]*.ipynb"),
+        *(root / "docs").glob("*.md"),
+    ]:
         text = path.read_text(encoding="utf-8")
         named = re.findall(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)", text)
         named += re.findall(r'"https://github\.com/([\w.-]+/[\w.-]+?)\\?"', text)

@@ -10,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_lib import data
-from searchr1_lib.data import (DataError, load_passages, load_questions, load_with_passages, save_passages,
-                               save_questions, select_passages)
+from searchr1_lib.data import (
+    DataError,
+    load_passages,
+    load_questions,
+    load_with_passages,
+    save_passages,
+    save_questions,
+    select_passages,
+)
 from searchr1_lib.records import Passage, Question
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -37,8 +44,11 @@ words = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.builds(Passage, words, st.text(st.characters(codec="utf-8")), words), min_size=1,
-                unique_by=lambda p: p.id))
+@given(
+    st.lists(
+        st.builds(Passage, words, st.text(st.characters(codec="utf-8")), words), min_size=1, unique_by=lambda p: p.id
+    )
+)
 def test_any_passage_comes_back_as_saved(tmp_path_factory, passages):
     path = tmp_path_factory.mktemp("p") / "p.jsonl"
     save_passages(path, passages)
@@ -98,27 +108,30 @@ def test_search_r1_questions_in_parquet(tmp_path):
     assert len(load_questions(tmp_path / "q.parquet", limit=1)) == 1
 
 
-@pytest.mark.parametrize("row, field", [
-    ({"text": "Who?", "answers": ["Ada"]}, "'id' is missing"),
-    ({"id": "q1", "answers": ["Ada"]}, "'text' is missing"),
-    ({"id": "q1", "text": "Who?"}, "'answers' is missing"),
-    (QUESTION | {"text": " "}, "'text' is empty"),
-    (QUESTION | {"text": 3}, "'text': expected text, found int"),
-    (QUESTION | {"answers": []}, "'answers': expected a list with at least one"),
-    (QUESTION | {"answers": ["", " "]}, "'answers': expected a list with at least one"),
-    (QUESTION | {"answers": [1]}, "'answers': expected text, found int"),
-    (QUESTION | {"hops": 0}, "'hops': expected a whole number from 1"),
-    (QUESTION | {"hops": True}, "'hops'"),
-    (QUESTION | {"known": "yes"}, "'known': expected true, false or null"),
-    (QUESTION | {"passages": "p1"}, "'passages': expected a list"),
-    (QUESTION | {"id": 1.5}, "'id': expected text or a whole number"),
-    (QUESTION | {"text": "\ud800"}, "'text': holds half a surrogate pair"),
-    (QUESTION | {"id": "q0"}, "'id': 'q0' stood already in line 1"),
-    ({"id": "x", "prompt": "Who?", "answers": ["Ada"]}, "'prompt': expected a list of messages"),
-    ('{"id": "q1", "text', "not JSON"),
-    ("[1]", "expected a JSON object, found list"),
-    ("[" * 100_000, "not JSON"),
-])
+@pytest.mark.parametrize(
+    "row, field",
+    [
+        ({"text": "Who?", "answers": ["Ada"]}, "'id' is missing"),
+        ({"id": "q1", "answers": ["Ada"]}, "'text' is missing"),
+        ({"id": "q1", "text": "Who?"}, "'answers' is missing"),
+        (QUESTION | {"text": " "}, "'text' is empty"),
+        (QUESTION | {"text": 3}, "'text': expected text, found int"),
+        (QUESTION | {"answers": []}, "'answers': expected a list with at least one"),
+        (QUESTION | {"answers": ["", " "]}, "'answers': expected a list with at least one"),
+        (QUESTION | {"answers": [1]}, "'answers': expected text, found int"),
+        (QUESTION | {"hops": 0}, "'hops': expected a whole number from 1"),
+        (QUESTION | {"hops": True}, "'hops'"),
+        (QUESTION | {"known": "yes"}, "'known': expected true, false or null"),
+        (QUESTION | {"passages": "p1"}, "'passages': expected a list"),
+        (QUESTION | {"id": 1.5}, "'id': expected text or a whole number"),
+        (QUESTION | {"text": "\ud800"}, "'text': holds half a surrogate pair"),
+        (QUESTION | {"id": "q0"}, "'id': 'q0' stood already in line 1"),
+        ({"id": "x", "prompt": "Who?", "answers": ["Ada"]}, "'prompt': expected a list of messages"),
+        ('{"id": "q1", "text', "not JSON"),
+        ("[1]", "expected a JSON object, found list"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
 def test_a_broken_row_is_named_and_skipped_only_on_request(tmp_path, row, field):
     path = write(tmp_path / "q.jsonl", QUESTION | {"id": "q0"}, "", row, QUESTION | {"id": "q2"})
     with pytest.raises(DataError) as e:
@@ -128,11 +141,14 @@ def test_a_broken_row_is_named_and_skipped_only_on_request(tmp_path, row, field)
         assert [q.id for q in load_questions(path, on_error="skip")] == ["q0", "q2"]
 
 
-@pytest.mark.parametrize("row, field", [
-    ({"id": "p"}, "'text' is missing"),
-    ({"id": "p", "title": 3, "text": "x"}, "'title': expected text"),
-    ({"id": "p", "contents": ["x"]}, "'contents': expected text, found list"),
-])
+@pytest.mark.parametrize(
+    "row, field",
+    [
+        ({"id": "p"}, "'text' is missing"),
+        ({"id": "p", "title": 3, "text": "x"}, "'title': expected text"),
+        ({"id": "p", "contents": ["x"]}, "'contents': expected text, found list"),
+    ],
+)
 def test_broken_passages(tmp_path, row, field):
     with pytest.raises(DataError, match=field):
         load_passages(write(tmp_path / "p.jsonl", row))
@@ -179,20 +195,34 @@ def hotpotqa_row(number, texts="sentences"):
     """FlashRAG's row; 2WikiMultihopQA calls the sentences "content". Two gold titles, one of them named twice."""
     titles = [f"Gold A{number}", "Common distractor", f"Gold B{number}"]
     return {
-        "id": f"dev_{number}", "question": f"Who made A{number}", "golden_answers": ["Ada", "A. L."],
+        "id": f"dev_{number}",
+        "question": f"Who made A{number}",
+        "golden_answers": ["Ada", "A. L."],
         "metadata": {
-            "type": "bridge", "supporting_facts": {"title": [titles[2], titles[0], titles[2]], "sent_id": [0, 1, 2]},
+            "type": "bridge",
+            "supporting_facts": {"title": [titles[2], titles[0], titles[2]], "sent_id": [0, 1, 2]},
             "context": {"title": titles, texts: [[f"{t} is.", " It stands."] for t in titles]},
         },
     }
 
 
 def musique_row(number, answerable=True):
-    steps = [{"id": n, "question": "?", "answer": "Ada", "paragraph_support_idx": 2 - n,
-              "support_paragraph": {"title": f"T{n}", "paragraph_text": f"Step {n} of {number}.", "idx": 2 - n}}
-             for n in (0, 1)]
-    return {"id": f"dev_{number}", "question": "Who?", "golden_answers": ["Ada"],
-            "metadata": {"answerable": answerable, "question_decomposition": steps}}
+    steps = [
+        {
+            "id": n,
+            "question": "?",
+            "answer": "Ada",
+            "paragraph_support_idx": 2 - n,
+            "support_paragraph": {"title": f"T{n}", "paragraph_text": f"Step {n} of {number}.", "idx": 2 - n},
+        }
+        for n in (0, 1)
+    ]
+    return {
+        "id": f"dev_{number}",
+        "question": "Who?",
+        "golden_answers": ["Ada"],
+        "metadata": {"answerable": answerable, "question_decomposition": steps},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -203,10 +233,14 @@ def flashrag(tmp_path_factory):
     bare["metadata"]["context"] = {"title": [], "sentences": []}  # a few rows of the real set come so
     plain = {"id": "test_0", "question": "Who?", "golden_answers": ["Ada"], "metadata": {}}
     rows = {
-        "nq/test": [plain, plain | {"id": "test_1"}], "nq/train": [plain | {"id": "train_0"}],
-        "triviaqa/test": [plain], "popqa/test": [plain | {"metadata": {"subj": "Ada"}}], "bamboogle/test": [plain],
+        "nq/test": [plain, plain | {"id": "test_1"}],
+        "nq/train": [plain | {"id": "train_0"}],
+        "triviaqa/test": [plain],
+        "popqa/test": [plain | {"metadata": {"subj": "Ada"}}],
+        "bamboogle/test": [plain],
         "hotpotqa/dev": [hotpotqa_row(1), bare, hotpotqa_row(2)],
-        "2wikimultihopqa/dev": [hotpotqa_row(1, "content")], "musique/dev": [musique_row(0), musique_row(1)],
+        "2wikimultihopqa/dev": [hotpotqa_row(1, "content")],
+        "musique/dev": [musique_row(0), musique_row(1)],
     }
     card = "---\nconfigs:\n"
     for name in dict.fromkeys(path.split("/")[0] for path in rows):
@@ -252,12 +286,20 @@ def test_musique_in_both_layouts(flashrag, tmp_path):
     questions, passages = load_with_passages(flashrag / "musique")
     texts = {p.id: p.text for p in passages}
     assert [[texts[id] for id in q.passages] for q in questions] == [
-        [f"Step 0 of {n}.", f"Step 1 of {n}."] for n in (0, 1)]
-    paragraphs = [{"idx": n, "title": f"T{n}", "paragraph_text": text, "is_supporting": n > 0}
-                  for n, text in enumerate(["A distractor.", "Second.", "First."])]
-    own = {"id": "2hop__1_2", "question": "Who?", "answer": "Ada", "answer_aliases": ["A. L."],
-           "paragraphs": paragraphs, "question_decomposition": [{"paragraph_support_idx": 2},
-                                                                {"paragraph_support_idx": 1}]}
+        [f"Step 0 of {n}.", f"Step 1 of {n}."] for n in (0, 1)
+    ]
+    paragraphs = [
+        {"idx": n, "title": f"T{n}", "paragraph_text": text, "is_supporting": n > 0}
+        for n, text in enumerate(["A distractor.", "Second.", "First."])
+    ]
+    own = {
+        "id": "2hop__1_2",
+        "question": "Who?",
+        "answer": "Ada",
+        "answer_aliases": ["A. L."],
+        "paragraphs": paragraphs,
+        "question_decomposition": [{"paragraph_support_idx": 2}, {"paragraph_support_idx": 1}],
+    }
     (question,), passages = load_with_passages(write(tmp_path / "musique.jsonl", own))
     texts = {p.id: p.text for p in passages}
     assert question.answers == ["Ada", "A. L."] and question.hops == 2 and len(passages) == 3
@@ -274,14 +316,17 @@ def test_sets_without_passages_say_what_to_do(flashrag):
         load_with_passages(flashrag / "nq")
 
 
-@pytest.mark.parametrize("broken", [
-    {"context": {"title": ["A"], "sentences": [[1]]}},
-    {"context": {"sentences": [["x"]]}},
-    {"context": {"title": [None], "sentences": [["x"]]}},
-    {"paragraphs": [{"title": "A"}]},
-    {"paragraphs": [], "question_decomposition": [{"paragraph_support_idx": 7}]},
-    {"question_decomposition": [{"support_paragraph": "text"}]},
-])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"context": {"title": ["A"], "sentences": [[1]]}},
+        {"context": {"sentences": [["x"]]}},
+        {"context": {"title": [None], "sentences": [["x"]]}},
+        {"paragraphs": [{"title": "A"}]},
+        {"paragraphs": [], "question_decomposition": [{"paragraph_support_idx": 7}]},
+        {"question_decomposition": [{"support_paragraph": "text"}]},
+    ],
+)
 def test_broken_passages_within_a_row_are_named(tmp_path, broken):
     with pytest.raises(DataError, match="line 1: field '(context|question_decomposition|title)'"):
         load_questions(write(tmp_path / "q.jsonl", QUESTION | broken))
@@ -292,14 +337,23 @@ def test_search_r1_by_name_although_its_two_files_differ(tmp_path, monkeypatch):
     import pyarrow.parquet
 
     def row(source, metadata):
-        return {"id": "x_0", "question": "Who?", "golden_answers": ["Ada"], "data_source": source,
-                "prompt": [{"role": "user", "content": "Question: Who?\n"}], "ability": "fact-reasoning",
-                "reward_model": {"style": "rule", "ground_truth": {"target": ["Ada"]}},
-                "extra_info": {"index": 0, "split": "x"}, "metadata": metadata}
+        return {
+            "id": "x_0",
+            "question": "Who?",
+            "golden_answers": ["Ada"],
+            "data_source": source,
+            "prompt": [{"role": "user", "content": "Question: Who?\n"}],
+            "ability": "fact-reasoning",
+            "reward_model": {"style": "rule", "ground_truth": {"target": ["Ada"]}},
+            "extra_info": {"index": 0, "split": "x"},
+            "metadata": metadata,
+        }
 
     hotpotqa = hotpotqa_row(1)["metadata"]
-    for split, rows in {"train": [row("nq", None), row("hotpotqa", hotpotqa)],
-                        "test": [row("bamboogle", {"subj": "Ada"}), row("popqa", {"subj": "Ada"})]}.items():
+    for split, rows in {
+        "train": [row("nq", None), row("hotpotqa", hotpotqa)],
+        "test": [row("bamboogle", {"subj": "Ada"}), row("popqa", {"subj": "Ada"})],
+    }.items():
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
     monkeypatch.setattr(data, "_SEARCH_R1", str(tmp_path))
     assert [q.id for q in load_questions("search-r1")] == ["bamboogle/x_0", "popqa/x_0"]
@@ -309,8 +363,12 @@ def test_search_r1_by_name_although_its_two_files_differ(tmp_path, monkeypatch):
 
 
 def test_a_corpus_by_name_and_its_part_about_the_questions(tmp_path, monkeypatch):
-    rows = [{"id": str(n), "contents": f'"{title}"\nText {n}.'} for n, title in enumerate(
-        ["Ada Lovelace", "Penicillin (drug)", "It", "Of", "Analytical Engine", "Penicillin V", "Nowhere", "Else"])]
+    rows = [
+        {"id": str(n), "contents": f'"{title}"\nText {n}.'}
+        for n, title in enumerate(
+            ["Ada Lovelace", "Penicillin (drug)", "It", "Of", "Analytical Engine", "Penicillin V", "Nowhere", "Else"]
+        )
+    ]
     (tmp_path / "corpus").mkdir()
     with gzip.open(tmp_path / "corpus" / "wiki-18.jsonl.gz", "wt", encoding="utf-8") as f:
         f.writelines(json.dumps(r) + "\n" for r in rows)
@@ -318,8 +376,10 @@ def test_a_corpus_by_name_and_its_part_about_the_questions(tmp_path, monkeypatch
     assert load_passages("wiki-18", limit=3)[0] == Passage("0", "Ada Lovelace", "Text 0.")
     with pytest.raises(ValueError, match="give limit="):
         load_passages("wiki-18")
-    questions = [Question("a", "Who wrote of the analytical engine? Was it known?", ["Ada Lovelace"]),
-                 Question("b", "Who discovered penicillin?", ["Alexander Fleming"], passages=["6"])]
+    questions = [
+        Question("a", "Who wrote of the analytical engine? Was it known?", ["Ada Lovelace"]),
+        Question("b", "Who discovered penicillin?", ["Alexander Fleming"], passages=["6"]),
+    ]
     about = ["0", "1", "4", "6"]
     assert [p.id for p in select_passages("wiki-18", questions, limit=100)] == about
     assert [p.id for p in select_passages("wiki-18", questions, limit=100, others=5)] == sorted({*about, "0", "5"})

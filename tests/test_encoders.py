@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from searchr1_lib import encoders
-from searchr1_lib.encoders import EncoderError, load_encoder
+from searchr1_lib.search import encoders
+from searchr1_lib.search.encoders import EncoderError, load_encoder
 
 pytest.importorskip("sentence_transformers")
 
@@ -55,10 +55,15 @@ def test_a_local_folder_is_an_encoder(minilm, tmp_path):
     assert own is not minilm and np.allclose(own.encode(["x"]), minilm.encode(["x"]), atol=1e-6)
 
 
-@pytest.mark.parametrize("name, says", [
-    ("./nowhere", "no such folder"), ("a/b/c", "no such folder"), ("some/encoder", "hub cannot be reached"),
-    ("", "no such"),
-])
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("./nowhere", "no such folder"),
+        ("a/b/c", "no such folder"),
+        ("some/encoder", "hub cannot be reached"),
+        ("", "no such"),
+    ],
+)
 def test_what_cannot_be_found_says_what_to_do(name, says, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EncoderError, match=says):

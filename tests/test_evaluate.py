@@ -8,30 +8,59 @@ from pathlib import Path
 
 import pytest
 
-from searchr1_lib import evaluate as module
 from searchr1_lib.data import load_questions, save_questions
-from searchr1_lib.evaluate import (PAPER, Report, evaluate, format_paper_table, key_of, main, open_engine, paper_table,
-                                   read_sets, row_of, wilson)
 from searchr1_lib.records import Question, SearchCall, Trajectory, TrajectoryLog
 from searchr1_lib.search import BM25Search, SearchError
+from searchr1_lib.study import evaluate as module
+from searchr1_lib.study.evaluate import (
+    PAPER,
+    Report,
+    evaluate,
+    format_paper_table,
+    key_of,
+    main,
+    open_engine,
+    paper_table,
+    read_sets,
+    row_of,
+    wilson,
+)
 
 SHARED = Path("../shared/data/hotpotqa_train100")
 
 
 def rolled(known, hops, answer, searches, **kwargs):
-    return Trajectory(question=Question("q", "?", ["gold"], hops=hops, known=known), prompt_ids=[1],
-                      completion_ids=[1, 2, 3], mask=[1, 0, 1], logprobs=[0.0] * 3, answer=answer,
-                      searches=[SearchCall("s", [], 0.0)] * searches, finish_reason="answer", **kwargs)
+    return Trajectory(
+        question=Question("q", "?", ["gold"], hops=hops, known=known),
+        prompt_ids=[1],
+        completion_ids=[1, 2, 3],
+        mask=[1, 0, 1],
+        logprobs=[0.0] * 3,
+        answer=answer,
+        searches=[SearchCall("s", [], 0.0)] * searches,
+        finish_reason="answer",
+        **kwargs,
+    )
 
 
-ROLLED = [rolled(True, 1, "gold", 0), rolled(True, 2, "gold", 1), rolled(False, 1, "the Gold.", 1),
-          rolled(False, 2, "wrong", 1), rolled(None, 1, None, 3)]
+ROLLED = [
+    rolled(True, 1, "gold", 0),
+    rolled(True, 2, "gold", 1),
+    rolled(False, 1, "the Gold.", 1),
+    rolled(False, 2, "wrong", 1),
+    rolled(None, 1, None, 3),
+]
 
 
 def test_the_groups_and_their_means():
     table = Report([row_of(t) for t in ROLLED], ROLLED).table()
-    assert {g: m["n"] for g, m in table.items()} == {"known": 2, "look-up": 2, "look-up, 1 hop": 1,
-                                                     "look-up, 2 hops": 1, "all": 5}
+    assert {g: m["n"] for g, m in table.items()} == {
+        "known": 2,
+        "look-up": 2,
+        "look-up, 1 hop": 1,
+        "look-up, 2 hops": 1,
+        "all": 5,
+    }
     assert table["known"]["em"] == 1 and table["known"]["searches"] == 0.5 and table["known"]["over_search"] == 0.5
     assert table["look-up"]["em"] == 0.5 and table["look-up"]["searches_per_need"] == pytest.approx(2 / 3)
     assert table["look-up"]["under_search"] == 0.5 and table["known"]["searches_per_need"] is None
@@ -98,11 +127,17 @@ def test_the_layout_is_the_papers():
 
 def test_sources_name_their_sets(tmp_path):
     pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
 
-    rows = [{"data_source": name, "prompt": [{"role": "user", "content": f"Answer it. Question: Who {i} {name}?"}],
-             "reward_model": {"ground_truth": {"target": ["x"]}}, "extra_info": {"split": "test", "index": i}}
-            for name in PAPER for i in range(3)]
+    rows = [
+        {
+            "data_source": name,
+            "prompt": [{"role": "user", "content": f"Answer it. Question: Who {i} {name}?"}],
+            "reward_model": {"ground_truth": {"target": ["x"]}},
+            "extra_info": {"split": "test", "index": i},
+        }
+        for name in PAPER
+        for i in range(3)
+    ]
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")  # Search-R1's own test file
     got = read_sets([str(tmp_path / "test.parquet")], limit=2)
     assert [key_of(q)[0] for q in got] == [name for name in PAPER for _ in range(2)]
@@ -123,8 +158,13 @@ def test_engines_by_what_one_types(tmp_path, monkeypatch):
     monkeypatch.delenv("SERPER_API_KEY", raising=False)
     with pytest.raises(ValueError, match="SERPER_API_KEY"):
         open_engine("web:serper")
-    row = {"id": "1", "question": "Who?", "answer": "Ada", "supporting_facts": {"title": ["Ada"], "sent_id": [0]},
-           "context": {"title": ["Ada", "Bob"], "sentences": [["Ada wrote it."], ["Bob read it."]]}}
+    row = {
+        "id": "1",
+        "question": "Who?",
+        "answer": "Ada",
+        "supporting_facts": {"title": ["Ada"], "sent_id": [0]},
+        "context": {"title": ["Ada", "Bob"], "sentences": [["Ada wrote it."], ["Bob read it."]]},
+    }
     (tmp_path / "hotpotqa.jsonl").write_text(json.dumps(row) + "\n")
     engine = open_engine("passages", [f"hotpotqa={tmp_path / 'hotpotqa.jsonl'}"])
     assert engine.search("wrote", k=1)[0].passage.title == "Ada"
@@ -142,8 +182,16 @@ def asked(tmp_path_factory):
 
 
 def command(asked, out, **more):
-    options = {"model": "data/tiny_qwen", "adapter": "data/tiny_qwen_grpo", "engine": "data/almanac", "data": asked,
-               "out": out, "batch_size": 2, "max_turn_tokens": 40, "max_turns": 2} | more
+    options = {
+        "model": "data/tiny_qwen",
+        "adapter": "data/tiny_qwen_grpo",
+        "engine": "data/almanac",
+        "data": asked,
+        "out": out,
+        "batch_size": 2,
+        "max_turn_tokens": 40,
+        "max_turns": 2,
+    } | more
     return [x for k, v in options.items() for x in ("--" + k.replace("_", "-"), str(v))]
 
 
@@ -159,7 +207,7 @@ def test_killed_in_the_middle_of_a_line_and_started_again(asked, finished, tmp_p
     out = tmp_path / "out"
     script = textwrap.dedent("""
         import os, signal, sys
-        from searchr1_lib import evaluate
+        from searchr1_lib.study import evaluate
         append, count = evaluate.TrajectoryLog.append, []
         def dying(log, trajectories):
             count.append(1)
@@ -175,15 +223,15 @@ def test_killed_in_the_middle_of_a_line_and_started_again(asked, finished, tmp_p
     assert killed.returncode == -9, killed.stderr
     assert len(TrajectoryLog(out / "trajectories.jsonl").read()) == 2 and not (out / "report.json").exists()
 
-    import searchr1_lib.rollout
+    import searchr1_lib.training.rollout
 
-    rollout, answered = searchr1_lib.rollout.rollout, []
+    rollout, answered = searchr1_lib.training.rollout.rollout, []
 
     def watched(policy, questions, *args, **kwargs):
         answered.extend(q.id for q in questions)
         return rollout(policy, questions, *args, **kwargs)
 
-    monkeypatch.setattr(searchr1_lib.rollout, "rollout", watched)
+    monkeypatch.setattr(searchr1_lib.training.rollout, "rollout", watched)
     main(command(asked, out))
     ids = [q.id for q in load_questions(asked)]
     assert answered == ids[2:]  # the first two stood in the log
@@ -191,7 +239,7 @@ def test_killed_in_the_middle_of_a_line_and_started_again(asked, finished, tmp_p
     assert (out / "report.json").read_text() == (finished / "report.json").read_text()
 
     printed = capsys.readouterr().out
-    monkeypatch.setattr("searchr1_lib.policy.load_policy", None)  # nothing is left to do: no model is loaded
+    monkeypatch.setattr("searchr1_lib.training.policy.load_policy", None)  # nothing is left to do: no model is loaded
     main(command(asked, out))
     assert capsys.readouterr().out == printed and "almanac" in printed
 
@@ -234,14 +282,17 @@ def test_another_evaluation_is_not_gone_on_with(asked, finished, tmp_path):
         main(command(other, finished))
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"model": "data/none"}, "no model folder at 'data/none'"),
-    ({"adapter": "data/almanac"}, "no adapter in data/almanac"),
-    ({"engine": "data/none"}, "data/none: no such folder"),
-    ({"data": "nope.jsonl"}, "nope.jsonl: no such file"),
-    ({"prompt": "README.md"}, "README.md: the prompt has no {question}"),
-    ({"max_turns": -1}, "max_turns must be"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model": "data/none"}, "no model folder at 'data/none'"),
+        ({"adapter": "data/almanac"}, "no adapter in data/almanac"),
+        ({"engine": "data/none"}, "data/none: no such folder"),
+        ({"data": "nope.jsonl"}, "nope.jsonl: no such file"),
+        ({"prompt": "README.md"}, "README.md: the prompt has no {question}"),
+        ({"max_turns": -1}, "max_turns must be"),
+    ],
+)
 def test_mistakes_are_one_line(asked, tmp_path, change, message):
     with pytest.raises(SystemExit) as caught:
         main(command(asked, tmp_path, **change))
@@ -250,7 +301,7 @@ def test_mistakes_are_one_line(asked, tmp_path, change, message):
 
 
 def test_a_server_that_is_down_costs_nothing_and_its_password_is_written_nowhere(asked, tmp_path, monkeypatch):
-    monkeypatch.setattr("searchr1_lib.policy.load_policy", None)
+    monkeypatch.setattr("searchr1_lib.training.policy.load_policy", None)
     with pytest.raises(SystemExit, match="evaluate: .*127.0.0.1:9/retrieve") as caught:
         main(command(asked, tmp_path, engine="http://me:secret@127.0.0.1:9/retrieve?key=secret"))
     assert "secret" not in str(caught.value)
@@ -274,7 +325,23 @@ def test_qwen3_thinks_only_if_asked():
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the samples are not here")
 def test_hotpotqas_sample_end_to_end(tmp_path, capsys):
-    main(["--model", "data/tiny_qwen", "--engine", str(SHARED), "--data", f"hotpotqa={SHARED / 'questions.jsonl'}",
-          "--limit", "3", "--out", str(tmp_path), "--max-turns", "1", "--max-turn-tokens", "30"])
+    main(
+        [
+            "--model",
+            "data/tiny_qwen",
+            "--engine",
+            str(SHARED),
+            "--data",
+            f"hotpotqa={SHARED / 'questions.jsonl'}",
+            "--limit",
+            "3",
+            "--out",
+            str(tmp_path),
+            "--max-turns",
+            "1",
+            "--max-turn-tokens",
+            "30",
+        ]
+    )
     assert "HotpotQA" in capsys.readouterr().out
     assert json.loads((tmp_path / "report.json").read_text())["table"]["hotpotqa"]["n"] == 3

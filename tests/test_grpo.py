@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_lib.grpo import (
+from searchr1_lib.training.grpo import (
     LOSS_TYPES,
     gae,
     group_advantages,
@@ -59,8 +59,15 @@ def trl(tmp_path_factory):
     tokenizer.save_pretrained(folder)
     Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=32, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=1, bos_token_id=1, eos_token_id=1, pad_token_id=0,
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            bos_token_id=1,
+            eos_token_id=1,
+            pad_token_id=0,
         )
     ).save_pretrained(folder)
 
@@ -69,8 +76,14 @@ def trl(tmp_path_factory):
             model=Qwen2ForCausalLM.from_pretrained(folder).train(),
             reward_funcs=lambda prompts, completions, **_: list(rewards),
             args=config(
-                output_dir=folder, use_cpu=True, bf16=False, report_to="none",
-                per_device_train_batch_size=8, num_generations=G, max_completion_length=T, disable_tqdm=True,
+                output_dir=folder,
+                use_cpu=True,
+                bf16=False,
+                report_to="none",
+                per_device_train_batch_size=8,
+                num_generations=G,
+                max_completion_length=T,
+                disable_tqdm=True,
                 **settings,
             ),
             train_dataset=Dataset.from_dict({"prompt": ["w2 w3 w4"] * 8}),
@@ -168,9 +181,15 @@ def test_loss_and_gradients_equal_trl(trl, case):
     theirs = trainer._compute_loss(
         model,
         {
-            "prompt_ids": prompt_ids, "prompt_mask": prompt_mask, "completion_ids": completion_ids,
-            "completion_mask": real, "tool_mask": mask, "advantages": advantages, "old_per_token_logps": old,
-            "ref_per_token_logps": ref, "num_items_in_batch": mask.sum(),
+            "prompt_ids": prompt_ids,
+            "prompt_mask": prompt_mask,
+            "completion_ids": completion_ids,
+            "completion_mask": real,
+            "tool_mask": mask,
+            "advantages": advantages,
+            "old_per_token_logps": old,
+            "ref_per_token_logps": ref,
+            "num_items_in_batch": mask.sum(),
         },
     )
     theirs.backward()
@@ -181,8 +200,15 @@ def test_loss_and_gradients_equal_trl(trl, case):
     model.zero_grad()
     logprobs, entropy = ours()
     loss, got = policy_loss(
-        logprobs, old, advantages, mask, loss_type=loss_type, ref_logprobs=ref, entropy=entropy,
-        max_completion_length=T, **options,
+        logprobs,
+        old,
+        advantages,
+        mask,
+        loss_type=loss_type,
+        ref_logprobs=ref,
+        entropy=entropy,
+        max_completion_length=T,
+        **options,
     )
     loss.backward()
     close(loss, theirs)
@@ -335,9 +361,7 @@ def test_micro_batches_add_up_to_the_whole(loss_type, split):
     options = dict(
         loss_type=loss_type, beta=0.1, entropy_coef=0.05, max_completion_length=T, epsilon=0.1, epsilon_high=1.1
     )
-    whole, grad, metrics = loss_and_grad(
-        new, old, advantages, mask, ref_logprobs=ref, entropy=entropy, **options
-    )
+    whole, grad, metrics = loss_and_grad(new, old, advantages, mask, ref_logprobs=ref, entropy=entropy, **options)
     counts = dict(num_sequences=B, num_tokens=int(mask.sum()))
     grads, parts = [], []
     for n, a, o, m, r, e in zip(*(x.split(split) for x in (new, advantages, old, mask, ref, entropy)), strict=True):
@@ -358,15 +382,18 @@ def test_on_policy_the_gradient_is_that_of_reinforce(loss_type):
     _, old, advantages, mask, _ = batch()
     _, grad, metrics = loss_and_grad(old, old, advantages, mask, loss_type=loss_type, max_completion_length=10)
     divisor = {
-        "grpo": B * mask.sum(1, keepdim=True), "gspo": B * mask.sum(1, keepdim=True), "dr_grpo": torch.tensor(B * 10)
+        "grpo": B * mask.sum(1, keepdim=True),
+        "gspo": B * mask.sum(1, keepdim=True),
+        "dr_grpo": torch.tensor(B * 10),
     }.get(loss_type, mask.sum())
     close(grad, -advantages.unsqueeze(1) * mask / divisor)
     assert metrics["ratio"] == 1 and metrics["clip_low"] == metrics["clip_high"] == 0
 
 
-@pytest.mark.parametrize("ratio, advantage, flows", [
-    (1.5, 1.0, False), (1.5, -1.0, True), (0.5, 1.0, True), (0.5, -1.0, False), (1.1, 1.0, True), (0.9, -1.0, True),
-])
+@pytest.mark.parametrize(
+    "ratio, advantage, flows",
+    [(1.5, 1.0, False), (1.5, -1.0, True), (0.5, 1.0, True), (0.5, -1.0, False), (1.1, 1.0, True), (0.9, -1.0, True)],
+)
 def test_clipping_stops_only_the_side_that_overshoots(ratio, advantage, flows):
     new, one = torch.tensor([[ratio]]).log(), torch.ones(1, 1)
     loss, grad, metrics = loss_and_grad(new, torch.zeros(1, 1), torch.tensor([advantage]), one)
@@ -386,9 +413,9 @@ def test_gspo_token_form_gives_credit_per_token():
     close(grad, -ratio * advantages * mask / length / B)
 
 
-@pytest.mark.parametrize("estimator, value, slope", [
-    ("k1", 0.5, 1.0), ("k2", 0.125, 0.5), ("k3", math.exp(-0.5) - 0.5, 1 - math.exp(-0.5)),
-])
+@pytest.mark.parametrize(
+    "estimator, value, slope", [("k1", 0.5, 1.0), ("k2", 0.125, 0.5), ("k3", math.exp(-0.5) - 0.5, 1 - math.exp(-0.5))]
+)
 def test_kl_estimators_by_hand(estimator, value, slope):
     """Log-probability -1 under the policy and -1.5 under the reference."""
     new, ref, one = torch.tensor([[-1.0]]), torch.tensor([[-1.5]]), torch.ones(1, 1)
@@ -405,8 +432,9 @@ def test_kl_estimators_average_to_the_true_divergence():
     true = (p.exp() * (p - q)).sum()
     for estimator in ("k1", "k3"):
         new, ref = p[ids].unsqueeze(0), q[ids].unsqueeze(0)
-        _, metrics = policy_loss(new, new, torch.zeros(1), ids.unsqueeze(0) * 0 + 1, ref_logprobs=ref,
-                                 kl_estimator=estimator)
+        _, metrics = policy_loss(
+            new, new, torch.zeros(1), ids.unsqueeze(0) * 0 + 1, ref_logprobs=ref, kl_estimator=estimator
+        )
         close(metrics["kl"], true, 2e-3)
 
 
@@ -438,8 +466,17 @@ def test_masked_positions_never_matter(loss_type, junk):
 def test_an_empty_mask_gives_zero(loss_type, given_counts):
     new, old, advantages, mask, ref = batch()
     loss, grad, metrics = loss_and_grad(
-        new, old, advantages, mask * 0, loss_type=loss_type, beta=0.1, ref_logprobs=ref, entropy=new.detach(),
-        entropy_coef=0.1, max_completion_length=T, **given_counts,
+        new,
+        old,
+        advantages,
+        mask * 0,
+        loss_type=loss_type,
+        beta=0.1,
+        ref_logprobs=ref,
+        entropy=new.detach(),
+        entropy_coef=0.1,
+        max_completion_length=T,
+        **given_counts,
     )
     assert loss == 0 and not grad.any() and not any(metrics.values())
 
@@ -448,8 +485,14 @@ def test_an_empty_mask_gives_zero(loss_type, given_counts):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_non_finite_number_is_reported_with_its_place(name, bad):
     new, old, advantages, mask, ref = batch()
-    inputs = dict(logprobs=new, old_logprobs=old, advantages=advantages.unsqueeze(1).expand(B, T), mask=mask,
-                  ref_logprobs=ref, entropy=-old)
+    inputs = dict(
+        logprobs=new,
+        old_logprobs=old,
+        advantages=advantages.unsqueeze(1).expand(B, T),
+        mask=mask,
+        ref_logprobs=ref,
+        entropy=-old,
+    )
     broken = inputs[name].detach().clone()
     broken[2, 3] = bad
     with pytest.raises(FloatingPointError, match=f"^{name} is .* at rollout 2, token 3"):
@@ -504,9 +547,7 @@ def head_inputs(dtype=torch.float64, bias=True, frozen=False):
 @pytest.mark.parametrize("wanted", ["logprobs", "entropy", "both"])
 def test_head_equals_the_plain_computation(chunk_tokens, temperature, frozen, wanted):
     hidden, weight, bias, ids = head_inputs(frozen=frozen)
-    got = token_logprobs_and_entropy(
-        hidden, weight, ids, bias=bias, temperature=temperature, chunk_tokens=chunk_tokens
-    )
+    got = token_logprobs_and_entropy(hidden, weight, ids, bias=bias, temperature=temperature, chunk_tokens=chunk_tokens)
     want = plain(hidden, weight, ids, bias, temperature)
     inputs = [x for x in (hidden, weight, bias) if x.requires_grad]
     factors = torch.randn(2, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -525,9 +566,7 @@ def test_head_gradcheck(frozen):
     mask = torch.tensor([[1, 1, 0, 1, 0], [0, 0, 1, 1, 1]])
 
     def f(hidden, weight, bias):
-        return token_logprobs_and_entropy(
-            hidden, weight, ids, bias=bias, mask=mask, temperature=0.8, chunk_tokens=2
-        )
+        return token_logprobs_and_entropy(hidden, weight, ids, bias=bias, mask=mask, temperature=0.8, chunk_tokens=2)
 
     assert torch.autograd.gradcheck(f, (hidden, weight, bias))
     assert torch.autograd.gradcheck(lambda *x: f(*x)[0], (hidden, weight, bias))

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import nbformat
-
-from searchr1_lib.settings import Settings
 from test_trainer import SHORT, engine, questions, trainer  # noqa: F401  (fixtures)
+
+from searchr1_lib.training.settings import Settings
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "05_grpo_qlora_training.ipynb"
 

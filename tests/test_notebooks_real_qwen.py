@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 import torch
+from test_real_qwen import KINDS, write_model
 
 from searchr1_lib import BM25Search, load_passages, suite
-from searchr1_lib.evaluate import Report, row_of
 from searchr1_lib.records import Question, Trajectory
-from test_real_qwen import KINDS, write_model
+from searchr1_lib.study.evaluate import Report, row_of
 
 
 def cell(notebook: str, id: str) -> str:
@@ -22,11 +22,34 @@ def test_00_02_and_05_with_a_qwen_that_has_no_adapter(tmp_path, monkeypatch, cap
     monkeypatch.setenv("SEARCHR1_RUNS", str(tmp_path))
     model = write_model(tmp_path / "qwen", KINDS["qwen2.5-instruct"])
     BM25Search(load_passages("data/real/mixed/passages.jsonl")).save(tmp_path / "real" / "index")  # as 01 does
-    given = [f"model={model}", f"demo_model={model}", "demo_adapter=", "data=data/real/mixed", "demo_questions=4",
-             "demo_steps=1", "demo_learning_rate=2e-4", "steps=1", "eval_questions=4", "collapse_steps=0",
-             "max_turns=1", "max_turn_tokens=16"]
-    code = suite.main(["run", "--profile", "smoke", "--run", "real", "--only", "00", "02", "05",
-                       *(word for text in given for word in ("-p", text))])
+    given = [
+        f"model={model}",
+        f"demo_model={model}",
+        "demo_adapter=",
+        "data=data/real/mixed",
+        "demo_questions=4",
+        "demo_steps=1",
+        "demo_learning_rate=2e-4",
+        "steps=1",
+        "eval_questions=4",
+        "collapse_steps=0",
+        "max_turns=1",
+        "max_turn_tokens=16",
+    ]
+    code = suite.main(
+        [
+            "run",
+            "--profile",
+            "smoke",
+            "--run",
+            "real",
+            "--only",
+            "00",
+            "02",
+            "05",
+            *(word for text in given for word in ("-p", text)),
+        ]
+    )
     assert code == 0, capfd.readouterr().err
     for name in ("demo.jsonl", "rollouts.jsonl", "demo_train/metrics.jsonl", "after.json"):
         assert (tmp_path / "real" / name).stat().st_size
@@ -41,8 +64,14 @@ def test_00_02_and_05_with_a_qwen_that_has_no_adapter(tmp_path, monkeypatch, cap
 def test_the_table_of_00_where_there_are_not_two_kinds_of_question(known, capsys):
     t = Trajectory(Question("q", "Where?", ["here"], known=known), [], [], [], [], answer="here", reward=1.0)
     report = Report([row_of(t)], [t])
-    space = {"evaluate": lambda *_, **__: report, "policy": SimpleNamespace(reference=lambda: open("/dev/null")),
-             "exam": [t.question], "engine": None, "rules": {}, "reports": {"before": report, "after": report}}
+    space = {
+        "evaluate": lambda *_, **__: report,
+        "policy": SimpleNamespace(reference=lambda: open("/dev/null")),
+        "exam": [t.question],
+        "engine": None,
+        "rules": {},
+        "reports": {"before": report, "after": report},
+    }
     exec(cell("00", "00-09"), space)
     head, *rows = capsys.readouterr().out.splitlines()
     assert f"{'all' if known is None else 'look-up'}: right" in head and len(rows) == 4
@@ -57,10 +86,17 @@ def test_02_lets_one_token_be_off_in_16_bits(exact, passes):
     fresh = torch.full((10,), -1.0)
     fresh[3] -= 0.33
     space = {
-        "torch": torch, "questions": [SimpleNamespace(known=True)], "question": None, "engine": None, "limits": {},
-        "p": SimpleNamespace(seed=0, num_generations=1), "policy": SimpleNamespace(device="cpu"),
-        "rollout": lambda *_, **__: [t], "fresh_logprobs": lambda t: fresh,
-        "exact": exact, "tolerance": 1e-4 if exact else 0.1,
+        "torch": torch,
+        "questions": [SimpleNamespace(known=True)],
+        "question": None,
+        "engine": None,
+        "limits": {},
+        "p": SimpleNamespace(seed=0, num_generations=1),
+        "policy": SimpleNamespace(device="cpu"),
+        "rollout": lambda *_, **__: [t],
+        "fresh_logprobs": lambda t: fresh,
+        "exact": exact,
+        "tolerance": 1e-4 if exact else 0.1,
     }
     if passes:
         exec(cell("02", "02-36"), space)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from searchr1_lib import plots
-from searchr1_lib.evaluate import Report, row_of
 from searchr1_lib.records import Question, SearchCall, Trajectory
+from searchr1_lib.study import plots
+from searchr1_lib.study.evaluate import Report, row_of
 
 
 def run(seed=0, steps=60, at=30):
@@ -23,13 +23,28 @@ def run(seed=0, steps=60, at=30):
     for step in range(1, steps + 1):
         learned = 1 / (1 + math.exp(-(step - at)))
         known, lookup = rng.normal(0.5 - 0.48 * learned, 0.02), rng.normal(0.5 + 0.48 * learned, 0.02)
-        rows.append({
-            "step": step, "reward": 0.6 + 0.3 * learned, "reward_std": 0.3, "em_known": 0.9, "em_lookup": lookup,
-            "searches_known": known, "searches_per_need_lookup": lookup, "search_first_known": known,
-            "search_first_lookup": lookup, "entropy": 0.3, "kl": None if step < 3 else 0.01 * step,
-            "grad_norm": math.nan if step == 5 else 0.5, "clip_fraction": 0.0, "malformed": 0.01,
-            "completion_tokens": 40.0, "zero_variance_groups": 0.5, "finish_answer": 0.9, "finish_turns": 0.1,
-        })
+        rows.append(
+            {
+                "step": step,
+                "reward": 0.6 + 0.3 * learned,
+                "reward_std": 0.3,
+                "em_known": 0.9,
+                "em_lookup": lookup,
+                "searches_known": known,
+                "searches_per_need_lookup": lookup,
+                "search_first_known": known,
+                "search_first_lookup": lookup,
+                "entropy": 0.3,
+                "kl": None if step < 3 else 0.01 * step,
+                "grad_norm": math.nan if step == 5 else 0.5,
+                "clip_fraction": 0.0,
+                "malformed": 0.01,
+                "completion_tokens": 40.0,
+                "zero_variance_groups": 0.5,
+                "finish_answer": 0.9,
+                "finish_turns": 0.1,
+            }
+        )
         if step == 7:
             del rows[-1]["em_lookup"]
     return rows
@@ -37,8 +52,16 @@ def run(seed=0, steps=60, at=30):
 
 def rollout(known, hops, searches, right=True, **fields):
     question = Question("q", "Where?", ["here"], hops=hops, known=known)
-    return Trajectory(question, [], [], [], [], searches=[SearchCall("q", [], 0.0)] * searches,
-                      answer="here" if right else "there", **fields)
+    return Trajectory(
+        question,
+        [],
+        [],
+        [],
+        [],
+        searches=[SearchCall("q", [], 0.0)] * searches,
+        answer="here" if right else "there",
+        **fields,
+    )
 
 
 def figures():
@@ -46,14 +69,29 @@ def figures():
     before = Report([row_of(t) for t in [rollout(True, 1, 1), rollout(False, 2, 1, False)]], [])
     after = Report([row_of(t) for t in [rollout(True, 1, 0), rollout(False, 2, 2)]], [])
     steps, rewards = np.arange(400) % 50 + 1.0, rng.choice([0.0, 0.85, 1.0], 400)
-    bins = [{"sure": 0.1, "right": 0.0, "low": 0.0, "high": 0.2, "n": 30},
-            {"sure": 0.9, "right": 0.95, "low": 0.9, "high": 1.0, "n": 300}]
-    settings = [{"setting": {"search_cost": c, "topk": k}, "runs": 3, "figures": {
-        f"exact match, {g}": {"mean": c, "low": c - 0.1, "high": c + 0.1, "values": [c, c, c + 0.05], "n": 3}
-        for g in ("known", "look-up")}} for c in (0.0, 0.15, 0.5) for k in (1, 3)]
-    ways = [{"label": f"method number {i}", "x": 0.3 * (i // 2), "y": 0.9, "y_low": 0.8, "y_high": 0.95} for i in range(9)]
-    engines = [{"engine": f"engine {i}", "recall@1": 0.5, "recall@3": 0.8, "mrr": 0.6, "ms_per_query": 3.0**i}
-               for i in range(6)]
+    bins = [
+        {"sure": 0.1, "right": 0.0, "low": 0.0, "high": 0.2, "n": 30},
+        {"sure": 0.9, "right": 0.95, "low": 0.9, "high": 1.0, "n": 300},
+    ]
+    settings = [
+        {
+            "setting": {"search_cost": c, "topk": k},
+            "runs": 3,
+            "figures": {
+                f"exact match, {g}": {"mean": c, "low": c - 0.1, "high": c + 0.1, "values": [c, c, c + 0.05], "n": 3}
+                for g in ("known", "look-up")
+            },
+        }
+        for c in (0.0, 0.15, 0.5)
+        for k in (1, 3)
+    ]
+    ways = [
+        {"label": f"method number {i}", "x": 0.3 * (i // 2), "y": 0.9, "y_low": 0.8, "y_high": 0.95} for i in range(9)
+    ]
+    engines = [
+        {"engine": f"engine {i}", "recall@1": 0.5, "recall@3": 0.8, "mrr": 0.6, "ms_per_query": 3.0**i}
+        for i in range(6)
+    ]
     w = rng.normal(0, 0.02, (64, 128))
     return {
         "learning_curves": plots.learning_curves(run()),
@@ -67,10 +105,14 @@ def figures():
         "calibration": plots.calibration({"first steps": bins, "last steps": bins[1:]}),
         "calibration of nothing": plots.calibration({"first steps": [], "last steps": bins}),
         "trade_off": plots.trade_off(ways, x="searches per question", y="exact match"),
-        "trade_off of runs": plots.trade_off([way | {"runs": [(0.1, 0.2), (0.3, 0.4)]} for way in ways[:3]],
-                                             x="searches", y="reward"),
-        "by_setting": plots.by_setting(settings[::2], {"Exact match": ["exact match, known", "exact match, look-up"],
-                                                       "None": ["nothing"]}, "search_cost"),
+        "trade_off of runs": plots.trade_off(
+            [way | {"runs": [(0.1, 0.2), (0.3, 0.4)]} for way in ways[:3]], x="searches", y="reward"
+        ),
+        "by_setting": plots.by_setting(
+            settings[::2],
+            {"Exact match": ["exact match, known", "exact match, look-up"], "None": ["nothing"]},
+            "search_cost",
+        ),
         "grid": plots.grid(settings, ["exact match, known", "exact match, look-up"], "topk", "search_cost"),
         "clip_objective": plots.clip_objective(0.2, 0.28),
         "retrieval_comparison": plots.retrieval_comparison(engines),
@@ -80,20 +122,34 @@ def figures():
         "advantages_of_group without variance": plots.advantages_of_group([0.85] * 4, [0] * 4),
         "step_effect": plots.step_effect([1.2, -1, -0.2], [0.02, -0.3, 0.01]),
         "step_effect of nothing": plots.step_effect([0, 0], [0, 0]),
-        "curves": plots.curves(run(), {"Two": {"em_known": "known", "em_lookup": "look-up"}, "One": {"kl": "KL"}},
-                               title="Any metrics over the steps, also those that are missing at times"),
+        "curves": plots.curves(
+            run(),
+            {"Two": {"em_known": "known", "em_lookup": "look-up"}, "One": {"kl": "KL"}},
+            title="Any metrics over the steps, also those that are missing at times",
+        ),
         "side_by_side": plots.side_by_side(
-            {"healthy": run(), "broken": run()[:3]}, {"Reward": "reward", "KL": "kl", "No such": "none", "EM": "em"},
-            title="Two runs of different lengths, and a metric that is missing", logarithmic=["kl"]),
+            {"healthy": run(), "broken": run()[:3]},
+            {"Reward": "reward", "KL": "kl", "No such": "none", "EM": "em"},
+            title="Two runs of different lengths, and a metric that is missing",
+            logarithmic=["kl"],
+        ),
         "reward_histograms": plots.reward_histograms(
             {"exact_match": [1.0, 0.0, 1.0, 0.0], "ikea": [-1.0, 0.05, 1.6, 1.2], "search_cost": [0.0] * 4},
-            [True, False, True, False]),
+            [True, False, True, False],
+        ),
         "correlations": plots.correlations(
-            {"a": {"a": 1.0, "b": -0.5, "c": math.nan}, "b": {"a": -0.5, "b": 1.0, "c": math.nan},
-             "c": {"a": math.nan, "b": math.nan, "c": math.nan}}),
-        "lines": plots.lines([0.0, 0.5, 1.0], {"known": {"search": [1, 0.5, 0], "answer": [1, 1, 1]},
-                                               "look-up": {"search": [0.9, 0.4, -0.1]}},
-                             xlabel="cost of a search", title="Where answering begins to pay more"),
+            {
+                "a": {"a": 1.0, "b": -0.5, "c": math.nan},
+                "b": {"a": -0.5, "b": 1.0, "c": math.nan},
+                "c": {"a": math.nan, "b": math.nan, "c": math.nan},
+            }
+        ),
+        "lines": plots.lines(
+            [0.0, 0.5, 1.0],
+            {"known": {"search": [1, 0.5, 0], "answer": [1, 1, 1]}, "look-up": {"search": [0.9, 0.4, -0.1]}},
+            xlabel="cost of a search",
+            title="Where answering begins to pay more",
+        ),
         "searches_vs_need": plots.searches_vs_need([rollout(True, 1, 0), rollout(False, 2, 3)] * 3),
     }
 
@@ -156,8 +212,10 @@ def test_labels_of_points_do_not_meet(drawn):
 
 
 def test_the_pareto_front_is_what_no_point_beats():
-    points = [{"label": str(i), "x": x, "y": y} for i, (x, y) in enumerate(
-        [(1.2, 0.9), (0.0, 0.5), (0.7, 0.8), (0.7, 0.9), (1.3, 0.95)])]
+    points = [
+        {"label": str(i), "x": x, "y": y}
+        for i, (x, y) in enumerate([(1.2, 0.9), (0.0, 0.5), (0.7, 0.8), (0.7, 0.9), (1.3, 0.95)])
+    ]
     front = plots.trade_off(points, x="searches", y="right").axes[0].lines[0]
     assert front.get_xydata().tolist() == [[0.0, 0.5], [0.7, 0.9], [1.3, 0.95]]
 
@@ -178,8 +236,10 @@ MESSY = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True), st.
 @settings(max_examples=6, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(sorted(run()[0])[:-1]), MESSY, max_size=6), max_size=8))
 def test_gaps_and_nonsense_in_metrics_leave_gaps_in_the_figure(rows):
-    rows = [{**{k: v for k, v in row.items() if not (isinstance(v, float) and abs(v) > 1e9)}, "step": i}
-            for i, row in enumerate(rows)]
+    rows = [
+        {**{k: v for k, v in row.items() if not (isinstance(v, float) and abs(v) > 1e9)}, "step": i}
+        for i, row in enumerate(rows)
+    ]
     for draw in (plots.learning_curves, plots.training_health):
         assert draw(rows).alt
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from searchr1_lib.policy import Policy, check_model_folder, export_merged, load_policy, prompt_of, token_bytes
-from searchr1_lib.protocol import PROMPT, SHORT_PROMPT
+from searchr1_lib.environment.protocol import PROMPT, SHORT_PROMPT
+from searchr1_lib.training.policy import Policy, check_model_folder, export_merged, load_policy, prompt_of, token_bytes
 
 TINY = "data/tiny_qwen"
 
@@ -94,8 +94,11 @@ def test_a_merge_goes_into_the_stored_base_never_into_nf4(tmp_path, stored):
     from transformers import AutoModelForCausalLM
 
     base = shutil.copytree(TINY, tmp_path / "base")
-    save_file({k: v.to(stored) for k, v in load_file(base / "model.safetensors").items()}, base / "model.safetensors",
-              metadata={"format": "pt"})
+    save_file(
+        {k: v.to(stored) for k, v in load_file(base / "model.safetensors").items()},
+        base / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"dtype": str(stored).removeprefix("torch.")}))
     policy = changed_policy()  # NF4
@@ -113,7 +116,7 @@ def test_a_merge_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("searchr1_lib.policy.write_whole", full)  # the last file of the folder
+    monkeypatch.setattr("searchr1_lib.training.policy.write_whole", full)  # the last file of the folder
     with pytest.raises(OSError, match="No space"):
         export_merged(changed_policy(), tmp_path / "merged")
     assert not list(tmp_path.iterdir())
@@ -192,7 +195,8 @@ def test_dropout_is_refused():
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(TINY),
-                           LoraConfig(lora_dropout=0.1, target_modules="all-linear"))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(TINY), LoraConfig(lora_dropout=0.1, target_modules="all-linear")
+    )
     with pytest.raises(ValueError, match="dropout"):
         Policy(model, AutoTokenizer.from_pretrained(TINY))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from test_data import SAMPLES, hotpotqa_row, write
 
-from searchr1_lib import prepare
 from searchr1_lib.data import load_passages, load_questions
 from searchr1_lib.records import Question
 from searchr1_lib.rewards import normalize_answer
+from searchr1_lib.worlds import prepare
 
 COMMON = load_questions(prepare.DATA / "common_knowledge.jsonl")
 SPLITS = ("train", "validation", "test")
@@ -73,7 +73,10 @@ def test_a_public_set_becomes_a_folder(tmp_path, capsys):
     prepare.main([str(tmp_path / "hotpotqa"), "--out", str(out), "--train", "3", "--validation", "1", "--test", "2"])
     parts = {split: load_questions(out / f"{split}.jsonl") for split in SPLITS}
     assert {split: [q.text[-2:].strip("A") for q in part] for split, part in parts.items()} == {
-        "train": ["0", "1", "2"], "validation": ["3"], "test": ["10", "11"]}
+        "train": ["0", "1", "2"],
+        "validation": ["3"],
+        "test": ["10", "11"],
+    }
     ids = {p.id for p in load_passages(out / "passages.jsonl")}
     assert all(len(q.passages) == 2 and set(q.passages) <= ids for part in parts.values() for q in part)
     assert json.loads(capsys.readouterr().out) == json.loads((out / "made.json").read_text())
@@ -88,8 +91,10 @@ def test_a_set_without_a_training_split(tmp_path, capsys):
         with pytest.raises(SystemExit):
             prepare.main([source, "--out", str(tmp_path / "out"), *corpus])
         assert "add --train 0 --validation 0" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    for source, counts, splits in ((file.parent, (0, 0, 3), {"test": 3}),
-                                   (file, (1, 1, 2), {"train": 1, "validation": 1, "test": 2})):
+    for source, counts, splits in (
+        (file.parent, (0, 0, 3), {"test": 3}),
+        (file, (1, 1, 2), {"train": 1, "validation": 1, "test": 2}),
+    ):
         asked = [x for name, n in zip(SPLITS, counts) for x in (f"--{name}", str(n))]
         prepare.main([str(source), "--out", str(tmp_path / "out"), *corpus, *asked])
         assert json.loads(capsys.readouterr().out)["questions"] == splits
@@ -107,17 +112,26 @@ def test_what_cannot_be_prepared_is_said_in_one_line(tmp_path, capsys):
 def test_a_sample_of_hotpotqa_from_search_to_evaluation(tmp_path):
     """Real questions on the real machinery; the tiny model knows nothing of them, so only the mechanics count."""
     from searchr1_lib import LocalSearch, load_policy
-    from searchr1_lib.evaluate import evaluate
+    from searchr1_lib.study.evaluate import evaluate
 
     sample, out = SAMPLES / "hotpotqa_train100", tmp_path / "hotpotqa"
     questions, passages = prepare.load_set(
-        str(sample / "questions.jsonl"), {"train": 6, "validation": 2, "test": 4},
-        corpus=str(sample / "corpus.jsonl"), others=1)
+        str(sample / "questions.jsonl"),
+        {"train": 6, "validation": 2, "test": 4},
+        corpus=str(sample / "corpus.jsonl"),
+        others=1,
+    )
     prepare.write_folder(out, questions, passages, {})
     assert len(passages) == 994 and [len(questions[s]) for s in SPLITS] == [6, 2, 4]
     policy = load_policy(str(Path(__file__).resolve().parents[1] / "data" / "tiny_qwen"))
-    report = evaluate(policy, load_questions(out / "test.jsonl"), LocalSearch(out), first_action="search",
-                      max_turns=1, max_turn_tokens=24)
+    report = evaluate(
+        policy,
+        load_questions(out / "test.jsonl"),
+        LocalSearch(out),
+        first_action="search",
+        max_turns=1,
+        max_turn_tokens=24,
+    )
     assert len(report.rows) == 4 and all(row["known"] is None and row["need"] is None for row in report.rows)
     assert sum(len(t.searches) for t in report.trajectories) > 0
     assert all(call.hits for t in report.trajectories for call in t.searches)
@@ -128,7 +142,8 @@ def test_the_part_of_a_corpus_about_some_questions(tmp_path):
     sample = SAMPLES / "hotpotqa_train100"
     counts = {"train": 10, "validation": 0, "test": 0}
     questions, part = prepare.load_set(
-        str(sample / "questions.jsonl"), counts, corpus=str(sample / "corpus.jsonl"), others=10)
+        str(sample / "questions.jsonl"), counts, corpus=str(sample / "corpus.jsonl"), others=10
+    )
     gold = {id for q in questions["train"] for id in q.passages}
     assert list(questions) == ["train"] and gold <= {p.id for p in part} and 110 < len(part) < 300
 
@@ -138,8 +153,23 @@ def test_notebooks_01_and_02_run_on_a_sample_of_hotpotqa(tmp_path, monkeypatch):
     from searchr1_lib import suite
 
     sample, out = SAMPLES / "hotpotqa_train100", tmp_path / "hotpotqa"
-    prepare.main([str(sample / "questions.jsonl"), "--corpus", str(sample / "corpus.jsonl"), "--others", "1",
-                  "--train", "20", "--validation", "5", "--test", "20", "--out", str(out)])
+    prepare.main(
+        [
+            str(sample / "questions.jsonl"),
+            "--corpus",
+            str(sample / "corpus.jsonl"),
+            "--others",
+            "1",
+            "--train",
+            "20",
+            "--validation",
+            "5",
+            "--test",
+            "20",
+            "--out",
+            str(out),
+        ]
+    )
     monkeypatch.setenv("SEARCHR1_RUNS", str(tmp_path))
     given = [f"data={out}", "eval_questions=4", "dense_passages=40", "ann_vectors=400"]
     _, outcomes = suite.run_suite("smoke", "hotpotqa", given, only=["01", "02"])

@@ -6,29 +6,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_lib.protocol import (PROMPT, PROMPTS, TAGS, build_prompt, escape, find_stop, format_document,
-                                   format_observation, observation, read_action, split_turn)
+from searchr1_lib.environment.protocol import (
+    PROMPT,
+    PROMPTS,
+    TAGS,
+    build_prompt,
+    escape,
+    find_stop,
+    format_document,
+    format_observation,
+    observation,
+    read_action,
+    split_turn,
+)
 from searchr1_lib.records import Passage
 
-TAGGED = st.lists(st.sampled_from(
-    [f"<{s}{t}>" for t in TAGS for s in ("", "/")] + ["a", " b ", "\n", "é", "<", ">", "<|im_end|>", "</ search>"]),
-    max_size=14).map("".join)
+TAGGED = st.lists(
+    st.sampled_from(
+        [f"<{s}{t}>" for t in TAGS for s in ("", "/")] + ["a", " b ", "\n", "é", "<", ">", "<|im_end|>", "</ search>"]
+    ),
+    max_size=14,
+).map("".join)
 
 
-@pytest.mark.parametrize("turn, kind, text", [
-    ("<think> t </think>\n<search> q one </search>", "search", "q one"),
-    ("<answer> 42 </answer>", "answer", "42"),
-    ("<answer></answer>", "answer", ""),
-    ("<search>  </search>", None, ""),
-    ("no action", None, ""),
-    ("</search> then", None, ""),
-    ("<search> never closed", None, ""),
-    ("<search> a <search> b </search>", "search", "b"),
-    ("<search> a </search><answer> b </answer>", "search", "a"),
-    ("<answer> a </search>", None, ""),
-    ("<SEARCH> a </SEARCH>", None, ""),
-    ("＜search＞ a ＜/search＞", None, ""),
-])
+@pytest.mark.parametrize(
+    "turn, kind, text",
+    [
+        ("<think> t </think>\n<search> q one </search>", "search", "q one"),
+        ("<answer> 42 </answer>", "answer", "42"),
+        ("<answer></answer>", "answer", ""),
+        ("<search>  </search>", None, ""),
+        ("no action", None, ""),
+        ("</search> then", None, ""),
+        ("<search> never closed", None, ""),
+        ("<search> a <search> b </search>", "search", "b"),
+        ("<search> a </search><answer> b </answer>", "search", "a"),
+        ("<answer> a </search>", None, ""),
+        ("<SEARCH> a </SEARCH>", None, ""),
+        ("＜search＞ a ＜/search＞", None, ""),
+    ],
+)
 def test_reading_an_action(turn, kind, text):
     action = read_action(turn)
     assert (action.kind, action.text) == (kind, text)
@@ -85,4 +102,5 @@ def test_the_question_stands_whole_in_the_prompt():
 
 def test_an_observation_in_full():
     assert format_observation([format_document(1, "A", "x"), format_document(2, "B", "y\nz")]) == (
-        "\n\n<information>Doc 1(Title: A) x\nDoc 2(Title: B) y z</information>\n\n")
+        "\n\n<information>Doc 1(Title: A) x\nDoc 2(Title: B) y z</information>\n\n"
+    )

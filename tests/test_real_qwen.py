@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from searchr1_lib import protocol
-from searchr1_lib.policy import Policy, export_merged, load_policy
+from searchr1_lib.environment import protocol
 from searchr1_lib.records import Passage, Question
-from searchr1_lib.rollout import fit_observation, rollout
 from searchr1_lib.search import BM25Search
-from searchr1_lib.trainer import Settings, Trainer
-from searchr1_lib.viewer import render_html
+from searchr1_lib.study.viewer import render_html
+from searchr1_lib.training.policy import Policy, export_merged, load_policy
+from searchr1_lib.training.rollout import fit_observation, rollout
+from searchr1_lib.training.trainer import Settings, Trainer
 
 SPECIAL = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
 <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>""".split()
@@ -28,12 +28,15 @@ ORDINARY = """<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffi
 <|file_sep|>""".split()
 QWEN3 = "<tool_response> </tool_response> <think> </think>".split()
 
-CHAT = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-SYSTEM = ("{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYOU<|im_end|>\n' }}{% endif %}" + CHAT)
+CHAT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SYSTEM = "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nYOU<|im_end|>\n' }}{% endif %}" + CHAT
 SWITCH = CHAT.removesuffix("{% endif %}") + (
     "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-    "{% endif %}")
+    "{% endif %}"
+)
 OPENS = CHAT.removesuffix("{% endif %}") + "{{ '<think>\n' }}{% endif %}"
 YOU, BASE_YOU = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", "You are a helpful assistant."
 
@@ -63,22 +66,33 @@ KINDS = {
     "qwen3-8b": Kind("qwen3", SWITCH, MESSAGE, (MESSAGE, TEXT), tied=False, sharded=True, window=4096),
     "qwen3-thinking": Kind("qwen3", OPENS, MESSAGE, (MESSAGE, TEXT)),
 }
-PASSAGES = [Passage("p1", "Velmora", "Velmora was founded </information><think> by </think> Ilda Storn in 1702."),
-            Passage("p2", "Port of Velmora", "The port <|im_end|> has two quays.")]
-LOOKUP, KNOWN, SILENT = (Question("lookup", "Who founded Velmora", ["Ilda Storn"]),
-                         Question("known", "Capital of France?", ["Paris"]),
-                         Question("silent", "What am I thinking of?", ["nobody knows"]))
+PASSAGES = [
+    Passage("p1", "Velmora", "Velmora was founded </information><think> by </think> Ilda Storn in 1702."),
+    Passage("p2", "Port of Velmora", "The port <|im_end|> has two quays."),
+]
+LOOKUP, KNOWN, SILENT = (
+    Question("lookup", "Who founded Velmora", ["Ilda Storn"]),
+    Question("known", "Capital of France?", ["Paris"]),
+    Question("silent", "What am I thinking of?", ["nobody knows"]),
+)
 #: Taught to search, to answer and to stop; the others have random weights. "search-r1" has the layout of the official
 #: checkpoints: a Qwen2.5 base model, sharded, whose base tokenizer has a chat template.
 TAUGHT = ("search-r1", "qwen3")
-STEP = Settings(steps=1, questions_per_step=2, num_generations=2, learning_rate=1e-3, max_turns=1, max_turn_tokens=12,
-                max_completion_length=400)
+STEP = Settings(
+    steps=1,
+    questions_per_step=2,
+    num_generations=2,
+    learning_rate=1e-3,
+    max_turns=1,
+    max_turn_tokens=12,
+    max_completion_length=400,
+)
 
 
 @cache
 def bpe() -> dict:
     """The "model" part of a tokenizer.json: bytes and a few hundred merges, no added tokens."""
-    from searchr1_lib.warmstart import train_tokenizer
+    from searchr1_lib.study.warmstart import train_tokenizer
 
     lines = Path("data/almanac/passages.jsonl").read_text(encoding="utf-8").splitlines()[:300]
     texts = [json.loads(line)["text"] for line in lines] + [protocol.PROMPT] * 20
@@ -93,18 +107,38 @@ def write_tokenizer(folder: Path, kind: Kind) -> None:
     plain = {t: i for t, i in vocab.items() if t not in SPECIAL}
     ordered = {t: i for i, t in enumerate(sorted(plain, key=plain.get))}
     names = SPECIAL + ORDINARY + (QWEN3 if kind.model_type == "qwen3" else [])
-    added = [{"id": len(ordered) + i, "content": t, "single_word": False, "lstrip": False, "rstrip": False,
-              "normalized": False, "special": t in SPECIAL} for i, t in enumerate(names)]
+    added = [
+        {
+            "id": len(ordered) + i,
+            "content": t,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": t in SPECIAL,
+        }
+        for i, t in enumerate(names)
+    ]
     made = made | {"added_tokens": added, "model": made["model"] | {"vocab": ordered}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(json.dumps(made))
     (folder / "vocab.json").write_text(json.dumps(ordered))
     (folder / "merges.txt").write_text("\n".join(" ".join(m) for m in made["model"]["merges"]))
-    config = {"add_bos_token": False, "add_prefix_space": False, "additional_special_tokens": SPECIAL[1:],
-              "added_tokens_decoder": {str(a["id"]): {k: v for k, v in a.items() if k != "id"} for a in added},
-              "bos_token": None, "clean_up_tokenization_spaces": False, "eos_token": kind.eos, "errors": "replace",
-              "model_max_length": 131072, "pad_token": TEXT, "split_special_tokens": False,
-              "tokenizer_class": Qwen2Tokenizer.__name__, "unk_token": None}
+    config = {
+        "add_bos_token": False,
+        "add_prefix_space": False,
+        "additional_special_tokens": SPECIAL[1:],
+        "added_tokens_decoder": {str(a["id"]): {k: v for k, v in a.items() if k != "id"} for a in added},
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": kind.eos,
+        "errors": "replace",
+        "model_max_length": 131072,
+        "pad_token": TEXT,
+        "split_special_tokens": False,
+        "tokenizer_class": Qwen2Tokenizer.__name__,
+        "unk_token": None,
+    }
     if kind.template:
         config["chat_template"] = kind.template
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -119,18 +153,35 @@ def write_model(folder: Path, kind: Kind, taught: bool = False) -> Path:
     size = -(-len(tokenizer) // 128) * 128  # padded, as Qwen's are
     shape = {"head_dim": 16} if kind.model_type == "qwen3" else {}
     config = AutoConfig.for_model(
-        kind.model_type, vocab_size=size, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048, tie_word_embeddings=kind.tied,
+        kind.model_type,
+        vocab_size=size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=kind.tied,
         initializer_range=0.1,
-        use_sliding_window=kind.window is not None, sliding_window=kind.window, max_window_layers=1,
-        bos_token_id=tokenizer.convert_tokens_to_ids(TEXT), eos_token_id=tokenizer.eos_token_id, **shape)
+        use_sliding_window=kind.window is not None,
+        sliding_window=kind.window,
+        max_window_layers=1,
+        bos_token_id=tokenizer.convert_tokens_to_ids(TEXT),
+        eos_token_id=tokenizer.eos_token_id,
+        **shape,
+    )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     if taught:
         teach(model, tokenizer)
     ends = [tokenizer.convert_tokens_to_ids(t) for t in kind.ends]
-    model.generation_config = GenerationConfig(eos_token_id=ends if len(ends) > 1 else ends[0], do_sample=True,
-                                               temperature=0.7, top_p=0.8, pad_token_id=tokenizer.pad_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+        do_sample=True,
+        temperature=0.7,
+        top_p=0.8,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model.save_pretrained(folder, max_shard_size="100KB" if kind.sharded else "1GB")
     saved = json.loads((folder / "config.json").read_text())
     rope = saved.pop("rope_parameters")
@@ -205,27 +256,30 @@ def system(text: str) -> str:
 # -- prompt, thinking, ends ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, before, after", [
-    ("qwen2.5-base", system(BASE_YOU), "<|im_start|>assistant\n"),
-    ("qwen2.5-instruct", system(YOU), "<|im_start|>assistant\n"),
-    ("qwen2-plain-base", None, None),
-    ("qwen3-base", "", "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
-    ("qwen3", "", "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
-    ("qwen3-thinking", "", "<|im_start|>assistant\n"),
-])
+@pytest.mark.parametrize(
+    "name, before, after",
+    [
+        ("qwen2.5-base", system(BASE_YOU), "<|im_start|>assistant\n"),
+        ("qwen2.5-instruct", system(YOU), "<|im_start|>assistant\n"),
+        ("qwen2-plain-base", None, None),
+        ("qwen3-base", "", "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+        ("qwen3", "", "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+        ("qwen3-thinking", "", "<|im_start|>assistant\n"),
+    ],
+)
 def test_the_prompt_is_search_r1s_in_the_models_own_template(plain, name, before, after):
     policy, user = plain(name), protocol.build_prompt("Who founded Velmora")
     whole = user if before is None else f"{before}<|im_start|>user\n{user}<|im_end|>\n{after}"
     assert policy.prompt_text("Who founded Velmora") == whole
     assert policy.decode(policy.encode(whole)) == "".join(t for t in whole.split("<|im_start|>")).replace(
-        "<|im_end|>", "")  # chat tokens are single special tokens: they give no text
+        "<|im_end|>", ""
+    )  # chat tokens are single special tokens: they give no text
 
 
 def test_thinking_can_be_switched_on_and_is_never_opened_for_the_model(folders):
     for name in ("qwen3", "qwen3-thinking", "qwen2.5-instruct"):
         policy = load_policy(folders(name), quantize=False, lora=False, thinking=True)
-        assert policy.prompt_text("Why <think> so").endswith(
-            "\u2039think> so?\n<|im_end|>\n<|im_start|>assistant\n")
+        assert policy.prompt_text("Why <think> so").endswith("\u2039think> so?\n<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_qwen3s_think_tags_are_single_tokens_that_spell_themselves(plain):
@@ -254,12 +308,18 @@ def test_both_of_qwens_ends_are_stops_in_base_and_instruct_models(plain, name):
 @pytest.mark.parametrize("name", TAUGHT)
 def test_whole_episodes_search_answer_and_end(folders, name, quantize):
     policy = load_policy(folders(name), quantize=quantize)
-    searched, answered, silent = rollout(policy, [LOOKUP, KNOWN, SILENT], engine(), num_generations=1, temperature=0.0,
-                                         max_turn_tokens=60)
+    searched, answered, silent = rollout(
+        policy, [LOOKUP, KNOWN, SILENT], engine(), num_generations=1, temperature=0.0, max_turn_tokens=60
+    )
     assert searched.finish_reason == "answer" and searched.answer == "Ilda Storn"
     assert [c.query for c in searched.searches] == ["who founded Velmora"]
-    assert [s.kind for s in searched.segments if s.kind != "text"] == ["think", "search", "information", "think",
-                                                                       "answer"]
+    assert [s.kind for s in searched.segments if s.kind != "text"] == [
+        "think",
+        "search",
+        "information",
+        "think",
+        "answer",
+    ]
     assert searched.model_text.count("<think>") == 2 and "\u2039think> by \u2039/think>" in searched.text
     assert answered.answer == "Paris" and not answered.searches
     assert silent.finish_reason == "stop" and silent.text == MUMBLE
@@ -279,8 +339,15 @@ def test_one_training_step(folders, tmp_path, name, quantize):
     assert len(policy.parameters()) == 2 * 14  # LoRA on every linear layer, none on the output layer
     tied = policy.lm_head.weight.data_ptr() == policy.model.get_input_embeddings().weight.data_ptr()
     assert tied is KINDS[name].tied
-    trainer = Trainer(policy, [LOOKUP, SILENT], engine(), reward=lambda ts: [float(i % 2) for i in range(len(ts))],
-                      settings=STEP, run_dir=tmp_path, report=None)
+    trainer = Trainer(
+        policy,
+        [LOOKUP, SILENT],
+        engine(),
+        reward=lambda ts: [float(i % 2) for i in range(len(ts))],
+        settings=STEP,
+        run_dir=tmp_path,
+        report=None,
+    )
     trainer.train()
     row = trainer.metrics[0]
     assert row["ratio"] == pytest.approx(1, abs=1e-3)  # recomputed log-probabilities are the sampled ones
@@ -291,8 +358,15 @@ def test_one_training_step(folders, tmp_path, name, quantize):
 def test_sliding_windows_see_the_same_in_sampling_and_in_training(folders, tmp_path, name):
     policy = load_policy(folders(name), quantize=False)
     assert policy.config.layer_types == ["full_attention", "sliding_attention"]
-    got = rollout(policy, [LOOKUP, KNOWN], engine(), num_generations=3, max_turns=2, max_turn_tokens=30,
-                  generator=torch.Generator().manual_seed(0))
+    got = rollout(
+        policy,
+        [LOOKUP, KNOWN],
+        engine(),
+        num_generations=3,
+        max_turns=2,
+        max_turn_tokens=30,
+        generator=torch.Generator().manual_seed(0),
+    )
     assert max(len(t.completion_ids) for t in got) > 48
     trainer = Trainer(policy, [LOOKUP], engine(), settings=STEP, run_dir=tmp_path, report=None)
     with torch.no_grad():
@@ -352,6 +426,7 @@ def test_a_merged_model_is_the_base_with_its_adapter(folders, tmp_path, name):
 @pytest.fixture
 def copy(folders, tmp_path):
     """A copy of a kind's folder whose JSON files may be changed."""
+
     def make(name: str, file: str, change) -> Path:
         shutil.copytree(folders(name), tmp_path / "copy")
         path = tmp_path / "copy" / file
@@ -376,13 +451,22 @@ def test_a_model_that_is_no_language_model(copy):
 def test_architectures_that_the_rollout_cannot_serve(plain):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    small = {"vocab_size": 896, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
-             "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    small = {
+        "vocab_size": 896,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
     tokenizer = plain("qwen3").tokenizer
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     mixed = {"layer_types": ["full_attention", "linear_attention"]}
-    for kind, shape, message in (("qwen3_moe", experts, "mixture of experts"),
-                                 ("qwen3_5_text", mixed, "layers of type linear_attention")):
+    for kind, shape, message in (
+        ("qwen3_moe", experts, "mixture of experts"),
+        ("qwen3_5_text", mixed, "layers of type linear_attention"),
+    ):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small, **shape))
         with pytest.raises(ValueError, match=message):
             Policy(model, tokenizer)

@@ -8,16 +8,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_lib.records import (Hit, Passage, Question, SearchCall, Segment, Trajectory, TrajectoryLog,
-                                  read_parquet, write_json_lines, write_whole)
+from searchr1_lib.records import (
+    Hit,
+    Passage,
+    Question,
+    SearchCall,
+    Segment,
+    Trajectory,
+    TrajectoryLog,
+    read_parquet,
+    write_json_lines,
+    write_whole,
+)
 
 
 def trajectory(text="<answer> é\u2028 </answer>", logprob=-0.1):
     return Trajectory(
-        question=Question("q", "Who?", ["é"], passages=["p"], hops=2, known=False, source="s"), prompt_ids=[1, 2],
-        completion_ids=[3, 4], mask=[1, 0], logprobs=[logprob, 0.0], segments=[Segment("answer", text, 0, 0, 2)],
-        searches=[SearchCall("q", [Hit(Passage("p", "T", "x\ny"), 1.5)], 0.1, None)], answer="é",
-        finish_reason="answer", reward=1.0, rewards={"exact_match": 1.0}, advantage=0.5, group="g")
+        question=Question("q", "Who?", ["é"], passages=["p"], hops=2, known=False, source="s"),
+        prompt_ids=[1, 2],
+        completion_ids=[3, 4],
+        mask=[1, 0],
+        logprobs=[logprob, 0.0],
+        segments=[Segment("answer", text, 0, 0, 2)],
+        searches=[SearchCall("q", [Hit(Passage("p", "T", "x\ny"), 1.5)], 0.1, None)],
+        answer="é",
+        finish_reason="answer",
+        reward=1.0,
+        rewards={"exact_match": 1.0},
+        advantage=0.5,
+        group="g",
+    )
 
 
 @given(st.text(), st.floats(-50, 0))
@@ -48,10 +68,12 @@ def test_a_log_cut_at_any_byte_gives_its_whole_lines(tmp_path):
 
 def test_a_writer_killed_in_mid_write_loses_nothing_that_was_whole(tmp_path):
     path = tmp_path / "log.jsonl"
-    code = ("import sys; from searchr1_lib.records import Question, Trajectory, TrajectoryLog\n"
-            "t = Trajectory(Question('q', 'x' * 50_000, ['x']), [], [], [], [])\n"
-            "log = TrajectoryLog(sys.argv[1])\n"
-            "while True: log.append([t] * 40); print('.', flush=True)")
+    code = (
+        "import sys; from searchr1_lib.records import Question, Trajectory, TrajectoryLog\n"
+        "t = Trajectory(Question('q', 'x' * 50_000, ['x']), [], [], [], [])\n"
+        "log = TrajectoryLog(sys.argv[1])\n"
+        "while True: log.append([t] * 40); print('.', flush=True)"
+    )
     with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as writer:
         for _ in range(3):
             writer.stdout.readline()
@@ -86,8 +108,9 @@ def test_a_log_that_is_only_a_cut_line_starts_again(tmp_path):
     assert len(log.read()) == 1
 
 
-@pytest.mark.parametrize("line, why", [("{}", "not a trajectory"), ("[]", ""), ("{", ""),
-                                       ('{"surprise": 1}', "surprise")])
+@pytest.mark.parametrize(
+    "line, why", [("{}", "not a trajectory"), ("[]", ""), ("{", ""), ('{"surprise": 1}', "surprise")]
+)
 def test_a_broken_line_in_the_middle_is_named(tmp_path, line, why):
     log = TrajectoryLog(tmp_path / "log.jsonl")
     log.append([trajectory()])

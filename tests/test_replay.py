@@ -10,18 +10,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_lib.policy import load_policy
-from searchr1_lib.records import (Hit, Passage, Question, SearchCall, Segment, Trajectory, TrajectoryLog, arrow_schema,
-                                  read_parquet)
-from searchr1_lib.replay import ReplayBuffer, replay
+from searchr1_lib.records import (
+    Hit,
+    Passage,
+    Question,
+    SearchCall,
+    Segment,
+    Trajectory,
+    TrajectoryLog,
+    arrow_schema,
+    read_parquet,
+)
 from searchr1_lib.rewards import handwritten
-from searchr1_lib.rollout import rollout
 from searchr1_lib.search import BM25Search
+from searchr1_lib.study.replay import ReplayBuffer, replay
+from searchr1_lib.training.policy import load_policy
+from searchr1_lib.training.rollout import rollout
 
 TINY_QWEN = Path(__file__).resolve().parents[1] / "data" / "tiny_qwen"
 WORDS = "river town born wrote Velmora Tarn Ashun lanterns founder novel mason letters market".split()
-PASSAGES = [Passage(f"p{i}", f"{WORDS[i]} {WORDS[i - 1]}", " ".join(random.Random(i).choices(WORDS, k=12)))
-            for i in range(13)]
+PASSAGES = [
+    Passage(f"p{i}", f"{WORDS[i]} {WORDS[i - 1]}", " ".join(random.Random(i).choices(WORDS, k=12))) for i in range(13)
+]
 QUESTIONS = [Question("a", "Where was Sito Junick born?", ["Sustford"], known=True), Question("b", "Who?", ["x"])]
 
 
@@ -146,8 +156,16 @@ def test_another_policy_parts_where_its_own_greedy_rollout_does(policy, other, e
 
 @pytest.mark.parametrize("temperature, batch_size", [(1.0, 1), (0.7, 5)])
 def test_log_probabilities_are_those_of_a_plain_forward(policy, other, engine, temperature, batch_size):
-    ts = rollout(policy, QUESTIONS, engine, num_generations=3, temperature=temperature, max_turns=2,
-                 max_turn_tokens=20, generator=torch.Generator().manual_seed(1))
+    ts = rollout(
+        policy,
+        QUESTIONS,
+        engine,
+        num_generations=3,
+        temperature=temperature,
+        max_turns=2,
+        max_turn_tokens=20,
+        generator=torch.Generator().manual_seed(1),
+    )
     assert any(0 in t.mask for t in ts)
     for row in replay(ts, policy=other, temperature=temperature, batch_size=batch_size).rows:
         t = row.trajectory
@@ -160,11 +178,19 @@ def test_log_probabilities_are_those_of_a_plain_forward(policy, other, engine, t
 
 
 def test_the_kl_per_token_is_k3_and_the_viewer_colours_by_it(policy, other, engine):
-    from searchr1_lib.grpo import policy_loss
-    from searchr1_lib.viewer import render_html
+    from searchr1_lib.study.viewer import render_html
+    from searchr1_lib.training.grpo import policy_loss
 
-    ts = rollout(policy, QUESTIONS, engine, num_generations=2, max_turns=1, max_turn_tokens=20,
-                 generator=torch.Generator().manual_seed(3), first_action="search")
+    ts = rollout(
+        policy,
+        QUESTIONS,
+        engine,
+        num_generations=2,
+        max_turns=1,
+        max_turn_tokens=20,
+        generator=torch.Generator().manual_seed(3),
+        first_action="search",
+    )
     for row in replay(ts, policy=other).rows:
         t = row.trajectory
         old, new, mask = (torch.tensor([x]) for x in (t.logprobs, row.logprobs, t.mask))
@@ -179,14 +205,24 @@ def test_the_kl_per_token_is_k3_and_the_viewer_colours_by_it(policy, other, engi
 
 def test_a_record_of_another_tokenizer_is_refused(policy, engine):
     (t, _) = greedy(policy, engine)
-    for foreign in (replace(t, prompt_ids=t.prompt_ids[1:]), replace(t, completion_ids=[10**6] * len(t.mask)),
-                    recorded(engine, "river")):
+    for foreign in (
+        replace(t, prompt_ids=t.prompt_ids[1:]),
+        replace(t, completion_ids=[10**6] * len(t.mask)),
+        recorded(engine, "river"),
+    ):
         with pytest.raises(ValueError, match="another tokenizer"):
             replay([foreign], policy=policy)
 
 
-@pytest.mark.parametrize("wrong, name", [({}, "engine, a policy"), ({"batch_size": 0}, "batch_size"),
-                                         ({"temperature": -1}, "temperature"), ({"topk": 0}, "topk")])
+@pytest.mark.parametrize(
+    "wrong, name",
+    [
+        ({}, "engine, a policy"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"temperature": -1}, "temperature"),
+        ({"topk": 0}, "topk"),
+    ],
+)
 def test_impossible_parameters_of_replay_are_named(engine, wrong, name):
     with pytest.raises(ValueError, match=name):
         replay([], **({"engine": engine} | wrong if wrong else {}))
@@ -198,13 +234,28 @@ TEXT, NUMBER, COUNT = st.text(st.characters(exclude_categories=["Cs"])), st.floa
 TEXTS, PASSAGE = st.lists(TEXT), st.builds(Passage, TEXT, TEXT, TEXT)
 ASKED = st.builds(Question, TEXT, TEXT, TEXTS, passages=TEXTS, hops=COUNT, known=st.none() | st.booleans(), source=TEXT)
 CALL = st.builds(SearchCall, TEXT, st.lists(st.builds(Hit, PASSAGE, NUMBER)), NUMBER, st.none() | TEXT)
-TRAJECTORIES = COUNT.map(lambda n: n % 5).flatmap(lambda n: st.builds(
-    Trajectory, question=ASKED, prompt_ids=st.lists(st.integers(0, 2**31)), completion_ids=st.just([7] * n),
-    mask=st.just([1] * n), logprobs=st.lists(NUMBER, min_size=n, max_size=n),
-    segments=st.lists(st.builds(Segment, TEXT, TEXT, COUNT, COUNT, COUNT)), searches=st.lists(CALL),
-    answer=st.none() | TEXT, reward=st.none() | NUMBER, rewards=st.dictionaries(TEXT, NUMBER),
-    turn_rewards=st.lists(NUMBER), advantage=st.none() | NUMBER, group=TEXT, prompt=TEXT, tokens=TEXTS,
-    step=st.none() | COUNT, token_values=st.dictionaries(TEXT, st.lists(NUMBER, min_size=n, max_size=n))))
+TRAJECTORIES = COUNT.map(lambda n: n % 5).flatmap(
+    lambda n: st.builds(
+        Trajectory,
+        question=ASKED,
+        prompt_ids=st.lists(st.integers(0, 2**31)),
+        completion_ids=st.just([7] * n),
+        mask=st.just([1] * n),
+        logprobs=st.lists(NUMBER, min_size=n, max_size=n),
+        segments=st.lists(st.builds(Segment, TEXT, TEXT, COUNT, COUNT, COUNT)),
+        searches=st.lists(CALL),
+        answer=st.none() | TEXT,
+        reward=st.none() | NUMBER,
+        rewards=st.dictionaries(TEXT, NUMBER),
+        turn_rewards=st.lists(NUMBER),
+        advantage=st.none() | NUMBER,
+        group=TEXT,
+        prompt=TEXT,
+        tokens=TEXTS,
+        step=st.none() | COUNT,
+        token_values=st.dictionaries(TEXT, st.lists(NUMBER, min_size=n, max_size=n)),
+    )
+)
 
 
 @settings(max_examples=25)
@@ -291,8 +342,9 @@ def test_the_same_seed_draws_the_same_and_never_one_twice(by):
     assert len(set(first[0])) == 7 and sorted(first[1]) == list(range(50)) and first[2] == []
 
 
-@pytest.mark.parametrize("by, weights", [
-    ("uniform", [1, 1, 1, 1]), ("reward", [0, 0.5, 1, 1.5]), ("advantage", [1, 0.5, 0, 0.5])])
+@pytest.mark.parametrize(
+    "by, weights", [("uniform", [1, 1, 1, 1]), ("reward", [0, 0.5, 1, 1.5]), ("advantage", [1, 0.5, 0, 0.5])]
+)
 def test_draws_follow_the_weights(by, weights):
     buffer = ReplayBuffer(4, by=by)
     buffer.add([made(i, reward=i / 2 - 0.5, advantage=1 - i / 2) for i in range(4)])

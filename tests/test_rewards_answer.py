@@ -5,11 +5,21 @@ import re
 import string
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from searchr1_lib.records import Question
-from searchr1_lib.rewards import F1, ExactMatch, SubstringMatch, exact_match, f1_score, handwritten
-from searchr1_lib.rewards import normalize_answer, score, substring_match
+from searchr1_lib.rewards import (
+    F1,
+    ExactMatch,
+    SubstringMatch,
+    exact_match,
+    f1_score,
+    handwritten,
+    normalize_answer,
+    score,
+    substring_match,
+)
 
 # --- the public scorers ------------------------------------------------------------------------------------
 

@@ -4,11 +4,25 @@ import math
 import statistics
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from searchr1_lib.records import Passage, Question, Trajectory, TrajectoryLog
-from searchr1_lib.rewards import F1, Composite, ExactMatch, InformationGain, Product, RepeatedSearch, Scaled
-from searchr1_lib.rewards import SearchCost, SearchR1Reward, Standardized, Threshold, handwritten, score
+from searchr1_lib.rewards import (
+    F1,
+    Composite,
+    ExactMatch,
+    InformationGain,
+    Product,
+    RepeatedSearch,
+    Scaled,
+    SearchCost,
+    SearchR1Reward,
+    Standardized,
+    Threshold,
+    handwritten,
+    score,
+)
 
 Q = Question("q1", "?", ["Ada Lovelace"], passages=["p1"])
 P1, P2 = Passage("p1", "t", "Ada"), Passage("p2", "t", "x")
@@ -65,14 +79,17 @@ def test_standardized_has_mean_0_and_deviation_1_in_each_group():
     assert score(Standardized(F1()), same) == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("make, says", [
-    (lambda: Composite([]), "at least one"),
-    (lambda: Composite([(math.nan, F1())]), "weight of 'f1'"),
-    (lambda: Composite([(1, F1()), (2, F1())]), "two rewards are named 'f1'"),
-    (lambda: Composite([(1, F1()), (2, Threshold(F1(), 0.5))]), "two rewards are named 'f1'"),
-    (lambda: Product([]), "at least one"),
-    (lambda: Scaled(F1(), 1, 1), "below"),
-])
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: Composite([]), "at least one"),
+        (lambda: Composite([(math.nan, F1())]), "weight of 'f1'"),
+        (lambda: Composite([(1, F1()), (2, F1())]), "two rewards are named 'f1'"),
+        (lambda: Composite([(1, F1()), (2, Threshold(F1(), 0.5))]), "two rewards are named 'f1'"),
+        (lambda: Product([]), "at least one"),
+        (lambda: Scaled(F1(), 1, 1), "below"),
+    ],
+)
 def test_bad_compositions_are_refused(make, says):
     with pytest.raises(ValueError, match=says):
         make()

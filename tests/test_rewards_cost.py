@@ -1,13 +1,29 @@
 """Search efficiency, process and length rewards, against formulas worked out by hand."""
 
+import itertools
 import math
 
 import pytest
 
 from searchr1_lib.records import Passage, Question
-from searchr1_lib.rewards import IKEA, OTC, ConfidentSearch, ExactMatch, Format, InformationGain, OverlongPenalty
-from searchr1_lib.rewards import RepeatedSearch, Retrieval, SearchCost, SearchR1Format, F1
-from searchr1_lib.rewards import format_errors, handwritten, score, search_confidence
+from searchr1_lib.rewards import (
+    F1,
+    IKEA,
+    OTC,
+    ConfidentSearch,
+    ExactMatch,
+    Format,
+    InformationGain,
+    OverlongPenalty,
+    RepeatedSearch,
+    Retrieval,
+    SearchCost,
+    SearchR1Format,
+    format_errors,
+    handwritten,
+    score,
+    search_confidence,
+)
 
 Q = Question("q1", "Where was the founder of X born?", ["Velmora"], passages=["p1", "p2"])
 P1, P2 = Passage("p1", "X", "X was founded by Ada."), Passage("p2", "Ada", "Born in Velmora.")
@@ -35,8 +51,7 @@ def test_search_cost_counts_what_the_model_asked_for():
 
 def test_otc_follows_the_papers_three_cases():
     none_needed = [searching(0), searching(1), searching(3), searching(0, WRONG)]
-    assert score(OTC(c=4), none_needed) == pytest.approx(
-        [1, math.cos(math.pi / 6), math.cos(3 * math.pi / 10), 0])
+    assert score(OTC(c=4), none_needed) == pytest.approx([1, math.cos(math.pi / 6), math.cos(3 * math.pi / 10), 0])
     two_needed = [searching(2), searching(3), searching(1, WRONG), searching(0, WRONG)]
     f = 2 * 2 * 3 / 5
     assert score(OTC(), two_needed) == pytest.approx([1, math.sin(f * math.pi / 4), 0, 0])
@@ -55,13 +70,21 @@ def test_otc_factor_falls_with_searches_and_never_below_zero():
     otc = OTC(c=4)
     for n in range(5):
         factors = [otc.tool_factor(m, n) for m in range(n, 12)]
-        assert factors[0] == pytest.approx(1) and all(x > y > 0 for x, y in zip(factors, factors[1:]))
+        assert factors[0] == pytest.approx(1) and all(x > y > 0 for x, y in itertools.pairwise(factors))
 
 
 def test_ikea_table():
     malformed = handwritten(Q, ["<answer> Velmora </answer>"])
-    ts = [searching(0), searching(1), searching(2), searching(3), searching(5), searching(2, WRONG),
-          searching(0, WRONG), malformed]
+    ts = [
+        searching(0),
+        searching(1),
+        searching(2),
+        searching(3),
+        searching(5),
+        searching(2, WRONG),
+        searching(0, WRONG),
+        malformed,
+    ]
     assert score(IKEA(), ts) == pytest.approx([1.6, 1.4, 1.2, 1.0, 1.0, 0.05, 0, -1])
 
 
@@ -82,8 +105,13 @@ def test_overlong_penalty_is_dapos_and_counts_the_models_tokens_only():
     t = searching(2)
     written = sum(t.mask)
     assert written < len(t.mask)
-    for allowed, buffer, want in [(written + 50, 50, 0), (written, 50, -1), (written + 25, 50, -0.5),
-                                  (written - 1, 10, -1), (written + 10, 40, -0.75)]:
+    for allowed, buffer, want in [
+        (written + 50, 50, 0),
+        (written, 50, -1),
+        (written + 25, 50, -0.5),
+        (written - 1, 10, -1),
+        (written + 10, 40, -0.75),
+    ]:
         assert score(OverlongPenalty(allowed, buffer), [t]) == pytest.approx([want])
     with pytest.raises(ValueError, match="buffer"):
         OverlongPenalty(10, 0)
@@ -96,23 +124,26 @@ def test_overlong_penalty_is_trls():
     assert score(OverlongPenalty(100, 40), ts) == pytest.approx(public(completion_ids=[t.completion_ids for t in ts]))
 
 
-@pytest.mark.parametrize("turns, error", [
-    ([RIGHT], None),
-    ([ask(), RIGHT], None),
-    (["<think> 5 < 6 and 7 > 3 </think><answer>x</answer>"], None),
-    (["<answer> x </answer>"], "answer in turn 0, expected think"),
-    ([ask(), "<answer> x </answer>"], "answer in turn 1, expected think"),
-    (["hm <think> a </think><answer> x </answer>"], "text in turn 0"),
-    (["<think> a </think> so <answer> x </answer>"], "text in turn 0"),
-    (["<think> a </think><think> b </think><answer> x </answer>"], "think in turn 0, expected search or answer"),
-    (["<think> a <answer> x </answer>"], "nested"),
-    (["<think> a </think><answer> x"], "text in turn 0"),
-    (["<think> a </think><information>Velmora</information><answer> x </answer>"], "text in turn 0"),
-    (["<think> a </think>\n<search> </search>", RIGHT], "empty search"),
-    (["<think> a </think>\n<search> never executed </search>"], "ends without an answer"),
-    (["nothing at all", RIGHT], "text in turn 0"),
-    ([], "empty completion"),
-])
+@pytest.mark.parametrize(
+    "turns, error",
+    [
+        ([RIGHT], None),
+        ([ask(), RIGHT], None),
+        (["<think> 5 < 6 and 7 > 3 </think><answer>x</answer>"], None),
+        (["<answer> x </answer>"], "answer in turn 0, expected think"),
+        ([ask(), "<answer> x </answer>"], "answer in turn 1, expected think"),
+        (["hm <think> a </think><answer> x </answer>"], "text in turn 0"),
+        (["<think> a </think> so <answer> x </answer>"], "text in turn 0"),
+        (["<think> a </think><think> b </think><answer> x </answer>"], "think in turn 0, expected search or answer"),
+        (["<think> a <answer> x </answer>"], "nested"),
+        (["<think> a </think><answer> x"], "text in turn 0"),
+        (["<think> a </think><information>Velmora</information><answer> x </answer>"], "text in turn 0"),
+        (["<think> a </think>\n<search> </search>", RIGHT], "empty search"),
+        (["<think> a </think>\n<search> never executed </search>"], "ends without an answer"),
+        (["nothing at all", RIGHT], "text in turn 0"),
+        ([], "empty completion"),
+    ],
+)
 def test_format_state_machine(turns, error):
     t = handwritten(Q, turns)
     errors = format_errors(t)
@@ -159,6 +190,17 @@ def test_repeated_and_empty_searches_are_fined():
 
 def test_all_are_finite_on_an_empty_rollout():
     t = handwritten(Q, [""])
-    for r in (SearchCost(), OTC(), IKEA(), ConfidentSearch(), OverlongPenalty(10, 5), Format(), SearchR1Format(),
-              Retrieval(), InformationGain(), RepeatedSearch(), ExactMatch()):
+    for r in (
+        SearchCost(),
+        OTC(),
+        IKEA(),
+        ConfidentSearch(),
+        OverlongPenalty(10, 5),
+        Format(),
+        SearchR1Format(),
+        Retrieval(),
+        InformationGain(),
+        RepeatedSearch(),
+        ExactMatch(),
+    ):
         assert score(r, [t])[0] in (0, -1)

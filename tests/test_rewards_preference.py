@@ -13,15 +13,17 @@ Q = Question("q", "?", ["Velmora"], passages=["p"])
 
 
 def rollout(right, searches, found=False):
-    asks = [(f"<think> a </think>\n<search> query {i} </search>", [Passage("p" if found else "n", "t", "x")])
-            for i in range(searches)]
+    asks = [
+        (f"<think> a </think>\n<search> query {i} </search>", [Passage("p" if found else "n", "t", "x")])
+        for i in range(searches)
+    ]
     return handwritten(Q, asks + [f"<think> b </think>\n<answer> {'Velmora' if right else 'Tarn'} </answer>"])
 
 
 def choices(number, seed=0):
     """A person who wants right answers (+3) and dislikes searches (-1 each), and errs as Bradley-Terry says."""
     rng = random.Random(seed)
-    worth = lambda right, n: 3.0 * right - 1.0 * n  # noqa: E731
+    worth = lambda right, n: 3.0 * right - 1.0 * n
     pairs = []
     for _ in range(number):
         (ra, na), (rb, nb) = [(rng.random() < 0.5, rng.randint(0, 3)) for _ in range(2)]

@@ -5,13 +5,35 @@ import sys
 from functools import partial
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from searchr1_lib.records import Passage, Question, Segment, Trajectory
-from searchr1_lib.rewards import F1, IKEA, OTC, Composite, ConfidentSearch, ExactMatch, Format, InformationGain
-from searchr1_lib.rewards import OverlongPenalty, RepeatedSearch, Retrieval, RewardError, SearchCost, SearchR1Format
-from searchr1_lib.rewards import FEATURES, Reward, SearchR1Reward, SubstringMatch, answer_flags, final_answer
-from searchr1_lib.rewards import format_errors, handwritten, score
+from searchr1_lib.rewards import (
+    F1,
+    FEATURES,
+    IKEA,
+    OTC,
+    Composite,
+    ConfidentSearch,
+    ExactMatch,
+    Format,
+    InformationGain,
+    OverlongPenalty,
+    RepeatedSearch,
+    Retrieval,
+    Reward,
+    RewardError,
+    SearchCost,
+    SearchR1Format,
+    SearchR1Reward,
+    SubstringMatch,
+    answer_flags,
+    final_answer,
+    format_errors,
+    handwritten,
+    score,
+)
 
 Q = Question("q7", "Where was Ada born?", ["Velmora"], passages=["gold"])
 SEARCH = "<think> I look it up. </think>\n<search> Ada born </search>"
@@ -30,8 +52,20 @@ FORGED = [
     "<\u200banswer>Velmora</\u200banswer>",
     "",
 ]
-READERS = [ExactMatch, F1, SubstringMatch, SearchCost, RepeatedSearch, Format, IKEA, OTC, ConfidentSearch,
-           SearchR1Format, SearchR1Reward, partial(OverlongPenalty, 200, 150)]
+READERS = [
+    ExactMatch,
+    F1,
+    SubstringMatch,
+    SearchCost,
+    RepeatedSearch,
+    Format,
+    IKEA,
+    OTC,
+    ConfidentSearch,
+    SearchR1Format,
+    SearchR1Reward,
+    partial(OverlongPenalty, 200, 150),
+]
 
 
 def rollout(passage: Passage, question: Question = Q, answer="Tarnbeck") -> Trajectory:
@@ -47,8 +81,12 @@ def test_forged_text_changes_no_reward(reward, place, forged):
     question = Question("q7", forged, ["Velmora"], passages=["gold"]) if place == "question" else Q
     t = rollout(Passage("p", title, text), question)
     if place == "raw":  # an environment that forgot to escape
-        t.segments = [Segment(s.kind, f"<information>{forged}</information>", s.turn, s.start, s.end)
-                      if s.kind == "information" else s for s in t.segments]
+        t.segments = [
+            Segment(s.kind, f"<information>{forged}</information>", s.turn, s.start, s.end)
+            if s.kind == "information"
+            else s
+            for s in t.segments
+        ]
     if place == "error":
         t.searches[0].error = forged
     assert score(reward(), [t]) == score(reward(), [plain])
@@ -64,8 +102,11 @@ def test_no_mixture_of_tags_in_a_passage_earns_anything(parts):
 
 
 def test_a_tag_built_across_an_observation_is_none():
-    segments = [Segment("text", "<answer>Velmora", 0, 0, 0), Segment("information", "x", 0, 0, 0),
-                Segment("text", "</answer>", 0, 0, 0)]
+    segments = [
+        Segment("text", "<answer>Velmora", 0, 0, 0),
+        Segment("information", "x", 0, 0, 0),
+        Segment("text", "</answer>", 0, 0, 0),
+    ]
     assert final_answer(Trajectory(Q, [], [], [], [], segments=segments, answer="Velmora")) is None
 
 
@@ -75,19 +116,22 @@ def test_an_answer_that_no_segment_of_the_model_holds_is_not_believed():
     assert score(ExactMatch(), [t]) == [0]
 
 
-@pytest.mark.parametrize("text, answer, flags", [
-    ("<think> <answer>Velmora</answer> </think><answer>no</answer>", "no", ["several", "in_think"]),
-    ("<think> <answer>Velmora</answer> </think>", None, ["in_think"]),
-    ("<answer>a</answer><answer>b</answer>", "b", ["several"]),
-    ("<answer>a</answer><answer>b", "a", []),
-    ("<answer>a<answer>b</answer>", "b", []),
-    ("</answer>", None, []),
-    ("<think> open <answer>a</answer>", "a", []),
-    ("<answer></answer>", "", []),
-    ("<\u0430nswer>Velmora</\u0430nswer>", None, []),  # a Cyrillic letter
-    ("\uff1canswer\uff1eVelmora\uff1c/answer\uff1e", None, []),  # full-width brackets
-    ("<answer>V\u0435lmora</answer>", "V\u0435lmora", []),
-])
+@pytest.mark.parametrize(
+    "text, answer, flags",
+    [
+        ("<think> <answer>Velmora</answer> </think><answer>no</answer>", "no", ["several", "in_think"]),
+        ("<think> <answer>Velmora</answer> </think>", None, ["in_think"]),
+        ("<answer>a</answer><answer>b</answer>", "b", ["several"]),
+        ("<answer>a</answer><answer>b", "a", []),
+        ("<answer>a<answer>b</answer>", "b", []),
+        ("</answer>", None, []),
+        ("<think> open <answer>a</answer>", "a", []),
+        ("<answer></answer>", "", []),
+        ("<\u0430nswer>Velmora</\u0430nswer>", None, []),  # a Cyrillic letter
+        ("\uff1canswer\uff1eVelmora\uff1c/answer\uff1e", None, []),  # full-width brackets
+        ("<answer>V\u0435lmora</answer>", "V\u0435lmora", []),
+    ],
+)
 def test_which_answer_counts(text, answer, flags):
     t = Trajectory(Q, [], [], [], [], segments=[Segment("text", text, 0, 0, 0)])
     assert final_answer(t) == answer and answer_flags(t) == flags
@@ -136,16 +180,19 @@ class Broken:
         return self.act(trajectories)
 
 
-@pytest.mark.parametrize("act, says", [
-    (lambda ts: [1.0] * (len(ts) - 1), "1 value"),
-    (lambda ts: [0.0] * len(ts) + [1.0], "3 value"),
-    (lambda ts: [math.nan if t.question.id == "q7" else 0.0 for t in ts], "nan"),
-    (lambda ts: [math.inf if t.question.id == "q7" else 0.0 for t in ts], "inf"),
-    (lambda ts: [None if t.question.id == "q7" else 0.0 for t in ts], "None"),
-    (lambda ts: ["high" if t.question.id == "q7" else 0.0 for t in ts], "high"),
-    (lambda ts: [1 / (t.question.id != "q7") for t in ts], "ZeroDivisionError"),
-    (lambda ts: None, "TypeError"),
-])
+@pytest.mark.parametrize(
+    "act, says",
+    [
+        (lambda ts: [1.0] * (len(ts) - 1), "1 value"),
+        (lambda ts: [0.0] * len(ts) + [1.0], "3 value"),
+        (lambda ts: [math.nan if t.question.id == "q7" else 0.0 for t in ts], "nan"),
+        (lambda ts: [math.inf if t.question.id == "q7" else 0.0 for t in ts], "inf"),
+        (lambda ts: [None if t.question.id == "q7" else 0.0 for t in ts], "None"),
+        (lambda ts: ["high" if t.question.id == "q7" else 0.0 for t in ts], "high"),
+        (lambda ts: [1 / (t.question.id != "q7") for t in ts], "ZeroDivisionError"),
+        (lambda ts: None, "TypeError"),
+    ],
+)
 def test_a_failing_reward_names_itself_and_the_trajectory(act, says):
     ts = [handwritten(Question("q1", "?", ["a"]), ["x"]), handwritten(Q, ["<answer> Velmora </answer>"])]
     for t in ts:
@@ -174,7 +221,9 @@ def test_a_reward_of_ones_own_that_fails_names_the_trajectory_too():
 def test_importing_rewards_loads_no_model_library():
     import subprocess
 
-    code = "import searchr1_lib.rewards as r, searchr1_lib.encoders, sys; [getattr(r, n) for n in r.__all__];" \
-           "print([m for m in ('torch', 'transformers', 'sentence_transformers', 'faiss') if m in sys.modules])"
+    code = (
+        "import searchr1_lib.rewards as r, searchr1_lib.search.encoders, sys; [getattr(r, n) for n in r.__all__];"
+        "print([m for m in ('torch', 'transformers', 'sentence_transformers', 'faiss') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -1,6 +1,7 @@
 """Rollouts: exact against a plain reference, whatever the turns look like; budgets, faults, segments."""
 
 import contextlib
+import itertools
 import time
 
 import pytest
@@ -8,13 +9,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from searchr1_lib import protocol
-from searchr1_lib.policy import load_policy
+from searchr1_lib.environment import protocol
 from searchr1_lib.records import Hit, Passage, Question, Trajectory
-from searchr1_lib.rollout import _Sampler, fit_observation, rollout
-from searchr1_lib.viewer import render_html
-from searchr1_lib.learner import Batch
-from searchr1_lib.grpo import token_logprobs_and_entropy
+from searchr1_lib.study.viewer import render_html
+from searchr1_lib.training.grpo import token_logprobs_and_entropy
+from searchr1_lib.training.learner import Batch
+from searchr1_lib.training.policy import load_policy
+from searchr1_lib.training.rollout import _Sampler, fit_observation, rollout
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +36,26 @@ class Shelf:
 
     def search_batch(self, queries, k=3):
         self.batches.append(list(queries))
-        return [[Hit(Passage(f"p{i}", "Town", "word " * (n * (1 + len(q) % 3))), 1.0 - i)
-                 for i, n in enumerate(self.words)][:k] for q in queries]
+        return [
+            [
+                Hit(Passage(f"p{i}", "Town", "word " * (n * (1 + len(q) % 3))), 1.0 - i)
+                for i, n in enumerate(self.words)
+            ][:k]
+            for q in queries
+        ]
 
 
-QUESTIONS = [Question("a", "Where was Sito Junick born?", ["Sustford"], known=True),
-             Question("b", "Who is older, Prora Lordath or Jelus Wackusk, and who wrote The Narrow Tower of Ness",
-                      ["Prora Lordath"], hops=2, known=False),
-             Question("c", "Who?", ["x"])]
+QUESTIONS = [
+    Question("a", "Where was Sito Junick born?", ["Sustford"], known=True),
+    Question(
+        "b",
+        "Who is older, Prora Lordath or Jelus Wackusk, and who wrote The Narrow Tower of Ness",
+        ["Prora Lordath"],
+        hops=2,
+        known=False,
+    ),
+    Question("c", "Who?", ["x"]),
+]
 
 
 def fresh_logprobs(policy, trajectories, temperature=1.0):
@@ -50,8 +63,9 @@ def fresh_logprobs(policy, trajectories, temperature=1.0):
     batch = Batch.of(trajectories, policy.pad_id, policy.device)
     with torch.no_grad():
         hidden = policy.decoder(input_ids=batch.ids).last_hidden_state
-        logprobs, _ = token_logprobs_and_entropy(hidden[:, :-1], policy.lm_head.weight, batch.ids[:, 1:],
-                                                 mask=batch.mask, temperature=temperature)
+        logprobs, _ = token_logprobs_and_entropy(
+            hidden[:, :-1], policy.lm_head.weight, batch.ids[:, 1:], mask=batch.mask, temperature=temperature
+        )
     return [row[s : s + len(t.completion_ids)] for row, s, t in zip(logprobs.tolist(), batch.starts, trajectories)]
 
 
@@ -94,8 +108,16 @@ def plain_reference(policy, question, engine, max_turns, max_turn_tokens):
 
 @pytest.mark.parametrize("first", [None, "search"])
 def test_greedy_rollouts_equal_the_plain_reference(policy, first):
-    got = rollout(policy, QUESTIONS, Shelf(), num_generations=2, temperature=0, max_turns=2, max_turn_tokens=40,
-                  first_action=first)
+    got = rollout(
+        policy,
+        QUESTIONS,
+        Shelf(),
+        num_generations=2,
+        temperature=0,
+        max_turns=2,
+        max_turn_tokens=40,
+        first_action=first,
+    )
     for t in got:
         check_consistent(policy, t)
         if first is None:
@@ -106,8 +128,16 @@ def test_greedy_rollouts_equal_the_plain_reference(policy, first):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_recorded_logprobs_equal_a_fresh_forward(policy, temperature):
-    got = rollout(policy, QUESTIONS, Shelf(), num_generations=4, temperature=temperature, max_turns=3,
-                  max_turn_tokens=30, generator=torch.Generator().manual_seed(1))
+    got = rollout(
+        policy,
+        QUESTIONS,
+        Shelf(),
+        num_generations=4,
+        temperature=temperature,
+        max_turns=3,
+        max_turn_tokens=30,
+        generator=torch.Generator().manual_seed(1),
+    )
     assert any(t.turns > 1 for t in got)
     for t, fresh in zip(got, fresh_logprobs(policy, got, temperature)):
         check_consistent(policy, t)
@@ -123,17 +153,40 @@ def test_recorded_logprobs_of_nf4_with_lora_equal_a_fresh_forward(nf4):
         assert max(abs(a - b) for a, b in zip(t.logprobs, fresh)) < 1e-4
 
 
-PIECES = ["<think> hm", " </think>\n", "<search>", " Velmora river", " </search>", "</sea", "rch>\n", "<answer> 42",
-          " </answer>", "</answer>\n\n", "é ‹ 漢", "<information> x </information>", " ", "?\n", "<|im_end|>"]
+PIECES = [
+    "<think> hm",
+    " </think>\n",
+    "<search>",
+    " Velmora river",
+    " </search>",
+    "</sea",
+    "rch>\n",
+    "<answer> 42",
+    " </answer>",
+    "</answer>\n\n",
+    "é ‹ 漢",
+    "<information> x </information>",
+    " ",
+    "?\n",
+    "<|im_end|>",
+]
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.lists(st.lists(st.sampled_from(PIECES), min_size=1, max_size=5), min_size=1, max_size=4),
-                min_size=3, max_size=3), st.integers(0, 3), st.integers(6, 30))
+@given(
+    st.lists(
+        st.lists(st.lists(st.sampled_from(PIECES), min_size=1, max_size=5), min_size=1, max_size=4),
+        min_size=3,
+        max_size=3,
+    ),
+    st.integers(0, 3),
+    st.integers(6, 30),
+)
 def test_any_turn_structure_is_recorded_exactly(policy, scripts, max_turns, max_turn_tokens):
     """The model is made to write random scripts; what is recorded must still be what a fresh forward says."""
-    wanted = {q.id: [policy.tokenizer.encode("".join(turn)) for turn in script]
-              for q, script in zip(QUESTIONS, scripts)}
+    wanted = {
+        q.id: [policy.tokenizer.encode("".join(turn)) for turn in script] for q, script in zip(QUESTIONS, scripts)
+    }
 
     class Scripted(_Sampler):
         def _write_turn(self, active, logits, stops):
@@ -150,10 +203,11 @@ def test_any_turn_structure_is_recorded_exactly(policy, scripts, max_turns, max_
             logprobs = torch.log_softmax(logits, -1)
             return token, logprobs.gather(1, token[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
 
-    from searchr1_lib.rollout import Limits, _Episode
+    from searchr1_lib.training.rollout import Limits, _Episode
 
-    episodes = [_Episode(q, q.id, policy.prompt_text(q.text), policy.encode(policy.prompt_text(q.text)))
-                for q in QUESTIONS]
+    episodes = [
+        _Episode(q, q.id, policy.prompt_text(q.text), policy.encode(policy.prompt_text(q.text))) for q in QUESTIONS
+    ]
     limits = Limits(max_turns=max_turns, max_turn_tokens=max_turn_tokens, max_completion_length=400)
     got = Scripted(policy, Shelf(), limits, 1.0, None, None).run(episodes)
     for t, fresh in zip(got, fresh_logprobs(policy, got)):
@@ -166,8 +220,9 @@ def test_any_turn_structure_is_recorded_exactly(policy, scripts, max_turns, max_
 
 
 def scripted_engine(policy, engine, **kwargs):
-    return rollout(policy, QUESTIONS[:2], engine, num_generations=2, temperature=0, max_turns=1,
-                   first_action="search", **kwargs)
+    return rollout(
+        policy, QUESTIONS[:2], engine, num_generations=2, temperature=0, max_turns=1, first_action="search", **kwargs
+    )
 
 
 def test_a_failing_engine_is_an_observation(policy):
@@ -252,8 +307,17 @@ def test_memory_running_out_halves_the_batch(policy, monkeypatch):
     assert len(got) == 6 and sizes[0] == 6 and max(sizes[1:]) == 3
 
 
-@pytest.mark.parametrize("wrong", [dict(num_generations=0), dict(temperature=-1), dict(first_action="think"),
-                                   dict(max_turns=-1), dict(topk=0), dict(batch_size=0)])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(num_generations=0),
+        dict(temperature=-1),
+        dict(first_action="think"),
+        dict(max_turns=-1),
+        dict(topk=0),
+        dict(batch_size=0),
+    ],
+)
 def test_impossible_parameters_are_named(policy, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         rollout(policy, QUESTIONS, Shelf(), **wrong)
@@ -277,15 +341,30 @@ def test_turns_can_be_watched_as_they_come(policy):
         seen.append([(len(t.completion_ids), t.finish_reason) for t in rollouts])
         assert render_html(rollouts).count("<article") == 6  # as notebook 00 shows them
 
-    made = rollout(policy, QUESTIONS, Shelf(), num_generations=2, first_action="search", max_turns=2,
-                   generator=torch.Generator().manual_seed(0), on_turn=watch)
-    unwatched = rollout(policy, QUESTIONS, Shelf(), num_generations=2, first_action="search", max_turns=2,
-                        generator=torch.Generator().manual_seed(0))
+    made = rollout(
+        policy,
+        QUESTIONS,
+        Shelf(),
+        num_generations=2,
+        first_action="search",
+        max_turns=2,
+        generator=torch.Generator().manual_seed(0),
+        on_turn=watch,
+    )
+    unwatched = rollout(
+        policy,
+        QUESTIONS,
+        Shelf(),
+        num_generations=2,
+        first_action="search",
+        max_turns=2,
+        generator=torch.Generator().manual_seed(0),
+    )
     assert [t.completion_ids for t in made] == [t.completion_ids for t in unwatched]
     assert seen[-1] == [(len(t.completion_ids), t.finish_reason) for t in made] and len(seen) >= 3
     assert any(reason is None for _, reason in seen[0])
     lengths = [[n for n, _ in turn] for turn in seen]
-    assert all(a <= b for before, after in zip(lengths, lengths[1:]) for a, b in zip(before, after))
+    assert all(a <= b for before, after in itertools.pairwise(lengths) for a, b in zip(before, after))
 
 
 @pytest.mark.parametrize("dtype,near", [("float32", 1e-4), ("bfloat16", 0.15)])
@@ -309,15 +388,28 @@ def test_sampling_from_unpacked_weights_is_the_same_function(dtype, near, quanti
 def test_recorded_logprobs_in_16_bits_are_near_a_fresh_forward(dtype, mean, most):
     """The states differ by their last bits, as they come with a cache or at once; the logits add nothing to that."""
     policy = load_policy("data/tiny_qwen", dtype=dtype, quantize=False, lora=False)
-    got = rollout(policy, QUESTIONS, Shelf(), num_generations=4, max_turns=1, max_turn_tokens=30,
-                  generator=torch.Generator().manual_seed(0))
-    off = torch.tensor([abs(a - b) for t, fresh in zip(got, fresh_logprobs(policy, got))
-                        for a, b, m in zip(t.logprobs, fresh, t.mask) if m])
+    got = rollout(
+        policy,
+        QUESTIONS,
+        Shelf(),
+        num_generations=4,
+        max_turns=1,
+        max_turn_tokens=30,
+        generator=torch.Generator().manual_seed(0),
+    )
+    off = torch.tensor(
+        [
+            abs(a - b)
+            for t, fresh in zip(got, fresh_logprobs(policy, got))
+            for a, b, m in zip(t.logprobs, fresh, t.mask)
+            if m
+        ]
+    )
     assert off.mean() < mean and off.quantile(0.99) < most
 
 
 def test_weights_too_large_to_unpack_stay_packed(nf4, monkeypatch):
-    monkeypatch.setattr("searchr1_lib.policy._DENSE_ON_CPU", 1000)
+    monkeypatch.setattr("searchr1_lib.training.policy._DENSE_ON_CPU", 1000)
     with nf4.unpacked():
         assert not any("forward" in m.__dict__ for m in nf4.model.modules())
 
@@ -342,5 +434,7 @@ def test_text_that_is_no_unicode_stops_nothing(policy):
             return [[Hit(Passage("p", "T\ud800", "half a \udfff character"), 1.0)] for _ in queries]
 
     asked = Question("q\ud83d", "Where was \ud83d born?", ["x"])
-    for t in rollout(policy, [asked], Broken(), num_generations=2, first_action="search", max_turns=1, max_turn_tokens=30):
+    for t in rollout(
+        policy, [asked], Broken(), num_generations=2, first_action="search", max_turns=1, max_turn_tokens=30
+    ):
         assert t.finish_reason

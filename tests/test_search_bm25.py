@@ -21,7 +21,9 @@ SAMPLES = ROOT.parent / "shared" / "data"
 PASSAGES = load_passages(ROOT / "data" / "almanac" / "passages.jsonl")
 QUERIES = [q.text for q in load_questions(ROOT / "data" / "almanac" / "test.jsonl", limit=64)]
 SMALL = [
-    Passage("a", "Velmora", "A town on the Nava."), Passage("b", "Nava", "A river."), Passage("c", "Nava", "A river."),
+    Passage("a", "Velmora", "A town on the Nava."),
+    Passage("b", "Nava", "A river."),
+    Passage("c", "Nava", "A river."),
 ]
 
 
@@ -73,7 +75,7 @@ def test_same_scores_as_the_bare_library(engine):
     _, scores = bare.retrieve(queries, k=5, show_progress=False)
     for hits, expected in zip(engine.search_batch(QUERIES, k=5), scores):
         np.testing.assert_allclose([h.score for h in hits], expected[: len(hits)], rtol=1e-6)
-        assert all(s == 0 for s in expected[len(hits):])
+        assert all(s == 0 for s in expected[len(hits) :])
 
 
 def test_one_query_is_a_batch_of_one(engine):
@@ -178,16 +180,19 @@ def test_arrays_of_another_corpus_are_refused(tmp_path):
         LocalSearch(tmp_path / "a")
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda d: (d / "manifest.json").write_text('{"engine"'), "broken manifest"),
-    (lambda d: (d / "manifest.json").write_text('{"run": "cpu"}'), "not one of an index"),
-    (lambda d: (d / "manifest.json").write_text('{"engine": "bm25", "format": 99}'), "format 99"),
-    (lambda d: (d / "manifest.json").write_text('{"engine": "magic", "format": 1}'), "unknown engine 'magic'"),
-    (lambda d: (d / "passages.jsonl").unlink(), "passages cannot be read"),
-    (lambda d: (d / "offsets.npy").write_bytes(b"x"), "passages cannot be read"),
-    (lambda d: (d / "data.csc.index.npy").write_bytes(b"\x93NUMPY"), "broken index"),
-    (lambda d: (d / "vocab.index.json").unlink(), "broken index"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda d: (d / "manifest.json").write_text('{"engine"'), "broken manifest"),
+        (lambda d: (d / "manifest.json").write_text('{"run": "cpu"}'), "not one of an index"),
+        (lambda d: (d / "manifest.json").write_text('{"engine": "bm25", "format": 99}'), "format 99"),
+        (lambda d: (d / "manifest.json").write_text('{"engine": "magic", "format": 1}'), "unknown engine 'magic'"),
+        (lambda d: (d / "passages.jsonl").unlink(), "passages cannot be read"),
+        (lambda d: (d / "offsets.npy").write_bytes(b"x"), "passages cannot be read"),
+        (lambda d: (d / "data.csc.index.npy").write_bytes(b"\x93NUMPY"), "broken index"),
+        (lambda d: (d / "vocab.index.json").unlink(), "broken index"),
+    ],
+)
 def test_a_broken_index_is_named(tmp_path, damage, message):
     BM25Search(SMALL).save(tmp_path / "index")
     damage(tmp_path / "index")
@@ -207,7 +212,7 @@ def test_local_search_indexes_passages(tmp_path, capsys):
 def test_local_search_finds_nothing(tmp_path):
     with pytest.raises(IndexFolderError, match="no such folder"):
         LocalSearch(tmp_path / "none")
-    with pytest.raises(IndexFolderError, match="holds neither an index.*python -m searchr1_lib.world"):
+    with pytest.raises(IndexFolderError, match="holds neither an index.*python -m searchr1_lib.worlds.almanac"):
         LocalSearch(tmp_path)
     for name in "ab":
         save_passages(tmp_path / name / "passages.jsonl", SMALL)
@@ -247,7 +252,9 @@ def test_the_package_is_light():
     import subprocess
     import sys
 
-    code = ("import sys, searchr1_lib.search as s, searchr1_lib.data; s.LocalSearch; s.SQLiteSearch;"
-            "print(sorted({'torch', 'faiss', 'transformers', 'sentence_transformers', 'bm25s'} & set(sys.modules)))")
+    code = (
+        "import sys, searchr1_lib.search as s, searchr1_lib.data; s.LocalSearch; s.SQLiteSearch;"
+        "print(sorted({'torch', 'faiss', 'transformers', 'sentence_transformers', 'bm25s'} & set(sys.modules)))"
+    )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

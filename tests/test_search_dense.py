@@ -12,18 +12,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from searchr1_lib.encoders import Encoder, load_encoder
 from searchr1_lib.records import Hit, Passage
 from searchr1_lib.search import (
-    BM25Search, DenseSearch, Engine, HybridSearch, IndexFolderError, LocalSearch, RerankedSearch, cosine_scorer,
-    cross_encoder, encode_passages,
+    BM25Search,
+    DenseSearch,
+    Engine,
+    HybridSearch,
+    IndexFolderError,
+    LocalSearch,
+    RerankedSearch,
+    cosine_scorer,
+    cross_encoder,
+    encode_passages,
 )
 from searchr1_lib.search.dense import build_index, prefixes
+from searchr1_lib.search.encoders import Encoder, load_encoder
 
 WORDS = "river town baker founder born year lantern novel author seat north tower glass ink winter bridge".split()
 RNG = np.random.default_rng(0)
-PASSAGES = [Passage(f"p{i}", " ".join(RNG.choice(WORDS, 2)), " ".join(RNG.choice(WORDS, 6)) + f" n{i}")
-            for i in range(600)]
+PASSAGES = [
+    Passage(f"p{i}", " ".join(RNG.choice(WORDS, 2)), " ".join(RNG.choice(WORDS, 6)) + f" n{i}") for i in range(600)
+]
 QUERIES = [p.text for p in PASSAGES[:600:40]]
 
 
@@ -92,16 +101,30 @@ def test_other_indexes_find_nearly_the_same(engine, encoder, index, tmp_path, ca
 def test_product_quantisers_skip_their_useless_training():
     from searchr1_lib.search.dense import _PLAIN_PQ
 
-    written = {"IVF8,PQ8": "IVF8,PQ8np", "PQ8x4": "PQ8x4np", "OPQ16_64,IVF9,PQ16": "OPQ16_64,IVF9,PQ16np",
-               "PQ8np": "PQ8np", "IVF9,PQ8x4fs": "IVF9,PQ8x4fs", "HNSW32": "HNSW32", "PQ8,RFlat": "PQ8np,RFlat"}
+    written = {
+        "IVF8,PQ8": "IVF8,PQ8np",
+        "PQ8x4": "PQ8x4np",
+        "OPQ16_64,IVF9,PQ16": "OPQ16_64,IVF9,PQ16np",
+        "PQ8np": "PQ8np",
+        "IVF9,PQ8x4fs": "IVF9,PQ8x4fs",
+        "HNSW32": "HNSW32",
+        "PQ8,RFlat": "PQ8np,RFlat",
+    }
     assert {given: _PLAIN_PQ.sub(r"\1np", given) for given in written} == written
 
 
 def test_numbers_that_fit_the_vectors():
     from searchr1_lib.search.dense import _with_numbers
 
-    written = {"IVF,PQ": "IVF250,PQ16", "OPQ16_64,IVF9,PQ": "OPQ16_64,IVF9,PQ16", "IVF,PQx4fs": "IVF250,PQ16x4fs",
-               "IVF_HNSW32,SQ8": "IVF250_HNSW32,SQ8", "Flat": "Flat", "HNSW": "HNSW", "IVF9,PQ7": "IVF9,PQ7"}
+    written = {
+        "IVF,PQ": "IVF250,PQ16",
+        "OPQ16_64,IVF9,PQ": "OPQ16_64,IVF9,PQ16",
+        "IVF,PQx4fs": "IVF250,PQ16x4fs",
+        "IVF_HNSW32,SQ8": "IVF250_HNSW32,SQ8",
+        "Flat": "Flat",
+        "HNSW": "HNSW",
+        "IVF9,PQ7": "IVF9,PQ7",
+    }
     assert {given: _with_numbers(given, 10_000, 64) for given in written} == written
     assert _with_numbers("IVF,PQ", 600, 50) == "IVF15,PQ10" and _with_numbers("IVF,PQ", 3, 2) == "IVF1,PQ1"
 
@@ -116,11 +139,14 @@ def test_search_parameters(encoder, tmp_path):
         DenseSearch(PASSAGES, encoder, parameters="speed=9", progress=None)
 
 
-@pytest.mark.parametrize("index, reason", [
-    ("Magic", "could not parse index string Magic"),
-    ("IVF999,Flat", "Number of training points"),
-    ("PQ7", "multiple of the number of subquantizers"),
-])
+@pytest.mark.parametrize(
+    "index, reason",
+    [
+        ("Magic", "could not parse index string Magic"),
+        ("IVF999,Flat", "Number of training points"),
+        ("PQ7", "multiple of the number of subquantizers"),
+    ],
+)
 def test_an_index_that_cannot_be_built(encoder, index, reason):
     with pytest.raises(ValueError, match=f"index='{index}' cannot be built over 600 vectors of 32: .*{reason}"):
         DenseSearch(PASSAGES, encoder, index=index, progress=None)
@@ -254,8 +280,9 @@ def test_prefixes(encoder):
     assert prefixes("BAAI/bge-base-en-v1.5")[0].startswith("Represent this sentence")
     assert prefixes("sentence-transformers/all-MiniLM-L6-v2") == prefixes("my/e5-tuned-model") == ("", "")
     with_prefix = DenseSearch(PASSAGES, encoder, query_prefix="river ", passage_prefix="town ", progress=None)
-    expected = encoder.encode(["river " + QUERIES[0]])[0] @ encoder.encode(
-        [f"town {p.title}\n{p.text}" for p in PASSAGES]).T
+    expected = (
+        encoder.encode(["river " + QUERIES[0]])[0] @ encoder.encode([f"town {p.title}\n{p.text}" for p in PASSAGES]).T
+    )
     assert with_prefix.search(QUERIES[0])[0].score == pytest.approx(expected.max(), rel=1e-4)
 
 
@@ -332,8 +359,14 @@ def test_a_real_cross_encoder(tmp_path):
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=5 + len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=16, num_labels=1)
+    config = BertConfig(
+        vocab_size=5 + len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=1,
+    )
     BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
     BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
     scorer = cross_encoder(str(tmp_path / "model"))
@@ -343,8 +376,10 @@ def test_a_real_cross_encoder(tmp_path):
     scores = scorer([("river baker", f"{h.passage.title}\n{h.passage.text}") for h in hits])
     np.testing.assert_allclose([h.score for h in hits], sorted(scores, reverse=True), rtol=1e-4)
     together = [[] for _ in range(6)]  # several threads ask at once, as behind the server
-    threads = [threading.Thread(target=lambda mine=mine: mine.extend(reranked.search("river baker", k=10)))
-               for mine in together]
+    threads = [
+        threading.Thread(target=lambda mine=mine: mine.extend(reranked.search("river baker", k=10)))
+        for mine in together
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

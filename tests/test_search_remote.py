@@ -113,20 +113,23 @@ def test_wire_format(address):
     assert health == {"status": "ok", "engine": "BM25Search"}
 
 
-@pytest.mark.parametrize("body, status, what", [
-    (b"{", 400, "not JSON"),
-    (b"[" * 100_000, 400, "not JSON"),
-    (b"[1]", 422, "not a JSON object"),
-    (b"{}", 422, "queries: expected a list of texts"),
-    (b'{"queries": "x"}', 422, "queries: expected a list of texts"),
-    (b'{"queries": [1]}', 422, "queries: expected a list of texts"),
-    (json.dumps({"queries": ["x"] * 1025}).encode(), 422, "at most 1024"),
-    (b'{"queries": ["x"], "topk": 0}', 422, "topk: expected a whole number from 1 to 100"),
-    (b'{"queries": ["x"], "topk": true}', 422, "topk"),
-    (b'{"queries": ["x"], "topk": 101}', 422, "topk"),
-    (b'{"queries": ["x"], "return_scores": 1}', 422, "return_scores"),
-    (b'{"queries": ["' + b"x" * (1 << 20) + b'"]}', 413, "larger than"),
-])
+@pytest.mark.parametrize(
+    "body, status, what",
+    [
+        (b"{", 400, "not JSON"),
+        (b"[" * 100_000, 400, "not JSON"),
+        (b"[1]", 422, "not a JSON object"),
+        (b"{}", 422, "queries: expected a list of texts"),
+        (b'{"queries": "x"}', 422, "queries: expected a list of texts"),
+        (b'{"queries": [1]}', 422, "queries: expected a list of texts"),
+        (json.dumps({"queries": ["x"] * 1025}).encode(), 422, "at most 1024"),
+        (b'{"queries": ["x"], "topk": 0}', 422, "topk: expected a whole number from 1 to 100"),
+        (b'{"queries": ["x"], "topk": true}', 422, "topk"),
+        (b'{"queries": ["x"], "topk": 101}', 422, "topk"),
+        (b'{"queries": ["x"], "return_scores": 1}', 422, "return_scores"),
+        (b'{"queries": ["' + b"x" * (1 << 20) + b'"]}', 413, "larger than"),
+    ],
+)
 def test_bad_requests(address, body, status, what):
     response = urllib3.request("POST", f"{address}/retrieve", body=body, retries=False)
     assert response.status == status and what in json.loads(response.data)["error"]
@@ -153,19 +156,25 @@ def test_an_engine_that_fails_behind_the_server():
             raise SearchError("its disk is full")
 
     with serving(make_app(Broken())) as address:
-        with pytest.raises(SearchError, match=r"search server http.*: HTTP status 502: the engine could not "
-                                              r"answer: its disk is full \(after 2 tries\)"):
+        with pytest.raises(
+            SearchError,
+            match=r"search server http.*: HTTP status 502: the engine could not "
+            r"answer: its disk is full \(after 2 tries\)",
+        ):
             RemoteSearch(f"{address}/retrieve", retries=1).search("x")
 
 
-@pytest.mark.parametrize("body, expected", [
-    (FOUND, (Passage("7", "A town", "On a river."), 2.5)),
-    ({"result": [[DOCUMENT]]}, (Passage("7", "A town", "On a river."), 1.0)),  # neither score nor wrapper
-    ({"result": [[{"document": DOCUMENT}]]}, (Passage("7", "A town", "On a river."), 1.0)),
-    ({"result": [[{"id": "x", "title": "A", "text": "B"}]]}, (Passage("x", "A", "B"), 1.0)),
-    ({"result": [[{"document": {"id": "x", "contents": "bare"}, "score": 1}]]}, (Passage("x", "", "bare"), 1.0)),
-    ({"result": [[{"id": "x", "contents": "half \ud800"}]]}, (Passage("x", "", "half ?"), 1.0)),
-])
+@pytest.mark.parametrize(
+    "body, expected",
+    [
+        (FOUND, (Passage("7", "A town", "On a river."), 2.5)),
+        ({"result": [[DOCUMENT]]}, (Passage("7", "A town", "On a river."), 1.0)),  # neither score nor wrapper
+        ({"result": [[{"document": DOCUMENT}]]}, (Passage("7", "A town", "On a river."), 1.0)),
+        ({"result": [[{"id": "x", "title": "A", "text": "B"}]]}, (Passage("x", "A", "B"), 1.0)),
+        ({"result": [[{"document": {"id": "x", "contents": "bare"}, "score": 1}]]}, (Passage("x", "", "bare"), 1.0)),
+        ({"result": [[{"id": "x", "contents": "half \ud800"}]]}, (Passage("x", "", "half ?"), 1.0)),
+    ],
+)
 def test_both_response_forms(body, expected):
     with scripted(answer(body)) as (url, asked):
         (hit,) = RemoteSearch(url).search("a town?", k=2)
@@ -179,14 +188,17 @@ def test_a_document_without_id_gets_a_lasting_one():
     assert ids[0] == ids[2] != ids[1]
 
 
-@pytest.mark.parametrize("body, what", [
-    ({"results": []}, "not of the form"),
-    ({"result": 5}, "not of the form"),
-    ({"result": [[{"score": 1}]]}, "not of the form"),
-    ({"result": [[{"id": 1, "contents": 5}]]}, "not of the form"),
-    ([1], "not of the form"),
-    ({"result": []}, "0 results for 1 queries"),
-])
+@pytest.mark.parametrize(
+    "body, what",
+    [
+        ({"results": []}, "not of the form"),
+        ({"result": 5}, "not of the form"),
+        ({"result": [[{"score": 1}]]}, "not of the form"),
+        ({"result": [[{"id": 1, "contents": 5}]]}, "not of the form"),
+        ([1], "not of the form"),
+        ({"result": []}, "0 results for 1 queries"),
+    ],
+)
 def test_an_answer_of_another_form(body, what):
     with scripted(answer(body)) as (url, asked), pytest.raises(SearchError, match=what):
         RemoteSearch(url).search("x")
@@ -228,11 +240,17 @@ def test_a_status_that_will_not_pass(status, what):
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("body, what", [
-    ({"error": "too \n many"}, "status 422: too many"), ({"detail": "too many"}, "status 422: too many"),
-    ({"error": "x" * 999}, "status 422: x{200}$"), ([1], "status 422$"), ({"detail": [1]}, "status 422$"),
-    (b"<html>", "status 422$"),
-])
+@pytest.mark.parametrize(
+    "body, what",
+    [
+        ({"error": "too \n many"}, "status 422: too many"),
+        ({"detail": "too many"}, "status 422: too many"),
+        ({"error": "x" * 999}, "status 422: x{200}$"),
+        ([1], "status 422$"),
+        ({"detail": [1]}, "status 422$"),
+        (b"<html>", "status 422$"),
+    ],
+)
 def test_what_the_server_says_about_a_refusal_is_passed_on(body, what):
     with scripted(answer(body, 422)) as (url, _), pytest.raises(SearchError, match=what):
         RemoteSearch(url).search("x")
@@ -325,9 +343,13 @@ def test_no_server():
 
 def start(index, port):
     """``python -m searchr1_lib.search.server`` as a user starts it; returns when it answers."""
-    process = subprocess.Popen([sys.executable, "-m", "searchr1_lib.search.server", "--index", str(index),
-                                "--port", str(port)], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "searchr1_lib.search.server", "--index", str(index), "--port", str(port)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == f"BM25Search at http://127.0.0.1:{port}/retrieve (Ctrl+C ends it)\n"
     for _ in range(600):
         try:
@@ -391,6 +413,10 @@ def test_killed_and_restarted_under_64_callers(engine, tmp_path):
 
 def test_the_command_refuses_a_folder_without_an_index(tmp_path):
     for arguments, what in (([], "holds neither an index"), (["--port", "99999"], "--port: expected a number from 1")):
-        out = subprocess.run([sys.executable, "-m", "searchr1_lib.search.server", "--index", str(tmp_path), *arguments],
-                             cwd=ROOT, capture_output=True, text=True)
+        out = subprocess.run(
+            [sys.executable, "-m", "searchr1_lib.search.server", "--index", str(tmp_path), *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
         assert out.returncode == 2 and what in out.stderr and "Traceback" not in out.stderr

@@ -14,12 +14,20 @@ from hypothesis import strategies as st
 from searchr1_lib.data import load_passages, load_questions
 from searchr1_lib.records import Hit, Passage
 from searchr1_lib.search import (
-    BM25Search, CachedSearch, Engine, IndexFolderError, LocalSearch, SearchError, SQLiteSearch,
+    BM25Search,
+    CachedSearch,
+    Engine,
+    IndexFolderError,
+    LocalSearch,
+    SearchError,
+    SQLiteSearch,
 )
 
 ALMANAC = Path(__file__).resolve().parents[1] / "data" / "almanac"
 SMALL = [
-    Passage("a", "Velmora", "A town on the Nava."), Passage("b", "Nava", "A river."), Passage("c", "Nava", "A river."),
+    Passage("a", "Velmora", "A town on the Nava."),
+    Passage("b", "Nava", "A river."),
+    Passage("c", "Nava", "A river."),
 ]
 
 

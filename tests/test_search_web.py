@@ -22,27 +22,38 @@ def result(n, **fields):
 #: An answer of two results in the form that each service documents, with parts that are not results.
 ANSWERS = {
     "serper": {
-        "searchParameters": {"q": "x", "type": "search"}, "credits": 1,
+        "searchParameters": {"q": "x", "type": "search"},
+        "credits": 1,
         "organic": [result(n, title="T{}", link="https://e.org/{}", snippet="S{}") for n in (1, 2)],
         "peopleAlsoAsk": [{"question": "?", "snippet": "no", "title": "no", "link": "no"}],
     },
     "brave": {
-        "type": "search", "query": {"original": "x"},
-        "web": {"type": "search", "results": [
-            result(n, title="T{}", url="https://e.org/{}", description="<strong>S{}</strong>") for n in (1, 2)]},
+        "type": "search",
+        "query": {"original": "x"},
+        "web": {
+            "type": "search",
+            "results": [
+                result(n, title="T{}", url="https://e.org/{}", description="<strong>S{}</strong>") for n in (1, 2)
+            ],
+        },
     },
     "tavily": {
-        "query": "x", "answer": None, "response_time": 1.2,
+        "query": "x",
+        "answer": None,
+        "response_time": 1.2,
         "results": [result(n, title="T{}", url="https://e.org/{}", content="S{}") | {"score": 0.9} for n in (1, 2)],
     },
     "serpapi": {
-        "search_metadata": {"status": "Success"}, "search_parameters": {"q": "x"},
+        "search_metadata": {"status": "Success"},
+        "search_parameters": {"q": "x"},
         "organic_results": [result(n, title="T{}", link="https://e.org/{}", snippet="S{}") for n in (1, 2)],
     },
     "google": {
-        "kind": "customsearch#search", "searchInformation": {"totalResults": "2"},
-        "items": [result(n, title="T{}", link="https://e.org/{}", snippet="S{}", htmlSnippet="<b>no</b>")
-                  for n in (1, 2)],
+        "kind": "customsearch#search",
+        "searchInformation": {"totalResults": "2"},
+        "items": [
+            result(n, title="T{}", link="https://e.org/{}", snippet="S{}", htmlSnippet="<b>no</b>") for n in (1, 2)
+        ],
     },
 }
 #: How each service says that it found nothing.
@@ -140,11 +151,19 @@ def test_time_out():
         WebSearch("serper", endpoint=url, timeout=0.3).search("x")
 
 
-@pytest.mark.parametrize("provider, body", [
-    ("serper", []), ("serper", {"organic": "x"}), ("serper", {"organic": [{"title": "no link"}]}),
-    ("brave", {"web": {"results": [5]}}), ("tavily", {"detail": "?"}), ("google", {"items": [{"link": 5}]}),
-    ("serpapi", {"search_metadata": {"status": "Error"}, "error": "It broke."}), ("serpapi", {"error": "It broke."}),
-])
+@pytest.mark.parametrize(
+    "provider, body",
+    [
+        ("serper", []),
+        ("serper", {"organic": "x"}),
+        ("serper", {"organic": [{"title": "no link"}]}),
+        ("brave", {"web": {"results": [5]}}),
+        ("tavily", {"detail": "?"}),
+        ("google", {"items": [{"link": 5}]}),
+        ("serpapi", {"search_metadata": {"status": "Error"}, "error": "It broke."}),
+        ("serpapi", {"error": "It broke."}),
+    ],
+)
 def test_an_answer_of_another_form(provider, body):
     with scripted(answer(body)) as (url, _), pytest.raises(SearchError, match="not of the form"):
         WebSearch(provider, endpoint=url).search("x")
@@ -154,8 +173,15 @@ def test_an_answer_of_another_form(provider, body):
 def test_no_key_ever_shows(provider, caplog, capfd, tmp_path):
     caplog.set_level(logging.DEBUG)
     shown = []
-    for give in (answer(ANSWERS[provider]), answer({}, 401), answer({}, 429, [("Retry-After", "99")]),
-                 FAULTS["cut off"], FAULTS["no HTTP"], answer({}, 302, [("Location", "/x")]), answer({"error": "e"})):
+    for give in (
+        answer(ANSWERS[provider]),
+        answer({}, 401),
+        answer({}, 429, [("Retry-After", "99")]),
+        FAULTS["cut off"],
+        FAULTS["no HTTP"],
+        answer({}, 302, [("Location", "/x")]),
+        answer({"error": "e"}),
+    ):
         with scripted(give) as (url, _):
             engine = WebSearch(provider, endpoint=url, retries=1)
             try:

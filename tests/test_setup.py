@@ -1,6 +1,8 @@
 """The set-up agrees with itself: pyproject.toml, constraints.txt, environment.yml, profiles; imports stay light."""
 
+import functools
 import json
+import operator
 import re
 import subprocess
 import sys
@@ -45,7 +47,7 @@ def test_environment_yml_is_in_step_with_pyproject():
 def test_constraints_pin_every_direct_dependency_within_its_range():
     from packaging.specifiers import SpecifierSet
 
-    direct = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
+    direct = PROJECT["dependencies"] + functools.reduce(operator.iadd, PROJECT["optional-dependencies"].values(), [])
     found = pins()
     for name, bounds in map(split, direct):
         assert name in found, f"{name} is not pinned"

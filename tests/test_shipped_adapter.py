@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from searchr1_lib.data import load_passages, load_questions
-from searchr1_lib.evaluate import evaluate
-from searchr1_lib.policy import load_policy
 from searchr1_lib.search import BM25Search
+from searchr1_lib.study.evaluate import evaluate
+from searchr1_lib.training.policy import load_policy
 
 ADAPTER = Path("data/tiny_qwen_grpo")
 

@@ -167,7 +167,7 @@ def test_seeds_are_run_once_and_measured(seeded, capsys):
         (complete / "notebooks" / name).touch()
     assert suite.main(["seeds", "--profile", "small", "--seeds", "8", "9"]) == 1
     error = capsys.readouterr().err
-    assert "seed 9: 05_train, cell" in error and "diverged" in error and "By hand.\n" == measured.read_text()[-9:]
+    assert "seed 9: 05_train, cell" in error and "diverged" in error and measured.read_text()[-9:] == "By hand.\n"
 
     train = seeded / "notebooks" / "05_train.ipynb"
     train.write_text(train.read_text().replace("p.seed == 9", "p.seed == 10"))
@@ -238,8 +238,7 @@ def test_a_sweep_runs_all_keeps_failures_and_runs_only_these_again(swept, capsys
     assert suite.main(sweep) == 1
     shown = capsys.readouterr()
     runs = swept / "runs" / "rate-small"
-    assert sorted(p.name for p in runs.iterdir()) == [
-        "lr-0.1_name-a-b_seed-3", "lr-0.2_name-a-b_seed-3"]
+    assert sorted(p.name for p in runs.iterdir()) == ["lr-0.1_name-a-b_seed-3", "lr-0.2_name-a-b_seed-3"]
     assert "2/2" in shown.out and "lr-0.2_name-a-b_seed-3  " in shown.out and "FAILED" in shown.out
     failed = "lr-0.2_name-a-b_seed-3: 00_first, cell In [4]: RuntimeError: diverged\n1 of 2 runs failed"
     assert failed in shown.err and suite.failure_of(runs / "lr-0.2_name-a-b_seed-3").endswith("diverged")
@@ -332,8 +331,10 @@ def test_experiments_as_lists_and_with_other_seeds(swept):
     (swept / "rate.yaml").write_text(text)
     found = suite.read_experiment("rate.yaml", seeds=[7]).runs()
     folder = Path("runs/rate-small")
-    assert found == {folder / "lr-1_seed-7": {"steps": 5, "lr": 1, "seed": 7},
-                     folder / "name-b_lr-0.2_seed-7": {"steps": 5, "name": "b", "lr": 0.2, "seed": 7}}
+    assert found == {
+        folder / "lr-1_seed-7": {"steps": 5, "lr": 1, "seed": 7},
+        folder / "name-b_lr-0.2_seed-7": {"steps": 5, "name": "b", "lr": 0.2, "seed": 7},
+    }
     for bad in ("none.yaml", "notebooks"):
         with pytest.raises(ValueError, match="cannot be read"):
             suite.read_experiment(bad)
@@ -472,7 +473,8 @@ def test_in_colab_require_runs_the_notebooks_before_with_this_runs_parameters(in
     project = in_colab
     use = USE.format(root=str(project)) + "p = suite.parameters(profile, run, steps=steps)\n"
     write_notebook(
-        project / "notebooks" / "02_double.ipynb", HEAD + "steps: int = None",
+        project / "notebooks" / "02_double.ipynb",
+        HEAD + "steps: int = None",
         use + 'path, = suite.require(p.run_dir, "steps.txt", made_by="00_first")',
         '(p.run_dir / "doubled.txt").write_text(2 * path.read_text())',
     )
@@ -487,8 +489,12 @@ def test_in_colab_require_runs_the_notebooks_before_with_this_runs_parameters(in
 
 def test_in_colab_what_a_notebook_itself_promised_is_not_run_again_and_again(in_colab, capsys):
     path = in_colab / "notebooks" / "02_lazy.ipynb"
-    write_notebook(path, HEAD, USE.format(root=str(in_colab)) + "p = suite.parameters(profile, run)",
-                   'suite.require(p.run_dir, "never.txt", made_by="02_lazy")')
+    write_notebook(
+        path,
+        HEAD,
+        USE.format(root=str(in_colab)) + "p = suite.parameters(profile, run)",
+        'suite.require(p.run_dir, "never.txt", made_by="02_lazy")',
+    )
     p = suite.parameters("small", "one")
     with pytest.raises(FileNotFoundError, match="never.txt is missing or empty: run notebooks/02_lazy.ipynb"):
         suite.require(p.run_dir, "never.txt", made_by="02_lazy")

@@ -13,18 +13,26 @@ import pytest
 import torch
 
 from searchr1_lib.data import load_passages, load_questions
-from searchr1_lib.policy import load_policy
 from searchr1_lib.records import Question, Segment, Trajectory, TrajectoryLog
 from searchr1_lib.rewards import RewardError, SearchR1Reward, score
-from searchr1_lib.rollout import rollout
 from searchr1_lib.search import BM25Search, LocalSearch
-from searchr1_lib.learner import Learner, _blame_what_it_would_do, _forced, _trained
-from searchr1_lib.trainer import Settings, Trainer, TrainingError, describe, train_grpo
-from searchr1_lib.grpo import group_advantages
+from searchr1_lib.training.grpo import group_advantages
+from searchr1_lib.training.learner import Learner, _blame_what_it_would_do, _forced, _trained
+from searchr1_lib.training.policy import load_policy
+from searchr1_lib.training.rollout import rollout
+from searchr1_lib.training.trainer import Settings, Trainer, TrainingError, describe, train_grpo
 
 TINY = "data/tiny_qwen"
-SHORT = Settings(steps=4, questions_per_step=2, num_generations=4, learning_rate=1.5e-3, checkpoint_every=2,
-                 max_turns=1, max_turn_tokens=40, entropy_coef=0.01)
+SHORT = Settings(
+    steps=4,
+    questions_per_step=2,
+    num_generations=4,
+    learning_rate=1.5e-3,
+    checkpoint_every=2,
+    max_turns=1,
+    max_turn_tokens=40,
+    entropy_coef=0.01,
+)
 TIMES = {"seconds", "seconds_rollout", "seconds_update", "tokens_per_second", "peak_memory_mb"}
 
 
@@ -46,8 +54,10 @@ def outcome(run_dir):
     """What must be the same: the metrics without times, and the adapter's bytes."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     newest = max((run_dir / "checkpoints").iterdir(), key=lambda p: int(p.name.split("_")[1]))
-    return ([{k: v for k, v in r.items() if k not in TIMES} for r in rows],
-            (newest / "adapter_model.safetensors").read_bytes())
+    return (
+        [{k: v for k, v in r.items() if k not in TIMES} for r in rows],
+        (newest / "adapter_model.safetensors").read_bytes(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +68,12 @@ def finished(tmp_path_factory, engine, questions):
 
 
 def test_a_run_leaves_its_folder(finished):
-    assert {p.name for p in finished.iterdir()} == {"settings.json", "metrics.jsonl", "trajectories.jsonl",
-                                                    "checkpoints"}
+    assert {p.name for p in finished.iterdir()} == {
+        "settings.json",
+        "metrics.jsonl",
+        "trajectories.jsonl",
+        "checkpoints",
+    }
     log = TrajectoryLog(finished / "trajectories.jsonl").read()
     assert len(log) == 4 * 8
     assert all(t.reward is not None and t.advantage is not None and t.rewards for t in log)
@@ -80,7 +94,7 @@ def test_the_adapter_opens_with_peft(finished):
 
 
 def test_resuming_gives_the_uninterrupted_run(tmp_path, engine, questions, finished):
-    stop = lambda t, row: row["step"] == 3  # noqa: E731
+    stop = lambda t, row: row["step"] == 3
     trainer(tmp_path / "run", engine, questions, callbacks=[stop]).train()
     with open(tmp_path / "run" / "metrics.jsonl", "a") as f:
         f.write('{"step": 99')  # cut off in the middle of a line
@@ -91,7 +105,8 @@ def test_resuming_gives_the_uninterrupted_run(tmp_path, engine, questions, finis
 def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path, finished):
     """SIGKILL while the second checkpoint is being written, then again from nothing but the folder."""
     script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(f"""
+    script.write_text(
+        textwrap.dedent(f"""
         import os, signal, sys
         sys.path.insert(0, "tests")
         from test_trainer import SHORT, BM25Search, Trainer, load_passages, load_policy, load_questions
@@ -107,9 +122,11 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path, finished):
                     os.kill(os.getpid(), signal.SIGKILL)
             t.policy.save_adapter = save
         t.train()
-    """))
-    run = lambda what: subprocess.run([sys.executable, str(script), str(tmp_path / "run"), what],  # noqa: E731
-                                      capture_output=True, text=True)
+    """)
+    )
+    run = lambda what: subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "run"), what], capture_output=True, text=True
+    )
     assert run("kill").returncode == -signal.SIGKILL
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.startswith("step")] == ["step_2"]
     again = run("on")
@@ -139,8 +156,14 @@ def test_other_settings_or_another_version_are_refused(tmp_path, engine, questio
 
 def gradients(tmp_path, engine, trajectories, budget, **kwargs):
     settings = dataclasses.replace(SHORT, tokens_per_micro_batch=budget, **kwargs)
-    t = Trainer(load_policy(TINY), [trajectories[0].question], engine, settings=settings,
-                run_dir=tmp_path / f"run{budget}{kwargs}", report=None)
+    t = Trainer(
+        load_policy(TINY),
+        [trajectories[0].question],
+        engine,
+        settings=settings,
+        run_dir=tmp_path / f"run{budget}{kwargs}",
+        report=None,
+    )
     with t.learner.checkpointing():
         metrics = t.learner.gradient(trajectories)
     return metrics, [p.grad.clone() for p in t.policy.parameters()]
@@ -148,14 +171,23 @@ def gradients(tmp_path, engine, trajectories, budget, **kwargs):
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
 def test_micro_batches_and_checkpointing_change_nothing(tmp_path, engine, questions, loss_type):
-    got = rollout(load_policy(TINY), questions[:3], engine, num_generations=4, max_turns=1, max_turn_tokens=40,
-                  generator=torch.Generator().manual_seed(0))
+    got = rollout(
+        load_policy(TINY),
+        questions[:3],
+        engine,
+        num_generations=4,
+        max_turns=1,
+        max_turn_tokens=40,
+        generator=torch.Generator().manual_seed(0),
+    )
     score(SearchR1Reward(), got)
     for t, a in zip(got, group_advantages([t.reward for t in got], 4).tolist()):
         t.advantage = a
     whole = gradients(tmp_path, engine, got, 10**6, loss_type=loss_type)
-    for other in (gradients(tmp_path, engine, got, 300, loss_type=loss_type),
-                  gradients(tmp_path, engine, got, 10**6, loss_type=loss_type, gradient_checkpointing=True)):
+    for other in (
+        gradients(tmp_path, engine, got, 300, loss_type=loss_type),
+        gradients(tmp_path, engine, got, 10**6, loss_type=loss_type, gradient_checkpointing=True),
+    ):
         assert other[0] == pytest.approx(whole[0], abs=1e-5)
         for a, b in zip(whole[1], other[1]):
             assert torch.allclose(a, b, atol=1e-6, rtol=1e-3)
@@ -209,7 +241,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, engine, questions, m
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(TrainingError, match="No space left"):
         t.save_checkpoint()
-    assert [p for p in (tmp_path / "checkpoints").iterdir()] == [first]
+    assert list((tmp_path / "checkpoints").iterdir()) == [first]
 
 
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path, engine, questions):
@@ -237,9 +269,16 @@ def test_the_missions_own_example_runs(tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(TINY), AutoTokenizer.from_pretrained(TINY)
-    trained = train_grpo(model, tokenizer, [("Who discovered penicillin?", "Alexander Fleming")],
-                         LocalSearch(index_dir="./data"), epochs=3, lr=1e-5, run_dir=tmp_path / "run",
-                         max_turn_tokens=40)
+    trained = train_grpo(
+        model,
+        tokenizer,
+        [("Who discovered penicillin?", "Alexander Fleming")],
+        LocalSearch(index_dir="./data"),
+        epochs=3,
+        lr=1e-5,
+        run_dir=tmp_path / "run",
+        max_turn_tokens=40,
+    )
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
     assert hasattr(trained, "disable_adapter")
 
@@ -255,8 +294,9 @@ def test_an_unknown_setting_is_named():
         train_grpo(None, None, [Question("1", "x?", ["y"])], None, temprature=1)
 
 
-@pytest.mark.parametrize("wrong", [dict(steps=0), dict(num_generations=1), dict(learning_rate=2), dict(temperature=0),
-                                   dict(max_turns=-1)])
+@pytest.mark.parametrize(
+    "wrong", [dict(steps=0), dict(num_generations=1), dict(learning_rate=2), dict(temperature=0), dict(max_turns=-1)]
+)
 def test_impossible_settings_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Settings(**wrong)
@@ -299,8 +339,15 @@ def test_every_variant_trains_and_resumes_exactly(tmp_path, engine, questions, k
 
 @pytest.fixture(scope="module")
 def scored(engine, questions):
-    got = rollout(load_policy(TINY), questions[:6], engine, num_generations=4, max_turns=2, max_turn_tokens=60,
-                  generator=torch.Generator().manual_seed(2))
+    got = rollout(
+        load_policy(TINY),
+        questions[:6],
+        engine,
+        num_generations=4,
+        max_turns=2,
+        max_turn_tokens=60,
+        generator=torch.Generator().manual_seed(2),
+    )
     score(SearchR1Reward(), got)
     return got
 
@@ -338,8 +385,9 @@ def test_the_value_head_learns_what_to_expect(scored):
     one.assign_advantages(scored)
     assert all(t.advantage == pytest.approx(t.reward, abs=1e-6) for t in scored)  # the head begins with 0 everywhere
     first = float(one.gradient(scored)["value_loss"])
-    assert first == pytest.approx(sum(t.reward**2 * sum(t.mask) for t in scored) / 2
-                                  / sum(sum(t.mask) for t in scored), rel=1e-4)
+    assert first == pytest.approx(
+        sum(t.reward**2 * sum(t.mask) for t in scored) / 2 / sum(sum(t.mask) for t in scored), rel=1e-4
+    )
     assert one.update(scored, 0)["value_loss"] < 0.9 * first
 
 
@@ -360,8 +408,13 @@ def test_dynamic_sampling_draws_again_and_keeps_the_size(tmp_path, engine, quest
     settings = dataclasses.replace(SHORT, dynamic_sampling=3)
     order = trainer(tmp_path / "look", engine, questions, settings).questions_of(0)
     flat = {order[0].id, *(q.id for q in questions[::2] if q.id != order[1].id)}
-    t = trainer(tmp_path / "run", engine, questions, settings,
-                reward=lambda ts: [1.0 if x.question.id in flat else float(i % 2) for i, x in enumerate(ts)])
+    t = trainer(
+        tmp_path / "run",
+        engine,
+        questions,
+        settings,
+        reward=lambda ts: [1.0 if x.question.id in flat else float(i % 2) for i, x in enumerate(ts)],
+    )
     drawn, chosen = t._collect()
     assert len(chosen) == 8 and len(drawn) > 8
     assert [x.question.id in flat for x in drawn].count(True) % 4 == 0
@@ -383,25 +436,40 @@ def test_the_reference_is_the_base_or_a_snapshot(scored):
     assert one.update(scored, 1)["kl"] > 1e-6
 
 
-@pytest.mark.parametrize("wrong", [
-    dict(baseline="value"), dict(credit="turn", baseline="leave_one_out"), dict(optim="sgd"), dict(gamma=1.5),
-    dict(top_entropy_quantile=0.0), dict(dynamic_sampling=1, baseline="none", scale_rewards="none"),
-    dict(kl_every=-1), dict(loss_type="ppo"),
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(baseline="value"),
+        dict(credit="turn", baseline="leave_one_out"),
+        dict(optim="sgd"),
+        dict(gamma=1.5),
+        dict(top_entropy_quantile=0.0),
+        dict(dynamic_sampling=1, baseline="none", scale_rewards="none"),
+        dict(kl_every=-1),
+        dict(loss_type="ppo"),
+    ],
+)
 def test_settings_that_cannot_be_name_the_parameter(wrong):
     with pytest.raises(ValueError, match="|".join(wrong)):
         Settings(**wrong)
 
 
-FP16 = dataclasses.replace(SHORT, steps=1, questions_per_step=1, entropy_coef=0.0, kl_every=0, max_turns=0,
-                           max_turn_tokens=40)
+FP16 = dataclasses.replace(
+    SHORT, steps=1, questions_per_step=1, entropy_coef=0.0, kl_every=0, max_turns=0, max_turn_tokens=40
+)
 
 
 @pytest.fixture(scope="module")
 def short(engine, questions):
     """Four short rollouts of one question, in fp16."""
-    return rollout(load_policy(TINY, dtype="float16"), questions[:1], engine, num_generations=4,
-                   generator=torch.Generator().manual_seed(0), **FP16.limits())
+    return rollout(
+        load_policy(TINY, dtype="float16"),
+        questions[:1],
+        engine,
+        num_generations=4,
+        generator=torch.Generator().manual_seed(0),
+        **FP16.limits(),
+    )
 
 
 def learner_on(rollouts, rewards, dtype="float16"):
@@ -441,9 +509,16 @@ def test_in_fp16_no_step_is_lost_and_the_gradient_is_the_true_one(short):
 
 
 def test_where_fp16_is_too_narrow_training_ends_with_advice(tmp_path, engine, questions):
-    reward = lambda ts: [1e12 * (i % 2) for i in range(len(ts))]  # noqa: E731
-    t = Trainer(load_policy(TINY, dtype="float16"), questions, engine, reward,
-                dataclasses.replace(FP16, scale_rewards="none"), tmp_path, report=None)
+    reward = lambda ts: [1e12 * (i % 2) for i in range(len(ts))]
+    t = Trainer(
+        load_policy(TINY, dtype="float16"),
+        questions,
+        engine,
+        reward,
+        dataclasses.replace(FP16, scale_rewards="none"),
+        tmp_path,
+        report=None,
+    )
     before = [p.detach().clone() for p in t.policy.parameters()]
     with pytest.raises(TrainingError, match="gradient norm is (nan|inf).*learning_rate.*bfloat16 or float32"):
         t.train()
@@ -460,8 +535,13 @@ def test_a_paged_optimiser_needs_a_gpu():
 def test_only_the_undecided_tokens_get_an_advantage(scored):
     one = learner(top_entropy_quantile=0.2)
     one.assign_advantages(scored)
-    tokens = [(a, e) for t in scored if t.advantage
-              for a, e, m in zip(t.token_values["advantage"], t.token_values["entropy"], t.mask) if m]
+    tokens = [
+        (a, e)
+        for t in scored
+        if t.advantage
+        for a, e, m in zip(t.token_values["advantage"], t.token_values["entropy"], t.mask)
+        if m
+    ]
     least = min(e for a, e in tokens if a)
     assert all(a == 0 for a, e in tokens if e < least)
     everything = sum(sum(t.mask) for t in scored)
@@ -485,9 +565,16 @@ def test_without_the_mask_retrieved_text_is_trained_on(scored):
 def test_the_deciding_token_of_a_forced_tag_is_found_however_the_tag_is_cut():
     def made(tokens, text_of):
         n = len(tokens)
-        return Trajectory(Question("q", "?", ["a"]), [1], list(range(n)), [1, *[0] * (n - 2), 1], [0.0] * n,
-                          first_action="search", tokens=tokens,
-                          segments=[Segment("think", "x", 0, 0, 1), Segment(*text_of, 0, 1, n)])
+        return Trajectory(
+            Question("q", "?", ["a"]),
+            [1],
+            list(range(n)),
+            [1, *[0] * (n - 2), 1],
+            [0.0] * n,
+            first_action="search",
+            tokens=tokens,
+            segments=[Segment("think", "x", 0, 0, 1), Segment(*text_of, 0, 1, n)],
+        )
 
     assert _forced(made(["x", "<search", ">", " a"], ("search", "<search> a"))) == 1
     assert _forced(made(["x", "\n<", "sea", "rch", ">", " a"], ("text", "\n<search> a"))) == 2
@@ -503,7 +590,7 @@ def test_blame_for_a_forced_choice_has_an_end():
         logprobs = logits.log_softmax(-1)[:, 1:]
         weighed = _blame_what_it_would_do(torch.tensor([advantage]), logprobs.detach(), forced)
         push.append(torch.autograd.grad((weighed * logprobs).sum(), logits)[0][0, 1].item())
-    rare = 1 / (1 + math.e ** 4)
+    rare = 1 / (1 + math.e**4)
     assert push == pytest.approx([-rare * (1 - rare), 1 - rare])
     free = _blame_what_it_would_do(torch.tensor([-1.0]), torch.tensor([[-4.0]]), torch.zeros(1, 1))
     assert free.tolist() == [[-1.0]]

@@ -1,6 +1,7 @@
 """The viewer: exact text, nothing forged, small pages, widgets driven through their traits."""
 
 import html
+import itertools
 import json
 import math
 import random
@@ -11,12 +12,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_lib.protocol import observation, split_turn
+from searchr1_lib.environment.protocol import observation, split_turn
 from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 from searchr1_lib.rewards import read_choices
-from searchr1_lib.viewer import (
-    ANY, OUTCOMES, SORTS, ask, browse, colors, compare, groups, paired_outcomes, prefer, render_comparison, render_html,
-    render_side_by_side, render_text, render_weights, select, show, token_spans, weigh, weighted, without_variance,
+from searchr1_lib.study.viewer import (
+    ANY,
+    OUTCOMES,
+    SORTS,
+    ask,
+    browse,
+    colors,
+    compare,
+    groups,
+    paired_outcomes,
+    prefer,
+    render_comparison,
+    render_html,
+    render_side_by_side,
+    render_text,
+    render_weights,
+    select,
+    show,
+    token_spans,
+    weigh,
+    weighted,
+    without_variance,
 )
 
 GOLD = Passage("p1", "Mirel Vondash", "Mirel Vondash, a glassblower, was born in Taimbford, Norrein in 1871.")
@@ -67,8 +87,11 @@ def group_of(size=8, seed=0):
     made = []
     for i in range(size):
         if i % 2:
-            parts = ["<think> I recall nothing of Mirel Vondash. </think><search> Mirel Vondash born </search>",
-                     found(), "<think> Mirel Vondash was born in Taimbford. </think><answer> Taimbford </answer>"]
+            parts = [
+                "<think> I recall nothing of Mirel Vondash. </think><search> Mirel Vondash born </search>",
+                found(),
+                "<think> Mirel Vondash was born in Taimbford. </think><answer> Taimbford </answer>",
+            ]
         else:
             parts = ["<think> I recall nothing of Mirel Vondash. </think><answer> Ouldmora </answer>"]
         t = build(QUESTION, parts, seed=seed + i, group="g", step=3)
@@ -106,16 +129,29 @@ class _Page(HTMLParser):
             self.text += data
 
 
-ALLOWED = set("meta div style section article h3 h4 h5 p b small strong span table tr th td details summary code ol li "
-              "mark br i ins".split())
+ALLOWED = set(
+    "meta div style section article h3 h4 h5 p b small strong span table tr th td details summary code ol li "
+    "mark br i ins".split()
+)
 
 
 def test_a_group_shows_all_that_the_reader_needs():
     page = _Page(render_html(group_of(), title="Step 3"))
     assert set(page.seen) <= ALLOWED
-    for expected in ("Step 3", "Where was Mirel Vondash born?", "gold answer: Taimbford", "look-up", "exact_match",
-                     "search_cost", "✓ Taimbford", "✗ Ouldmora", "★ gold", "score 7.5",
-                     "by the environment", "0.85"):
+    for expected in (
+        "Step 3",
+        "Where was Mirel Vondash born?",
+        "gold answer: Taimbford",
+        "look-up",
+        "exact_match",
+        "search_cost",
+        "✓ Taimbford",
+        "✗ Ouldmora",
+        "★ gold",
+        "score 7.5",
+        "by the environment",
+        "0.85",
+    ):
         assert expected in page.text, expected
     assert page.text.count("★ gold") == 4  # one per search, and none on the near-duplicate
     assert "no variance" not in page.text
@@ -153,8 +189,13 @@ def test_values_stand_on_hover_and_grow_with_surprise():
     t.mask, t.completion_ids, t.token_values = [1] * 8, [0] * 8, {}
     t.segments = [Segment("answer", t.text, 0, 0, 8)]
     drawn = hovered(render_html([t], color="logprob"))
-    assert drawn == [("u5", "0.003", "<answer"), ("", "0.95 1×2 0.93", "> x y"), ("u2", "0.21", " </"),
-                     ("u2", "0.4", "ans"), ("", "0.91", "wer>")]
+    assert drawn == [
+        ("u5", "0.003", "<answer"),
+        ("", "0.95 1×2 0.93", "> x y"),
+        ("u2", "0.21", " </"),
+        ("u2", "0.4", "ans"),
+        ("", "0.91", "wer>"),
+    ]
     t.advantage = -0.5
     drawn = hovered(render_html([t], color="advantage"))
     assert drawn[0] == ("n5", "-0.498", "<answer")  # A (1 - p) = -0.5 * 0.997 = -0.4985
@@ -218,10 +259,22 @@ def test_nothing_untrusted_becomes_markup(a, b, c, d):
     render_comparison([t], [t], title=d).encode("utf-8")
 
 
-@pytest.mark.parametrize("name, unseen", [
-    ("right to left", "\u202e"), ("isolate", "\u2067"), ("Arabic mark", "\u061c"), ("zero width", "\u200b"),
-    ("soft hyphen", "\xad"), ("line separator", "\u2028"), ("tag letter", "\U000e0041"),
-    ("variation selector", "\U000e0101"), ("annotation", "\ufff9"), ("lone surrogate", "\udc00"), ("escape", "\x1b")])
+@pytest.mark.parametrize(
+    "name, unseen",
+    [
+        ("right to left", "\u202e"),
+        ("isolate", "\u2067"),
+        ("Arabic mark", "\u061c"),
+        ("zero width", "\u200b"),
+        ("soft hyphen", "\xad"),
+        ("line separator", "\u2028"),
+        ("tag letter", "\U000e0041"),
+        ("variation selector", "\U000e0101"),
+        ("annotation", "\ufff9"),
+        ("lone surrogate", "\udc00"),
+        ("escape", "\x1b"),
+    ],
+)
 def test_what_cannot_be_seen_is_shown_by_its_number(name, unseen):
     shown = _Page(render_html([build(QUESTION, [f"<answer> a{unseen}b </answer>"])])).text
     assert f"a‹U+{ord(unseen):04X}›b" in shown and unseen not in shown, name
@@ -238,7 +291,7 @@ def test_tokens_that_cut_characters_still_cover_the_text(text, data):
     spans = token_spans(t)
     if spans:
         assert spans[0][0] == 0 and spans[-1][1] == len(text) and len(spans) == len(tokens)
-        assert all(x[1] <= y[0] for x, y in zip(spans, spans[1:]))
+        assert all(x[1] <= y[0] for x, y in itertools.pairwise(spans))
     shown = _Page(render_html([t], color="logprob")).text
     assert text in shown
 
@@ -260,8 +313,10 @@ def long_group(size=8):
         for turn in range(3):
             start = 3 * turn + rng.choice([0, 0, 1])
             passages = [Passage(f"p{k}", f"Title {k}", texts[k % 12]) for k in range(start, start + 3)]
-            parts += [f"<think> {' '.join(rng.choices(words, k=90))} </think><search> q {start} </search>",
-                      found("q", passages)]
+            parts += [
+                f"<think> {' '.join(rng.choices(words, k=90))} </think><search> q {start} </search>",
+                found("q", passages),
+            ]
         group.append(build(QUESTION, [*parts, "<answer> x </answer>"], seed=i, advantage=0.5))
     for t in group:
         t.completion_ids = [sum(map(ord, token)) * 7919 % 151_936 for token in t.tokens]
@@ -331,8 +386,11 @@ KNOWN = Question("q2", "What was the trade of Ada Sorn?", ["baker", "a baker"], 
 
 
 def mixed():
-    return [*group_of(4), build(KNOWN, ["<answer> the baker </answer>"], reward=1.0, step=4),
-            build(KNOWN, ["<think> hm"], reward=0.0, step=4)]
+    return [
+        *group_of(4),
+        build(KNOWN, ["<answer> the baker </answer>"], reward=1.0, step=4),
+        build(KNOWN, ["<think> hm"], reward=0.0, step=4),
+    ]
 
 
 def test_select_filters_and_sorts():
@@ -398,7 +456,11 @@ def outcome_sets():
 def test_outcomes_are_paired_by_question():
     found_ = paired_outcomes(*outcome_sets())
     assert {name: [b[0].question.id for b, _ in pairs] for name, pairs in found_.items()} == {
-        "fixed": ["0"], "broken": ["3"], "same, right": ["2"], "same, wrong": ["1"]}
+        "fixed": ["0"],
+        "broken": ["3"],
+        "same, right": ["2"],
+        "same, wrong": ["1"],
+    }
     assert tuple(found_) == OUTCOMES
     page = _Page(render_comparison(*outcome_sets(), title="Before and after"))
     for expected in ("4 questions", "1 fixed", "1 broken", "Before and after", "Question 3?"):
@@ -460,9 +522,18 @@ def test_weights_give_the_advantages_of_grpo_and_name_the_act_they_favour():
 
 
 def test_weigh_redraws_at_once_for_the_group_on_display():
-    box = weigh(group_of() + [build(Question("q2", "<b>Two?</b>", ["x"]), ["<answer> x </answer>"],
-                                    rewards={"exact_match": 1.0, "search_cost": 0.0})] * 2,
-                {"exact_match": 1.0, "search_cost": 1.0})
+    box = weigh(
+        group_of()
+        + [
+            build(
+                Question("q2", "<b>Two?</b>", ["x"]),
+                ["<answer> x </answer>"],
+                rewards={"exact_match": 1.0, "search_cost": 0.0},
+            )
+        ]
+        * 2,
+        {"exact_match": 1.0, "search_cost": 1.0},
+    )
     before = box.drawing.value
     box.controls["search_cost"].value = 2.0
     assert box.drawing.value != before and "2 × search_cost" in box.drawing.value
@@ -481,7 +552,9 @@ def test_prefer_writes_what_was_chosen_and_shows_no_reward(tmp_path):
     box.controls["a"].click()
     box.controls["a"].click()  # nothing is left: no further choice
     assert [[t.to_dict() for t in pair] for pair in read_choices(path)] == [
-        [group[1].to_dict(), group[0].to_dict()], [group[4].to_dict(), group[5].to_dict()]]
+        [group[1].to_dict(), group[0].to_dict()],
+        [group[4].to_dict(), group[5].to_dict()],
+    ]
     assert "2 choices" in box.count.value and "No pair is left" in box.drawing.value
 
 

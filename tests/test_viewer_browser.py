@@ -1,17 +1,19 @@
 """The viewer in a real Chromium: the widgets in JupyterLab under a user's hand, the pages in light and dark."""
 
+import nbformat
 import pytest
 from browser import CHROMIUM, chromium, jupyter_lab, wait_for
 from test_viewer import QUESTION, build, group_of, mixed
 
-import nbformat
 from searchr1_lib.records import TrajectoryLog
-from searchr1_lib.viewer import colors, render_comparison, render_html
+from searchr1_lib.study.viewer import colors, render_comparison, render_html
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
-EVIL = ["<think> $x^2$ \\(y\\) <img src=x onerror=\"window.forged=1\"> </think><script>window.forged=1</script>",
-        "</div></style><answer> <b id=forged>Taimbford</b>\u202e </answer>"]
+EVIL = [
+    '<think> $x^2$ \\(y\\) <img src=x onerror="window.forged=1"> </think><script>window.forged=1</script>',
+    "</div></style><answer> <b id=forged>Taimbford</b>\u202e </answer>",
+]
 
 #: Contrast of every text with what lies behind it (WCAG 2.2), as [ratio, text]; translucent backgrounds are blended.
 CONTRASTS = """(() => {
@@ -55,12 +57,16 @@ def test_the_widgets_obey_a_user_in_jupyterlab_and_nothing_written_by_others_doe
     evil = build(QUESTION, EVIL, reward=0.0, group="evil", step=9)
     TrajectoryLog(tmp_path / "before.jsonl").append([*mixed(), evil])
     TrajectoryLog(tmp_path / "after.jsonl").append(mixed()[::-1])
-    cells = ["from searchr1_lib import TrajectoryLog, viewer\n"
-             "before, after = TrajectoryLog('before.jsonl').read(), TrajectoryLog('after.jsonl').read()\n"
-             "viewer.browse(before)", "viewer.compare(before, after)"]
+    cells = [
+        "from searchr1_lib import TrajectoryLog, viewer\n"
+        "before, after = TrajectoryLog('before.jsonl').read(), TrajectoryLog('after.jsonl').read()\n"
+        "viewer.browse(before)",
+        "viewer.compare(before, after)",
+    ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells],
-                                        metadata={"kernelspec": kernel})
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source) for source in cells], metadata={"kernelspec": kernel}
+    )
     nbformat.write(notebook, tmp_path / "w.ipynb")
     with jupyter_lab(tmp_path) as address:
         page.open(address("lab/tree/w.ipynb"))

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from searchr1_lib import protocol, warmstart
 from searchr1_lib.data import load_passages, load_questions
-from searchr1_lib.policy import load_policy
+from searchr1_lib.environment import protocol
 from searchr1_lib.search import BM25Search
-from searchr1_lib.warmstart import Recipe, demonstrations, encode, fresh_world, prompt_text
-from searchr1_lib.world import build_world
+from searchr1_lib.study import warmstart
+from searchr1_lib.study.warmstart import Recipe, demonstrations, encode, fresh_world, prompt_text
+from searchr1_lib.training.policy import load_policy
+from searchr1_lib.worlds.almanac import build_world
 
 TINY = Path("data/tiny_qwen")
 
@@ -39,8 +40,14 @@ def test_the_shipped_files_are_the_recipes(policy):
     recipe = Recipe()
     assert json.loads((TINY / "recipe.json").read_text()) == asdict(recipe)
     config = json.loads((TINY / "config.json").read_text())
-    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                 "num_key_value_heads"):
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    ):
         assert config[name] == getattr(recipe, name), name
     assert config["architectures"] == ["Qwen2ForCausalLM"]
     log = [json.loads(line) for line in (TINY / "training_log.jsonl").read_text().splitlines()]
@@ -99,8 +106,19 @@ def test_guesses_and_only_guesses_carry_no_loss(examples, policy):
 
 
 def test_a_few_steps_lower_the_loss_and_the_weights_end_exact():
-    recipe = Recipe(steps=6, batch=8, warmup=2, quantised_steps=2, world_steps=3, vocab_size=600, hidden_size=32,
-                    intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+    recipe = Recipe(
+        steps=6,
+        batch=8,
+        warmup=2,
+        quantised_steps=2,
+        world_steps=3,
+        vocab_size=600,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
     model, tokenizer, log = warmstart.train(recipe, every=2, report=lambda line: None)
     assert log[-1]["loss"] < log[0]["loss"] and len(tokenizer) <= 600
     before = [w.data.clone() for w in warmstart.NF4Rounding(model).weights]

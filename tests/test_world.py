@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from searchr1_lib.data import load_passages, load_questions
-from searchr1_lib.world import ASKED, MONTHS, SPLITS, Part, build_world, near_duplicates, write_almanac
+from searchr1_lib.worlds.almanac import ASKED, MONTHS, SPLITS, Part, build_world, near_duplicates, write_almanac
 
 ALMANAC = Path("data/almanac")
 
@@ -74,15 +74,14 @@ def test_gold_passages_hold_what_the_chain_says(world):
 
 def test_namesakes_mislead(world):
     towns = Counter(p.title.split(" (")[0] for p in world.passages if p.title.endswith(")"))
-    surnames = Counter(p.title.split()[1] for p in world.passages
-                       if len(p.title.split()) == 2 and "born" in p.text)
+    surnames = Counter(p.title.split()[1] for p in world.passages if len(p.title.split()) == 2 and "born" in p.text)
     assert sum(n > 1 for n in towns.values()) > 30 and sum(n > 1 for n in surnames.values()) > 100
 
 
 def test_another_seed_keeps_the_known_part_and_shares_no_lookup_name(world):
     other = build_world(7, avoid=world.lookup_names, lookup={"train": Part(40, 20, 20, 30)})
-    known = lambda w: [(q.text, q.answers) for s in SPLITS for q in w.questions[s] if q.known]  # noqa: E731
-    facts = lambda w: {(h.fact) for s in SPLITS for q in w.questions[s] if q.known for h in w.chains[q.id]}  # noqa: E731
+    known = lambda w: [(q.text, q.answers) for s in SPLITS for q in w.questions[s] if q.known]
+    facts = lambda w: {(h.fact) for s in SPLITS for q in w.questions[s] if q.known for h in w.chains[q.id]}
     assert facts(other) == facts(world) and len(known(other)) == len(known(world))
     assert not other.lookup_names & world.lookup_names
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
-from .. import protocol
+from ..environment import protocol
 from ..records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 
 

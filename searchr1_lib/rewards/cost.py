@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 from ..records import Trajectory
 from .answer import ExactMatch
@@ -121,9 +121,13 @@ def search_confidence(trajectory: Trajectory) -> float:
 
     The tags count as tokens of the search: with the opening one the model decides to search at all.
     """
-    logprobs = [trajectory.logprobs[i]
-                for s in trajectory.segments if s.by_model and s.kind == "search"
-                for i in range(s.start, s.end) if trajectory.mask[i]]
+    logprobs = [
+        trajectory.logprobs[i]
+        for s in trajectory.segments
+        if s.by_model and s.kind == "search"
+        for i in range(s.start, s.end)
+        if trajectory.mask[i]
+    ]
     return math.exp(min(logprobs, default=0.0))
 
 

@@ -11,8 +11,9 @@ import json
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 _RETRY_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -34,8 +35,16 @@ class Reply:
 class _Endpoint:
     """Posts JSON below a base address, with a timeout, retries and the key of an environment variable."""
 
-    def __init__(self, url: str, model: str, *, key_env: str = "OPENAI_API_KEY", timeout: float = 60.0,
-                 retries: int = 3, wait: float = 0.5):
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        key_env: str = "OPENAI_API_KEY",
+        timeout: float = 60.0,
+        retries: int = 3,
+        wait: float = 0.5,
+    ):
         import httpx
 
         parts = urlsplit(url)
@@ -149,7 +158,7 @@ class LocalChat:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, name: str, *, device_map: str = "auto", **options) -> "LocalChat":
+    def load(cls, name: str, *, device_map: str = "auto", **options) -> LocalChat:
         """Load a folder or a hub model in its own number format."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -165,7 +174,12 @@ class LocalChat:
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             ).to(self.model.device)
             out = self.model.generate(
-                **prompt, max_new_tokens=self.max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None,
+                **prompt,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
                 pad_token_id=self.tokenizer.eos_token_id,
             )
         reply = out[0, prompt["input_ids"].shape[1] :]

@@ -16,12 +16,12 @@ import json
 import re
 import sqlite3
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
-from .. import protocol
+from ..environment import protocol
 from ..records import Trajectory
 from .answer import f1_score
 from .base import RewardError, final_answer
@@ -66,9 +66,18 @@ class Judge:
             control question lowered.
     """
 
-    def __init__(self, chat, *, rubric: str | Path = RUBRIC, cache: str | Path | None = None,
-                 max_calls: int | None = None, max_tokens: int | None = None, concurrency: int = 4,
-                 attempts: int = 3, name: str = "judge"):
+    def __init__(
+        self,
+        chat,
+        *,
+        rubric: str | Path = RUBRIC,
+        cache: str | Path | None = None,
+        max_calls: int | None = None,
+        max_tokens: int | None = None,
+        concurrency: int = 4,
+        attempts: int = 3,
+        name: str = "judge",
+    ):
         if concurrency < 1 or attempts < 1:
             raise ValueError("Judge: concurrency and attempts must be 1 or more")
         self.chat, self.name = chat, name
@@ -107,8 +116,10 @@ class Judge:
 
     def _ask(self, case: _Case, answers: tuple[str, ...]) -> float:
         asked = {"question": case.question, "reference_answers": list(answers), "answer": case.answer}
-        messages = [{"role": "system", "content": self.rubric},
-                    {"role": "user", "content": json.dumps(asked, ensure_ascii=False)}]
+        messages = [
+            {"role": "system", "content": self.rubric},
+            {"role": "user", "content": json.dumps(asked, ensure_ascii=False)},
+        ]
         key = hashlib.sha256(json.dumps([self.chat.name, messages]).encode()).hexdigest()
         if (score := self._scores.get(key)) is not None:
             with self._lock:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Sequence
 
 from ..records import Trajectory
 from .answer import ExactMatch, f1_score

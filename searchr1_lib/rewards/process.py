@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from ..protocol import TAGS
+from ..environment.protocol import TAGS
 from ..records import Segment, Trajectory
 from .answer import exact_match, substring_match
 from .base import Reward, TurnReward, answer_flags, final_answer, turn_count
@@ -198,4 +198,3 @@ class RepeatedSearch(TurnReward):
                 values[s.turn] -= self.penalty * (query in seen)
                 seen.add(query)
         return values
-

@@ -7,11 +7,11 @@ Calibrate it on labelled pairs, and compose it with a stricter reward.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
-from ..encoders import MINILM, load_encoder
 from ..records import Trajectory
+from ..search.encoders import MINILM, load_encoder
 from .base import final_answer
 
 _LONGEST = 2000  # characters of an answer that are read; encoders see a few hundred tokens anyway
@@ -106,7 +106,7 @@ class SemanticSimilarity:
 
     def calibrate(
         self, pairs: Sequence[tuple[str, str]], labels: Sequence[float], fit=fit_affine
-    ) -> "SemanticSimilarity":
+    ) -> SemanticSimilarity:
         """Learn the calibration from pairs (answer, gold answer) labelled in [0, 1]; returns itself.
 
         ``fit`` is ``fit_affine`` or ``fit_cutoff``.
@@ -116,8 +116,12 @@ class SemanticSimilarity:
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """One float per trajectory."""
-        asked = [(i, answer, gold) for i, t in enumerate(trajectories) if (answer := (final_answer(t) or "").strip())
-                 for gold in t.question.answers]
+        asked = [
+            (i, answer, gold)
+            for i, t in enumerate(trajectories)
+            if (answer := (final_answer(t) or "").strip())
+            for gold in t.question.answers
+        ]
         out = [0.0] * len(trajectories)
         for (i, _, _), s in zip(asked, self.similarities([(a, g) for _, a, g in asked])):
             out[i] = max(out[i], self.calibration(s))

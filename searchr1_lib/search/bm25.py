@@ -7,11 +7,20 @@ arbitrary passages for a query that matches none. One thread, no progress bars: 
 from __future__ import annotations
 
 import os
-from typing import Sequence
+from collections.abc import Sequence
 
 from ..records import Hit, Passage
-from .base import Engine, IndexFolderError, best, check_batch, new_folder, open_corpus, read_manifest, save_corpus
-from .base import write_manifest
+from .base import (
+    Engine,
+    IndexFolderError,
+    best,
+    check_batch,
+    new_folder,
+    open_corpus,
+    read_manifest,
+    save_corpus,
+    write_manifest,
+)
 
 
 class BM25Search(Engine):
@@ -31,15 +40,17 @@ class BM25Search(Engine):
     '1'
     """
 
-    def __init__(self, passages: Sequence[Passage], *, k1: float = 1.5, b: float = 0.75,
-                 stopwords: str | list[str] | None = "en"):
+    def __init__(
+        self, passages: Sequence[Passage], *, k1: float = 1.5, b: float = 0.75, stopwords: str | list[str] | None = "en"
+    ):
         import bm25s
 
         self.passages, self.stopwords = list(passages), stopwords
         if not self.passages:
             raise ValueError("BM25Search: no passages to index")
-        tokens = bm25s.tokenize([f"{p.title}\n{p.text}" for p in self.passages], stopwords=stopwords or [],
-                                show_progress=False)
+        tokens = bm25s.tokenize(
+            [f"{p.title}\n{p.text}" for p in self.passages], stopwords=stopwords or [], show_progress=False
+        )
         if not tokens.vocab:
             raise ValueError("BM25Search: no passage holds a word to index")
         self._index = bm25s.BM25(k1=k1, b=b, backend="numpy")
@@ -63,11 +74,17 @@ class BM25Search(Engine):
         """Write the index to a folder, whole or not at all; an index that stands there is replaced."""
         with new_folder(index_dir) as folder:
             self._index.save(folder, show_progress=False)
-            write_manifest(folder, "bm25", **save_corpus(folder, self.passages), k1=self._index.k1,
-                           b=self._index.b, stopwords=self.stopwords)
+            write_manifest(
+                folder,
+                "bm25",
+                **save_corpus(folder, self.passages),
+                k1=self._index.k1,
+                b=self._index.b,
+                stopwords=self.stopwords,
+            )
 
     @classmethod
-    def load(cls, index_dir: str | os.PathLike) -> "BM25Search":
+    def load(cls, index_dir: str | os.PathLike) -> BM25Search:
         """Open a saved index; its arrays and passages are memory-mapped.
 
         Raises:

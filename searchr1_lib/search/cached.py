@@ -7,9 +7,9 @@ import os
 import sqlite3
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Sequence
 
 from ..records import Hit, Passage
 from .base import Engine, SearchError, check_batch
@@ -88,8 +88,14 @@ class CachedSearch(Engine):
                 n = self._asked[query, k]
                 self._asked[query, k] += 1
             row = self._database.connection().execute(_LAST, (query, k, n)).fetchone()
-            answers[query] = row[1:] if row else (None, (
-                f"{self.path}: nothing was recorded for the query {query!r} with k={k}; run with mode='record'"))
+            answers[query] = (
+                row[1:]
+                if row
+                else (
+                    None,
+                    (f"{self.path}: nothing was recorded for the query {query!r} with k={k}; run with mode='record'"),
+                )
+            )
         return answers
 
     def _record(self, queries: list[str], k: int) -> dict[str, _Answer]:

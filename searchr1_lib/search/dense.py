@@ -11,15 +11,23 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Callable, Sequence
 
 import numpy as np
 
-from ..encoders import MINILM, Encoder, load_encoder
 from ..records import Hit, Passage
-from .base import Engine, IndexFolderError, check_batch, new_folder, open_corpus, read_manifest, save_corpus
-from .base import write_manifest
+from .base import (
+    Engine,
+    IndexFolderError,
+    check_batch,
+    new_folder,
+    open_corpus,
+    read_manifest,
+    save_corpus,
+    write_manifest,
+)
+from .encoders import MINILM, Encoder, load_encoder
 
 INDEX, VECTORS, STATE = "index.faiss", "vectors.f32", "vectors.json"
 _CHUNK = 256  # passages encoded between two writes
@@ -31,8 +39,11 @@ _PROBE = "Which river flows through the town?"  # tells one encoder from another
 #: What the families of encoders were trained to see before a query and before a passage.
 PREFIXES = (
     (re.compile(r"(^|/)(multilingual-)?e5-(small|base|large)(-v2)?$"), "query: ", "passage: "),
-    (re.compile(r"(^|/)bge-(small|base|large)-en(-v1\.5)?$"),
-     "Represent this sentence for searching relevant passages: ", ""),
+    (
+        re.compile(r"(^|/)bge-(small|base|large)-en(-v1\.5)?$"),
+        "Represent this sentence for searching relevant passages: ",
+        "",
+    ),
 )
 
 
@@ -49,8 +60,12 @@ def prefixes(encoder_name: str) -> tuple[str, str]:
 
 
 def encode_passages(
-    passages: Sequence[Passage], encoder: str | Encoder = MINILM, *, prefix: str | None = None,
-    vectors_dir: str | os.PathLike | None = None, progress: Callable[[str], None] | None = print,
+    passages: Sequence[Passage],
+    encoder: str | Encoder = MINILM,
+    *,
+    prefix: str | None = None,
+    vectors_dir: str | os.PathLike | None = None,
+    progress: Callable[[str], None] | None = print,
 ) -> np.ndarray:
     """Unit vectors of ``title\\ntext``, float32 (number of passages, dimension).
 
@@ -96,8 +111,10 @@ def _encode(passages, encoder, prefix, done, progress):
         now = time.monotonic()
         if progress and (now - said > 10 or (done == len(passages) and said > begun)):
             said, speed = now, (done - start) / (now - begun)
-            progress(f"encoded {done:,} of {len(passages):,} passages, {speed:.0f} a second, "
-                     f"{(len(passages) - done) / speed:.0f} s to go")
+            progress(
+                f"encoded {done:,} of {len(passages):,} passages, {speed:.0f} a second, "
+                f"{(len(passages) - done) / speed:.0f} s to go"
+            )
 
 
 def _claim(folder: Path, encoder: Encoder, prefix: str, passages: Sequence[Passage]) -> None:
@@ -105,8 +122,13 @@ def _claim(folder: Path, encoder: Encoder, prefix: str, passages: Sequence[Passa
     digest = hashlib.sha256()
     for p in passages:
         digest.update(json.dumps([p.id, p.title, p.text]).encode())
-    state = {"encoder": encoder.name, "dimension": encoder.dimension, "prefix": prefix, "count": len(passages),
-             "corpus_sha256": digest.hexdigest()}
+    state = {
+        "encoder": encoder.name,
+        "dimension": encoder.dimension,
+        "prefix": prefix,
+        "count": len(passages),
+        "corpus_sha256": digest.hexdigest(),
+    }
     path = folder / STATE
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,15 +160,23 @@ class DenseSearch(Engine):
     """
 
     def __init__(
-        self, passages: Sequence[Passage], encoder: str | Encoder = MINILM, *, index: str = "Flat",
-        parameters: str | None = None, query_prefix: str | None = None, passage_prefix: str | None = None,
-        vectors_dir: str | os.PathLike | None = None, progress: Callable[[str], None] | None = print,
+        self,
+        passages: Sequence[Passage],
+        encoder: str | Encoder = MINILM,
+        *,
+        index: str = "Flat",
+        parameters: str | None = None,
+        query_prefix: str | None = None,
+        passage_prefix: str | None = None,
+        vectors_dir: str | os.PathLike | None = None,
+        progress: Callable[[str], None] | None = print,
     ):
         self.passages = list(passages)
         self.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
         self.query_prefix = prefixes(self.encoder.name)[0] if query_prefix is None else query_prefix
-        vectors = encode_passages(self.passages, self.encoder, prefix=passage_prefix, vectors_dir=vectors_dir,
-                                  progress=progress)
+        vectors = encode_passages(
+            self.passages, self.encoder, prefix=passage_prefix, vectors_dir=vectors_dir, progress=progress
+        )
         self.index, self.parameters = index, _parameters(index) if parameters is None else parameters
         self._index = build_index(vectors, index)
         _set_parameters(self._index, self.parameters)
@@ -173,13 +203,19 @@ class DenseSearch(Engine):
         with new_folder(index_dir) as folder:
             faiss.write_index(self._index, str(folder / INDEX))
             write_manifest(
-                folder, "dense", **save_corpus(folder, self.passages), encoder=self.encoder.name, index=self.index,
-                parameters=self.parameters, query_prefix=self.query_prefix, index_bytes=(folder / INDEX).stat().st_size,
+                folder,
+                "dense",
+                **save_corpus(folder, self.passages),
+                encoder=self.encoder.name,
+                index=self.index,
+                parameters=self.parameters,
+                query_prefix=self.query_prefix,
+                index_bytes=(folder / INDEX).stat().st_size,
                 probe=[round(x, 5) for x in self.encoder.encode([_PROBE])[0].tolist()],
             )
 
     @classmethod
-    def load(cls, index_dir: str | os.PathLike, encoder: str | Encoder | None = None) -> "DenseSearch":
+    def load(cls, index_dir: str | os.PathLike, encoder: str | Encoder | None = None) -> DenseSearch:
         """Open a saved index, memory-mapped; ``encoder`` None takes the one that its manifest names.
 
         Raises:
@@ -221,8 +257,10 @@ def build_index(vectors: np.ndarray, index: str):
             built.add(np.ascontiguousarray(vectors[start : start + 65536]))
     except RuntimeError as e:
         reason = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", str(e))
-        raise ValueError(f"index={index!r} cannot be built over {len(vectors)} vectors of {vectors.shape[1]}: "
-                         f"{reason} (with few passages take 'Flat' or 'HNSW32')") from None
+        raise ValueError(
+            f"index={index!r} cannot be built over {len(vectors)} vectors of {vectors.shape[1]}: "
+            f"{reason} (with few passages take 'Flat' or 'HNSW32')"
+        ) from None
     return built
 
 
@@ -285,8 +323,10 @@ def _read_index(path: Path, manifest: dict):
     except (OSError, RuntimeError) as e:
         raise IndexFolderError(f"{path}: broken index ({e}); build it again") from None
     if index.ntotal != manifest["count"] or index.d != len(manifest["probe"]):
-        raise IndexFolderError(f"{path}: {index.ntotal} vectors of {index.d}, but the manifest says "
-                               f"{manifest['count']} of {len(manifest['probe'])}; build the index again")
+        raise IndexFolderError(
+            f"{path}: {index.ntotal} vectors of {index.d}, but the manifest says "
+            f"{manifest['count']} of {len(manifest['probe'])}; build the index again"
+        )
     return index
 
 

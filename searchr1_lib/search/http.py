@@ -7,10 +7,11 @@ import logging
 import random
 import re
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from email.utils import parsedate_to_datetime
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import urllib3
 
@@ -59,8 +60,10 @@ class JsonClient:
 
     def __init__(self, service: str, *, timeout: float, retries: int, connections: int, reasons: bool = False):
         if not (timeout > 0 and retries >= 0 and connections >= 1):
-            raise ValueError(f"timeout={timeout}, retries={retries}, connections={connections}: "
-                             "expected more than 0, at least 0, at least 1")
+            raise ValueError(
+                f"timeout={timeout}, retries={retries}, connections={connections}: "
+                "expected more than 0, at least 0, at least 1"
+            )
         self.service, self.timeout, self.retries, self.reasons = service, timeout, retries, reasons
         self.threads = ThreadPoolExecutor(connections, thread_name_prefix="search")
         self._pool = urllib3.PoolManager(maxsize=connections, block=True, retries=False)
@@ -106,8 +109,9 @@ class JsonClient:
                 if attempt == self.retries:
                     raise self._error(f"{e} ({tries})") from None
                 if time.monotonic() + wait > deadline:
-                    raise self._error(f"{e} ({tries}; the next one would come after the {self.timeout:g} s "
-                                      "of the time-out)") from None
+                    raise self._error(
+                        f"{e} ({tries}; the next one would come after the {self.timeout:g} s of the time-out)"
+                    ) from None
                 time.sleep(wait)
 
     def _try(self, request: Mapping[str, Any], read: Callable, deadline: float) -> Any:

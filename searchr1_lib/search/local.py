@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from ..data import load_passages
 from ..records import Hit
@@ -62,8 +62,10 @@ def _open(folder: Path, encoder) -> Engine:
 def _build(folder: Path) -> Engine:
     corpus = _find_corpus(folder)
     passages = load_passages(corpus)
-    print(f"LocalSearch: no index in {folder}; BM25 over the {len(passages):,} passages of {corpus}, in memory "
-          "(BM25Search(passages).save(folder) keeps an index)")
+    print(
+        f"LocalSearch: no index in {folder}; BM25 over the {len(passages):,} passages of {corpus}, in memory "
+        "(BM25Search(passages).save(folder) keeps an index)"
+    )
     return BM25Search(passages)
 
 
@@ -78,5 +80,5 @@ def _find_corpus(folder: Path) -> Path:
             return found[0]
     raise IndexFolderError(
         f"{folder}: holds neither an index ({MANIFEST}) nor a corpus ({' or '.join(CORPORA)}). Make the almanac with "
-        "python -m searchr1_lib.world --out data/almanac, or an index with BM25Search(load_passages(file)).save(folder)"
+        "python -m searchr1_lib.worlds.almanac --out data/almanac, or an index with BM25Search(load_passages(file)).save(folder)"
     )

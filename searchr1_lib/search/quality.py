@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from ..records import Hit, Question
 from .base import Engine
@@ -19,8 +20,14 @@ def reciprocal_rank(hits: Sequence[Hit], gold: Sequence[str]) -> float:
     return next((1 / rank for rank, hit in enumerate(hits, 1) if hit.passage.id in gold), 0.0)
 
 
-def measure(engine: Engine, questions: Sequence[Question], *, ks: Sequence[int] = (1, 3, 5), name: str | None = None,
-            batch_size: int = 64) -> dict[str, Any]:
+def measure(
+    engine: Engine,
+    questions: Sequence[Question],
+    *,
+    ks: Sequence[int] = (1, 3, 5),
+    name: str | None = None,
+    batch_size: int = 64,
+) -> dict[str, Any]:
     """A row for ``plots.retrieval_comparison``: mean recall@k, MRR at the largest k, milliseconds per query.
 
     The question's own text is the query. Questions without gold passages are left out.

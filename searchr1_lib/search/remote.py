@@ -6,9 +6,10 @@ import hashlib
 import json
 import threading
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Sequence
+from typing import Any
 
 import urllib3
 
@@ -51,14 +52,22 @@ class RemoteSearch(Engine):
         SearchError: (from a search) no usable answer in time; never later than ``timeout``.
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8000/retrieve", *, timeout: float = 10.0, retries: int = 6,
-                 batch_size: int = 256, connections: int = 4):
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000/retrieve",
+        *,
+        timeout: float = 10.0,
+        retries: int = 6,
+        batch_size: int = 256,
+        connections: int = 4,
+    ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self._url, self.address = _address(url)
         self.batch_size = batch_size
-        self._client = JsonClient(f"search server {self.address}", timeout=timeout, retries=retries,
-                                  connections=connections, reasons=True)
+        self._client = JsonClient(
+            f"search server {self.address}", timeout=timeout, retries=retries, connections=connections, reasons=True
+        )
         self._waiting: deque[_Part] = deque()
         self._lock = threading.Lock()
 
@@ -91,8 +100,11 @@ class RemoteSearch(Engine):
             return
         queries = [query for part in parts for query in part.queries]
         try:
-            answer = self._client.ask(self._request(queries, parts[0].k), lambda answer: _read(answer, queries),
-                                      max(part.deadline for part in parts))
+            answer = self._client.ask(
+                self._request(queries, parts[0].k),
+                lambda answer: _read(answer, queries),
+                max(part.deadline for part in parts),
+            )
             for part in parts:
                 part.hits.set_result([hits[: part.k] for hits in answer[: len(part.queries)]])
                 del answer[: len(part.queries)]

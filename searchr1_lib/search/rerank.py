@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
-from ..encoders import MINILM, load_encoder
 from ..records import Hit
 from .base import Engine, check_batch
+from .encoders import MINILM, load_encoder
 
 #: Takes ``(query, "title\\ntext")`` pairs, gives one number a pair; higher is better.
 Scorer = Callable[[list[tuple[str, str]]], Sequence[float]]
@@ -28,8 +28,10 @@ def cross_encoder(name: str) -> Scorer:
     try:
         model = CrossEncoder(name, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError, RuntimeError) as e:
-        raise ValueError(f"cross-encoder {name!r} cannot be loaded: {e}. Give a folder that holds one, connect to the "
-                         "hub, or take cosine_scorer(), which needs neither") from e
+        raise ValueError(
+            f"cross-encoder {name!r} cannot be loaded: {e}. Give a folder that holds one, connect to the "
+            "hub, or take cosine_scorer(), which needs neither"
+        ) from e
 
     def score(pairs: list[tuple[str, str]]) -> list[float]:
         with lock:

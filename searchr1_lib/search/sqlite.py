@@ -10,8 +10,8 @@ import os
 import re
 import sqlite3
 import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, Sequence
 
 from ..records import Hit, Passage
 from .base import MANIFEST, Engine, IndexFolderError, SearchError, check_batch, read_manifest, write_manifest
@@ -60,8 +60,9 @@ class Database:
             if not self.connection().execute("SELECT 1 FROM sqlite_master").fetchone():
                 self.connection().executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
         except sqlite3.DatabaseError as e:
-            raise IndexFolderError(f"{path}: cannot be used as a database ({e}); if no other program uses it, delete it "
-                                   "and build it again") from None
+            raise IndexFolderError(
+                f"{path}: cannot be used as a database ({e}); if no other program uses it, delete it and build it again"
+            ) from None
 
     def connection(self) -> sqlite3.Connection:
         """This thread's connection; ``with`` it makes a transaction."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import html
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Sequence
+from typing import Any
 
 from ..records import Hit, Passage
 from .base import Engine, check_batch, clean
@@ -50,34 +51,64 @@ def _serpapi_results(answer: dict) -> list[dict]:
 
 PROVIDERS = {
     "serper": Provider(
-        "https://google.serper.dev/search", ("SERPER_API_KEY",), 100,
-        lambda q, k, key: {"method": "POST", "headers": {"X-API-KEY": key["SERPER_API_KEY"]},
-                           "json": {"q": q, "num": k}},
-        lambda answer: answer.get("organic", []), ("link", "title", "snippet"),
+        "https://google.serper.dev/search",
+        ("SERPER_API_KEY",),
+        100,
+        lambda q, k, key: {
+            "method": "POST",
+            "headers": {"X-API-KEY": key["SERPER_API_KEY"]},
+            "json": {"q": q, "num": k},
+        },
+        lambda answer: answer.get("organic", []),
+        ("link", "title", "snippet"),
     ),
     "brave": Provider(
-        "https://api.search.brave.com/res/v1/web/search", ("BRAVE_API_KEY",), 20,
-        lambda q, k, key: {"method": "GET", "fields": {"q": " ".join(q.split()[:50]), "count": str(k)},
-                           "headers": {"X-Subscription-Token": key["BRAVE_API_KEY"], "Accept": "application/json"}},
-        lambda answer: (answer.get("web") or {}).get("results", []), ("url", "title", "description"), 400,
+        "https://api.search.brave.com/res/v1/web/search",
+        ("BRAVE_API_KEY",),
+        20,
+        lambda q, k, key: {
+            "method": "GET",
+            "fields": {"q": " ".join(q.split()[:50]), "count": str(k)},
+            "headers": {"X-Subscription-Token": key["BRAVE_API_KEY"], "Accept": "application/json"},
+        },
+        lambda answer: (answer.get("web") or {}).get("results", []),
+        ("url", "title", "description"),
+        400,
     ),
     "tavily": Provider(
-        "https://api.tavily.com/search", ("TAVILY_API_KEY",), 20,
-        lambda q, k, key: {"method": "POST", "headers": {"Authorization": f"Bearer {key['TAVILY_API_KEY']}"},
-                           "json": {"query": q, "max_results": k}},
-        lambda answer: answer["results"], ("url", "title", "content"), 400,
+        "https://api.tavily.com/search",
+        ("TAVILY_API_KEY",),
+        20,
+        lambda q, k, key: {
+            "method": "POST",
+            "headers": {"Authorization": f"Bearer {key['TAVILY_API_KEY']}"},
+            "json": {"query": q, "max_results": k},
+        },
+        lambda answer: answer["results"],
+        ("url", "title", "content"),
+        400,
     ),
     "serpapi": Provider(
-        "https://serpapi.com/search.json", ("SERPAPI_API_KEY",), 100,
-        lambda q, k, key: {"method": "GET", "fields": {"engine": "google", "q": q, "num": str(k),
-                                                       "api_key": key["SERPAPI_API_KEY"]}},
-        _serpapi_results, ("link", "title", "snippet"),
+        "https://serpapi.com/search.json",
+        ("SERPAPI_API_KEY",),
+        100,
+        lambda q, k, key: {
+            "method": "GET",
+            "fields": {"engine": "google", "q": q, "num": str(k), "api_key": key["SERPAPI_API_KEY"]},
+        },
+        _serpapi_results,
+        ("link", "title", "snippet"),
     ),
     "google": Provider(
-        "https://www.googleapis.com/customsearch/v1", ("GOOGLE_API_KEY", "GOOGLE_CSE_ID"), 10,
-        lambda q, k, key: {"method": "GET", "fields": {"q": q, "num": str(k), "cx": key["GOOGLE_CSE_ID"],
-                                                       "key": key["GOOGLE_API_KEY"]}},
-        lambda answer: answer.get("items", []), ("link", "title", "snippet"),
+        "https://www.googleapis.com/customsearch/v1",
+        ("GOOGLE_API_KEY", "GOOGLE_CSE_ID"),
+        10,
+        lambda q, k, key: {
+            "method": "GET",
+            "fields": {"q": q, "num": str(k), "cx": key["GOOGLE_CSE_ID"], "key": key["GOOGLE_API_KEY"]},
+        },
+        lambda answer: answer.get("items", []),
+        ("link", "title", "snippet"),
     ),
 }
 
@@ -98,8 +129,15 @@ class WebSearch(Engine):
         SearchError: (from a search) no usable answer in time. Neither it nor a log ever holds a key.
     """
 
-    def __init__(self, provider: str = "serper", *, timeout: float = 20.0, retries: int = 3, connections: int = 4,
-                 endpoint: str | None = None):
+    def __init__(
+        self,
+        provider: str = "serper",
+        *,
+        timeout: float = 20.0,
+        retries: int = 3,
+        connections: int = 4,
+        endpoint: str | None = None,
+    ):
         if provider not in PROVIDERS:
             raise ValueError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
         self.provider, self._provider = provider, PROVIDERS[provider]
@@ -107,8 +145,10 @@ class WebSearch(Engine):
         if missing := [name for name, key in self._keys.items() if not key]:
             raise ValueError(f"WebSearch({provider!r}): set the environment variable {' and '.join(missing)}")
         if strange := [name for name, key in self._keys.items() if not re.fullmatch(r"[!-~]+", key)]:
-            raise ValueError(f"WebSearch({provider!r}): the environment variable {' and '.join(strange)} holds blanks, "
-                             "line breaks or letters that no key has; was it copied whole and without quotes?")
+            raise ValueError(
+                f"WebSearch({provider!r}): the environment variable {' and '.join(strange)} holds blanks, "
+                "line breaks or letters that no key has; was it copied whole and without quotes?"
+            )
         self._url = endpoint or self._provider.endpoint
         self._client = JsonClient(f"web search {provider}", timeout=timeout, retries=retries, connections=connections)
 
@@ -133,8 +173,10 @@ class WebSearch(Engine):
     def _read(self, answer: dict, k: int) -> list[Hit]:
         address, title, text = self._provider.fields
         results = self._provider.results(answer)[:k]
-        return [Hit(Passage(clean(r[address]), _plain(r.get(title)), _plain(r.get(text))), 1 / rank)
-                for rank, r in enumerate(results, 1)]
+        return [
+            Hit(Passage(clean(r[address]), _plain(r.get(title)), _plain(r.get(text))), 1 / rank)
+            for rank, r in enumerate(results, 1)
+        ]
 
 
 def _plain(text: Any) -> str:

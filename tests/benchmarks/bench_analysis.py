@@ -28,15 +28,18 @@ LIMIT = {"seconds": 20, "MiB": 2048}
 def write_log(path: Path, rollouts: int) -> None:
     """A log of so many lines, from a few hundred real rollouts."""
     from searchr1_lib.data import load_passages, load_questions
-    from searchr1_lib.policy import load_policy
     from searchr1_lib.rewards import SearchR1Reward, score
-    from searchr1_lib.rollout import rollout
     from searchr1_lib.search import BM25Search
+    from searchr1_lib.training.policy import load_policy
+    from searchr1_lib.training.rollout import rollout
 
     engine = BM25Search(load_passages("data/almanac/passages.jsonl"))
     questions = load_questions("data/almanac/train.jsonl")[:96]
-    real = [t for i in (0, 48) for t in rollout(load_policy(), questions[i : i + 48], engine, num_generations=4,
-                                                max_turn_tokens=128)]
+    real = [
+        t
+        for i in (0, 48)
+        for t in rollout(load_policy(), questions[i : i + 48], engine, num_generations=4, max_turn_tokens=128)
+    ]
     score(SearchR1Reward(), real)
     rows, rng = [t.to_dict() for t in real], random.Random(0)
     with open(path, "w", encoding="utf-8") as f:
@@ -48,8 +51,8 @@ def write_log(path: Path, rollouts: int) -> None:
 
 
 def table(path: str) -> dict:
-    from searchr1_lib import analysis, plots
     from searchr1_lib.data import load_passages
+    from searchr1_lib.study import analysis, plots
 
     log = analysis.read_table(path, {p.id: p for p in load_passages("data/almanac/passages.jsonl")})
     read = time.perf_counter()
@@ -77,8 +80,17 @@ def child(way: str, path: str, rollouts: str) -> None:
     start = time.perf_counter()
     found = {"table": table, "whole": whole}[way](path)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    print(json.dumps(found | {"read": found["read"] - start, "seconds": time.perf_counter() - start,
-                              "CPU seconds": time.process_time(), "MiB": peak}))
+    print(
+        json.dumps(
+            found
+            | {
+                "read": found["read"] - start,
+                "seconds": time.perf_counter() - start,
+                "CPU seconds": time.process_time(),
+                "MiB": peak,
+            }
+        )
+    )
 
 
 def main() -> dict:
@@ -104,8 +116,11 @@ def main() -> dict:
         print(f"{asked.rollouts} rollouts, {figures['log MiB']:.0f} MiB", flush=True)
         for way in ("table", "whole"):
             figures[way] = f = json.loads(run(way).splitlines()[-1])
-            print(f"{way:6} read {f['read']:5.1f} s   in all {f['seconds']:5.1f} s, {f['CPU seconds']:5.1f} of CPU   "
-                  f"peak {f['MiB']:6.0f} MiB", flush=True)
+            print(
+                f"{way:6} read {f['read']:5.1f} s   in all {f['seconds']:5.1f} s, {f['CPU seconds']:5.1f} of CPU   "
+                f"peak {f['MiB']:6.0f} MiB",
+                flush=True,
+            )
     for what in ("CPU seconds", "MiB"):
         figures[f"{what} table/whole"] = ratio = figures["table"][what] / figures["whole"][what]
         print(f"{what:12} table / whole {ratio:.2f}")

@@ -26,18 +26,21 @@ import torch
 from bench_rollout import TINY_QWEN, contest, expected, long
 from bench_step import PARTS, Ours, Theirs, half_wrong
 
-from searchr1_lib.policy import load_policy
-from searchr1_lib.trainer import peak_memory_mb
+from searchr1_lib.training.policy import load_policy
+from searchr1_lib.training.trainer import peak_memory_mb
 
 CAP_GB, GROUP, TURNS = 15, 8, 4
 EPISODE = {"turns": TURNS, "observation": 450, "thought": (8, 17)}  # with its prompt about 2,000 tokens
 _NAMES = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
-SHAPES = {name: dict(zip(_NAMES, sizes), tie_word_embeddings=tied) for name, tied, sizes in (
-    ("1.5B", True, (1536, 8960, 28, 12, 2, 151_936)),
-    ("3B", True, (2048, 11008, 36, 16, 2, 151_936)),
-    ("7B", False, (3584, 18944, 28, 28, 4, 152_064)),
-    ("tiny", True, (64, 128, 2, 4, 2, 2048)),
-)}
+SHAPES = {
+    name: dict(zip(_NAMES, sizes), tie_word_embeddings=tied)
+    for name, tied, sizes in (
+        ("1.5B", True, (1536, 8960, 28, 12, 2, 151_936)),
+        ("3B", True, (2048, 11008, 36, 16, 2, 151_936)),
+        ("7B", False, (3584, 18944, 28, 28, 4, 152_064)),
+        ("tiny", True, (64, 128, 2, 4, 2, 2048)),
+    )
+}
 
 
 def build(shape: str, folder: str, device: str) -> None:
@@ -46,8 +49,13 @@ def build(shape: str, folder: str, device: str) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(TINY_QWEN)
     config = Qwen2Config(
-        **SHAPES[shape], max_position_embeddings=32_768, rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        **SHAPES[shape],
+        max_position_embeddings=32_768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.manual_seed(0)
     with torch.device(device):
         Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
@@ -66,8 +74,9 @@ def step(way: str, folder: str, device: str, questions: int, steps: int) -> dict
         half_wrong(policy, script)
         with tempfile.TemporaryDirectory() as run:
             if way == "ours":
-                trainer = Ours(policy, script, engine, GROUP, run, gradient_checkpointing=True,
-                               tokens_per_micro_batch=4096)
+                trainer = Ours(
+                    policy, script, engine, GROUP, run, gradient_checkpointing=True, tokens_per_micro_batch=4096
+                )
                 for _ in range(steps + 1):
                     trainer.step()
             else:
@@ -78,11 +87,18 @@ def step(way: str, folder: str, device: str, questions: int, steps: int) -> dict
     assert [ids for ids, _ in trainer.made()] == expected(policy, script, engine), f"{way} recorded other tokens"
     taken = {part: statistics.median(row[part][0] for row in trainer.clock.parts()[1:]) for part in PARTS}
     sampled = sum(sum(mask) for _, mask in trainer.made())
-    seen = sum(len(policy.encode(policy.prompt_text(p.question.text))) + len(ids)
-               for p, (ids, _) in zip(script.plays, trainer.made()))
-    return {"rollouts": len(script.plays), "tokens_a_rollout": seen / len(script.plays), **taken,
-            "sampled_per_s": sampled / taken["generation"], "updated_per_s": seen / taken["update"],
-            "peak_mb": peak_memory_mb(policy.device)}
+    seen = sum(
+        len(policy.encode(policy.prompt_text(p.question.text))) + len(ids)
+        for p, (ids, _) in zip(script.plays, trainer.made())
+    )
+    return {
+        "rollouts": len(script.plays),
+        "tokens_a_rollout": seen / len(script.plays),
+        **taken,
+        "sampled_per_s": sampled / taken["generation"],
+        "updated_per_s": seen / taken["update"],
+        "peak_mb": peak_memory_mb(policy.device),
+    }
 
 
 def rollouts(folder: str, device: str, questions: int, quantize: bool) -> dict:
@@ -91,10 +107,14 @@ def rollouts(folder: str, device: str, questions: int, quantize: bool) -> dict:
     policy = load_policy(folder, device=device, quantize=quantize, lora=quantize)
     kind = "NF4 + LoRA" if quantize else str(policy.lm_head.weight.dtype)
     contest(policy, "warm-up", *long(policy, 1, 2, 2, 50), 2, {"ours": 1, "batch": 1, "trl": 1})
-    return {kind: contest(policy, kind, *long(policy, questions, GROUP, **EPISODE), GROUP,
-                          {"ours": 3, "batch": 1, "trl": 1}),
-            f"{kind}, one question": contest(policy, f"{kind}, one question", *long(policy, 1, GROUP, **EPISODE), GROUP,
-                                             {"ours": 1, "one": 1})}
+    return {
+        kind: contest(
+            policy, kind, *long(policy, questions, GROUP, **EPISODE), GROUP, {"ours": 3, "batch": 1, "trl": 1}
+        ),
+        f"{kind}, one question": contest(
+            policy, f"{kind}, one question", *long(policy, 1, GROUP, **EPISODE), GROUP, {"ours": 1, "one": 1}
+        ),
+    }
 
 
 def apart(call, *args):
@@ -128,18 +148,22 @@ def main(argv: list[str] | None = None) -> dict:
                 figures[f"{shape} step {way}"] = got
                 print(line(shape, way, got), flush=True)
             for quantize in (True, False) if "rollout" in args.part else ():
-                figures |= {f"{shape} rollout {name}": made for name, made in
-                            apart(rollouts, folder, args.device, args.questions, quantize).items()}
+                figures |= {
+                    f"{shape} rollout {name}": made
+                    for name, made in apart(rollouts, folder, args.device, args.questions, quantize).items()
+                }
     return figures
 
 
 def line(shape: str, way: str, got: dict | None) -> str:
     if got is None:
         return f"{shape} {way}: out of memory with one question's {GROUP} rollouts"
-    return (f"{shape} {way:4} {got['rollouts']} rollouts x {got['tokens_a_rollout']:.0f} tokens: "
-            f"step {got['step']:.1f} s (generation {got['generation']:.1f}, update {got['update']:.1f}), "
-            f"{got['sampled_per_s']:.0f} tokens/s sampled, {got['updated_per_s']:.0f} updated, "
-            f"peak {got['peak_mb'] / 1024:.2f} GiB")
+    return (
+        f"{shape} {way:4} {got['rollouts']} rollouts x {got['tokens_a_rollout']:.0f} tokens: "
+        f"step {got['step']:.1f} s (generation {got['generation']:.1f}, update {got['update']:.1f}), "
+        f"{got['sampled_per_s']:.0f} tokens/s sampled, {got['updated_per_s']:.0f} updated, "
+        f"peak {got['peak_mb'] / 1024:.2f} GiB"
+    )
 
 
 if __name__ == "__main__":

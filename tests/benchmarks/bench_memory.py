@@ -39,7 +39,8 @@ def main() -> dict:
         figures[way] = f = json.loads(done.stdout.splitlines()[-1])
         print(
             f"{way:6} update {f['update_mib']:8.0f} MiB   process {f['process_mib']:8.0f} MiB   "
-            f"{f['seconds']:6.1f} s   loss {f['loss']:.6f}   |gradient| {f['gradient']:.6f}", flush=True
+            f"{f['seconds']:6.1f} s   loss {f['loss']:.6f}   |gradient| {f['gradient']:.6f}",
+            flush=True,
         )
     for other in [way for way in ("trl", "plain") if way in figures]:
         for what in ("update_mib", "process_mib", "seconds"):
@@ -62,8 +63,11 @@ def measure(way: str) -> dict:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     gradient = sum(p.grad.square().sum().item() for p in model.parameters() if p.grad is not None) ** 0.5
     return {
-        "update_mib": (peak - before) / 2**20, "process_mib": peak / 2**20, "seconds": seconds,
-        "loss": loss.item(), "gradient": gradient,
+        "update_mib": (peak - before) / 2**20,
+        "process_mib": peak / 2**20,
+        "seconds": seconds,
+        "loss": loss.item(),
+        "gradient": gradient,
     }
 
 
@@ -74,7 +78,8 @@ def rollouts() -> dict:
     g = torch.Generator().manual_seed(0)
     ids = torch.randint(2, VOCABULARY, (ROLLOUTS, PROMPT + TOKENS), generator=g)
     return {
-        "prompt_ids": ids[:, :PROMPT], "completion_ids": ids[:, PROMPT:],
+        "prompt_ids": ids[:, :PROMPT],
+        "completion_ids": ids[:, PROMPT:],
         "prompt_mask": torch.ones(ROLLOUTS, PROMPT, dtype=torch.long),
         "completion_mask": torch.ones(ROLLOUTS, TOKENS, dtype=torch.long),
         "advantages": torch.randn(ROLLOUTS, generator=g),
@@ -92,8 +97,15 @@ def adapted():
     torch.manual_seed(0)
     base = Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=128, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=1, bos_token_id=1, eos_token_id=1, pad_token_id=0,
+            vocab_size=VOCABULARY,
+            hidden_size=HIDDEN,
+            intermediate_size=128,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            bos_token_id=1,
+            eos_token_id=1,
+            pad_token_id=0,
         )
     )
     lora = LoraConfig(r=8, lora_dropout=0.0, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
@@ -103,7 +115,7 @@ def adapted():
 def ours(folder: str):
     import torch
 
-    from searchr1_lib.grpo import policy_loss, token_logprobs_and_entropy
+    from searchr1_lib.training.grpo import policy_loss, token_logprobs_and_entropy
 
     model, r = adapted(), rollouts()
     ids = torch.cat([r["prompt_ids"], r["completion_ids"]], 1)
@@ -112,9 +124,9 @@ def ours(folder: str):
         hidden = model.base_model.model.model(ids).last_hidden_state[:, PROMPT - 1 : -1]
         head = model.get_output_embeddings().weight
         logprobs, entropy = token_logprobs_and_entropy(hidden, head, r["completion_ids"])
-        return policy_loss(
-            logprobs, r["old_per_token_logps"], r["advantages"], r["completion_mask"], entropy=entropy
-        )[0]
+        return policy_loss(logprobs, r["old_per_token_logps"], r["advantages"], r["completion_mask"], entropy=entropy)[
+            0
+        ]
 
     return update, model
 
@@ -122,7 +134,7 @@ def ours(folder: str):
 def plain(folder: str):
     import torch
 
-    from searchr1_lib.grpo import policy_loss
+    from searchr1_lib.training.grpo import policy_loss
 
     model, r = adapted(), rollouts()
     ids = torch.cat([r["prompt_ids"], r["completion_ids"]], 1)
@@ -147,8 +159,15 @@ def trl(folder: str):
         model=adapted(),
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=GRPOConfig(
-            output_dir=folder, use_cpu=True, bf16=False, report_to="none", per_device_train_batch_size=ROLLOUTS,
-            num_generations=ROLLOUTS, max_completion_length=TOKENS, beta=0.0, loss_type="grpo",
+            output_dir=folder,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            per_device_train_batch_size=ROLLOUTS,
+            num_generations=ROLLOUTS,
+            max_completion_length=TOKENS,
+            beta=0.0,
+            loss_type="grpo",
         ),
         train_dataset=Dataset.from_dict({"prompt": ["a"] * ROLLOUTS}),
         processing_class=tokenizer,

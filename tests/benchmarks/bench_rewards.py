@@ -1,6 +1,6 @@
 """Rewards: how long 10,000 trajectories take, and what semantic similarity costs above bare sentence-transformers.
 
-    python tests/benchmarks/bench_rewards.py
+python tests/benchmarks/bench_rewards.py
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import random
 import statistics
 import time
 
-from searchr1_lib.encoders import EncoderError, load_encoder
 from searchr1_lib.records import Passage, Question
 from searchr1_lib.rewards import F1, Composite, ExactMatch, SearchR1Reward, SemanticSimilarity, handwritten, score
+from searchr1_lib.search.encoders import EncoderError, load_encoder
 
 WORDS = "river town born wrote Velmora Tarn Ashun lanterns 1821 founder novel the of mason letters market".split()
 
@@ -20,15 +20,18 @@ WORDS = "river town born wrote Velmora Tarn Ashun lanterns 1821 founder novel th
 def trajectories(number: int, seed: int = 0) -> list:
     """Rollouts of one search and an answer, about 150 words each, as the recipes of the almanac make them."""
     rng = random.Random(seed)
-    passages = [Passage(f"p{i}", " ".join(rng.choices(WORDS, k=3)), " ".join(rng.choices(WORDS, k=35)))
-                for i in range(99)]
+    passages = [
+        Passage(f"p{i}", " ".join(rng.choices(WORDS, k=3)), " ".join(rng.choices(WORDS, k=35))) for i in range(99)
+    ]
     out = []
     for i in range(number):
         gold = [" ".join(rng.choices(WORDS, k=rng.randint(1, 3))) for _ in range(2)]
         answer = gold[0] if i % 2 else " ".join(rng.choices(WORDS, k=3))
         think = f"<think> I recall {' '.join(rng.choices(WORDS, k=12))}. </think>\n"
-        turns = [(f"{think}<search> {gold[1]} </search>", rng.sample(passages, 3)),
-                 f"{think}<answer> {answer} </answer>"]
+        turns = [
+            (f"{think}<search> {gold[1]} </search>", rng.sample(passages, 3)),
+            f"{think}<answer> {answer} </answer>",
+        ]
         t = handwritten(Question(f"q{i}", "Which one?", gold), turns)
         for field in ("completion_ids", "mask", "logprobs", "tokens"):  # a token is about four characters, not one
             setattr(t, field, getattr(t, field)[::4])
@@ -60,8 +63,10 @@ def bench_answers() -> dict:
 def bench_semantic() -> dict:
     """1,000 pairs of texts, all different; ours and the bare library in turn, on one loaded model."""
     rng = random.Random(1)
-    pairs = [(f"{i} {' '.join(rng.choices(WORDS, k=6))}", f"gold {i} {' '.join(rng.choices(WORDS, k=6))}")
-             for i in range(1000)]
+    pairs = [
+        (f"{i} {' '.join(rng.choices(WORDS, k=6))}", f"gold {i} {' '.join(rng.choices(WORDS, k=6))}")
+        for i in range(1000)
+    ]
     encoder = load_encoder("all-MiniLM-L6-v2")
 
     def bare():

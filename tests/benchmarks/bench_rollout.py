@@ -32,15 +32,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-import torch  # noqa: E402  (the environment comes first)
+import torch
 
-from searchr1_lib import protocol  # noqa: E402
-from searchr1_lib import rollout as sampler  # noqa: E402
-from searchr1_lib.policy import Policy, load_policy  # noqa: E402
-from searchr1_lib.records import Hit, Passage, Question  # noqa: E402
-from searchr1_lib.search import BM25Search  # noqa: E402
-from searchr1_lib.warmstart import demonstrate  # noqa: E402
-from searchr1_lib.world import build_world  # noqa: E402
+from searchr1_lib import protocol
+from searchr1_lib import rollout as sampler
+from searchr1_lib.records import Hit, Passage, Question
+from searchr1_lib.search import BM25Search
+from searchr1_lib.study.warmstart import demonstrate
+from searchr1_lib.training.policy import Policy, load_policy
+from searchr1_lib.worlds.almanac import build_world
 
 TINY_QWEN = Path(__file__).resolve().parents[2] / "data" / "tiny_qwen"
 LENGTHS = {"max_turn_tokens": 400, "max_observation_tokens": 500, "max_completion_length": 8000}
@@ -75,6 +75,7 @@ class Script:
     @contextmanager
     def bending(self, policy: Policy):
         """Within it the model's last logits are bent in place, so that nothing else can be drawn."""
+
         def bend(module, args, output):
             output.logits[:, -1].scatter_(1, self.next().to(policy.device).unsqueeze(1), 60.0)
 
@@ -149,9 +150,17 @@ def _generate(policy, script, engine, rows: list[int]) -> list[list[int]]:
         ids, mask = (torch.tensor(x, device=policy.device) for x in (ids, mask))
         with torch.no_grad():
             out = policy.model.generate(
-                input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                max_new_tokens=LENGTHS["max_turn_tokens"], stop_strings=list(protocol.STOPS),
-                tokenizer=policy.tokenizer, pad_token_id=policy.pad_id)
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=LENGTHS["max_turn_tokens"],
+                stop_strings=list(protocol.STOPS),
+                tokenizer=policy.tokenizer,
+                pad_token_id=policy.pad_id,
+            )
         queries = {}
         for i, row in zip(active, out[:, width:].tolist()):
             row = row[: row.index(policy.pad_id)] if policy.pad_id in row else row
@@ -201,16 +210,29 @@ class TRL:
             return observe(policy, self.engine.search_batch([query], k=3)[0])
 
         questions = [p.question for p in script.plays[::group]]
-        rows = {"prompt": [[{"role": "user", "content": protocol.build_prompt(q.text, policy.prompt)}]
-                           for q in questions], "golds": [q.answers for q in questions]}
+        rows = {
+            "prompt": [[{"role": "user", "content": protocol.build_prompt(q.text, policy.prompt)}] for q in questions],
+            "golds": [q.answers for q in questions],
+        }
         settings = {"per_device_train_batch_size": len(script.plays), "gradient_checkpointing": False} | settings
         self.trainer = GRPOTrainer(
-            model=policy.model, processing_class=tokenizer, tools=[search], train_dataset=Dataset.from_dict(rows),
+            model=policy.model,
+            processing_class=tokenizer,
+            tools=[search],
+            train_dataset=Dataset.from_dict(rows),
             reward_funcs=reward or (lambda completions, **_: [0.0] * len(completions)),
             args=GRPOConfig(
-                output_dir=folder, use_cpu=policy.device.type == "cpu", bf16=policy.device.type != "cpu",
-                report_to="none", beta=0.0, num_generations=group, shuffle_dataset=False,
-                max_completion_length=LENGTHS["max_completion_length"], **settings))
+                output_dir=folder,
+                use_cpu=policy.device.type == "cpu",
+                bf16=policy.device.type != "cpu",
+                report_to="none",
+                beta=0.0,
+                num_generations=group,
+                shuffle_dataset=False,
+                max_completion_length=LENGTHS["max_completion_length"],
+                **settings,
+            ),
+        )
         self.trainer._sync_tool_dicts = [{"search": search}] * len(script.plays)
         self.trainer._async_tool_dicts = [{}] * len(script.plays)
         self.prompts = [prompt for prompt in rows["prompt"] for _ in range(group)]
@@ -269,8 +291,9 @@ def almanac(policy: Policy, groups: int, group: int, seed: int = 0) -> tuple[lis
     return questions, Script(plays, policy.pad_id), engine
 
 
-def long(policy: Policy, groups: int, group: int, turns: int, observation: int, thought: tuple[int, int] = (0, 5),
-         ) -> tuple[list[Question], Script, Shelf]:
+def long(
+    policy: Policy, groups: int, group: int, turns: int, observation: int, thought: tuple[int, int] = (0, 5)
+) -> tuple[list[Question], Script, Shelf]:
     """Rollouts of so many turns with observations of so many tokens; a thought takes from ``thought`` sentences."""
     rng = random.Random(0)
     questions = [Question(f"q{i}", f"Who wrote letter number {i}?", ["me"]) for i in range(groups)]
@@ -332,15 +355,26 @@ def contest(policy: Policy, name: str, questions, script, engine, group: int, ru
     wall, cpu = ({way: statistics.median(times[k] for times in t) for way, t in taken.items()} for k in (0, 1))
     sampled = sum(len(t) for p in script.plays for t in p.turns)
     read = sum(map(len, expected(policy, script, engine))) - sampled
-    figures = {"rollouts": len(script.plays), "turns": statistics.fmean(len(p.turns) for p in script.plays),
-               "sampled_tokens": sampled, "observation_tokens": read}
-    lines = [f"{name}: {len(script.plays)} rollouts of {figures['turns']:.1f} turns, {sampled} tokens sampled, "
-             f"{read} read"]
+    figures = {
+        "rollouts": len(script.plays),
+        "turns": statistics.fmean(len(p.turns) for p in script.plays),
+        "sampled_tokens": sampled,
+        "observation_tokens": read,
+    }
+    lines = [
+        f"{name}: {len(script.plays)} rollouts of {figures['turns']:.1f} turns, {sampled} tokens sampled, {read} read"
+    ]
     for way in taken:
-        figures |= {f"{way}_s": wall[way], f"{way}_cpu_s": cpu[way], f"{way}_over_ours": wall[way] / wall["ours"],
-                    f"{way}_over_ours_cpu": cpu[way] / cpu["ours"]}
-        lines.append(f"  {way:5} {wall[way]:7.2f} s = {figures[f'{way}_over_ours']:5.1f}x   "
-                     f"CPU {cpu[way]:7.2f} s = {figures[f'{way}_over_ours_cpu']:5.1f}x")
+        figures |= {
+            f"{way}_s": wall[way],
+            f"{way}_cpu_s": cpu[way],
+            f"{way}_over_ours": wall[way] / wall["ours"],
+            f"{way}_over_ours_cpu": cpu[way] / cpu["ours"],
+        }
+        lines.append(
+            f"  {way:5} {wall[way]:7.2f} s = {figures[f'{way}_over_ours']:5.1f}x   "
+            f"CPU {cpu[way]:7.2f} s = {figures[f'{way}_over_ours_cpu']:5.1f}x"
+        )
     print("\n".join(lines), flush=True)
     return figures
 
@@ -348,9 +382,11 @@ def contest(policy: Policy, name: str, questions, script, engine, group: int, ru
 def growth(policy: Policy, runs: int) -> list[dict]:
     """How our cost and (b)'s grow with turns, observation length and group size."""
     rows = []
-    settings = [("turns", n, (8, 4, n, 100)) for n in (1, 2, 4, 8)] + [
-        ("observation", n, (8, 4, 3, n)) for n in (50, 100, 200, 400)] + [
-        ("group", n, (8, n, 3, 100)) for n in (1, 2, 4, 8, 16)]
+    settings = (
+        [("turns", n, (8, 4, n, 100)) for n in (1, 2, 4, 8)]
+        + [("observation", n, (8, 4, 3, n)) for n in (50, 100, 200, 400)]
+        + [("group", n, (8, n, 3, 100)) for n in (1, 2, 4, 8, 16)]
+    )
     for what, value, (groups, group, turns, observation) in settings:
         questions, script, engine = long(policy, groups, group, turns, observation)
         got = contest(policy, f"{what} {value}", questions, script, engine, group, {"ours": runs, "batch": 1})
@@ -370,13 +406,17 @@ def main(argv: list[str] | None = None) -> dict:
     warnings.simplefilter("ignore")
     figures: dict = {"threads": torch.get_num_threads()}
     runs = {"ours": 1, "one": 1, "batch": 1, "trl": 1} if args.quick else {"ours": 5, "one": 1, "batch": 3, "trl": 3}
-    for name, policy in (("fp32", load_policy(args.model, quantize=False, lora=False)),
-                         ("NF4 + LoRA", load_policy(args.model))):
+    for name, policy in (
+        ("fp32", load_policy(args.model, quantize=False, lora=False)),
+        ("NF4 + LoRA", load_policy(args.model)),
+    ):
         questions, script, engine = almanac(policy, 1, 2)
         ours(policy, script, engine, questions, 2, 2)  # warm up
         few = {way: min(n, 2) for way, n in runs.items() if way != "one"}
-        for title, played, count in ((f"almanac, {name}", almanac(policy, 8, 8), runs),
-                                     (f"4 turns, observations of 500, {name}", long(policy, 8, 8, 4, 500), few)):
+        for title, played, count in (
+            (f"almanac, {name}", almanac(policy, 8, 8), runs),
+            (f"4 turns, observations of 500, {name}", long(policy, 8, 8, 4, 500), few),
+        ):
             figures[title] = contest(policy, title, *played, 8, count)
         if name == "fp32" and not args.quick:
             figures["growth"] = growth(policy, 3)

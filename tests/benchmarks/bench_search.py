@@ -34,6 +34,7 @@ VECTORS, DIMENSION, QUERIES = 100_000, 384, 192
 
 def ratio(ours, theirs, runs: int = 15) -> float:
     """Median over runs of the CPU seconds of ``ours()`` over those of ``theirs()``, measured in turn."""
+
     def seconds(f) -> float:
         start = time.process_time()
         f()
@@ -170,8 +171,11 @@ def bench_server(callers: int = 64, each: int = 50) -> dict:
         process.terminate()
         process.wait()
     number = callers * each
-    return {"server_queries_per_s": number / taken, "server_errors": len(errors),
-            "client_cpu_ms_per_query": 1e3 * cpu / number}
+    return {
+        "server_queries_per_s": number / taken,
+        "server_errors": len(errors),
+        "client_cpu_ms_per_query": 1e3 * cpu / number,
+    }
 
 
 def bench_restart(callers: int = 64, timeout: float = 4.0) -> dict:
@@ -212,17 +216,30 @@ def bench_restart(callers: int = 64, timeout: float = 4.0) -> dict:
             thread.join()
         process.kill()
         process.wait()
-    return {"restart_calls": len(seconds), "restart_clear_errors": len(failed), "restart_neither": len(lost),
-            "restart_longest_call_over_timeout": max(seconds) / timeout}
+    return {
+        "restart_calls": len(seconds),
+        "restart_clear_errors": len(failed),
+        "restart_neither": len(lost),
+        "restart_longest_call_over_timeout": max(seconds) / timeout,
+    }
 
 
 TARGETS = {
-    "bm25_hotpotqa_train100_recall_at_2": (58.5, 61.5), "bm25_hotpotqa_train100_recall_at_5": (74.5, 77.5),
-    "bm25_musique_train100_recall_at_2": (40.8, 43.8), "bm25_musique_train100_recall_at_5": (49.4, 52.4),
-    "bm25_ours_over_bare": (0, 1.1), "flat_ours_over_bare": (0, 1.1), "hnsw_ours_over_bare": (0, 1.1),
-    "ivfpq_ours_over_bare": (0, 1.1), "hnsw_recall_at_10": (0.95, 1), "hnsw_times_as_fast_as_flat": (5, float("inf")),
-    "ivfpq_size_over_flat": (0, 0.1), "server_queries_per_s": (500, float("inf")), "server_errors": (0, 0),
-    "restart_neither": (0, 0), "restart_longest_call_over_timeout": (0, 1.02),
+    "bm25_hotpotqa_train100_recall_at_2": (58.5, 61.5),
+    "bm25_hotpotqa_train100_recall_at_5": (74.5, 77.5),
+    "bm25_musique_train100_recall_at_2": (40.8, 43.8),
+    "bm25_musique_train100_recall_at_5": (49.4, 52.4),
+    "bm25_ours_over_bare": (0, 1.1),
+    "flat_ours_over_bare": (0, 1.1),
+    "hnsw_ours_over_bare": (0, 1.1),
+    "ivfpq_ours_over_bare": (0, 1.1),
+    "hnsw_recall_at_10": (0.95, 1),
+    "hnsw_times_as_fast_as_flat": (5, float("inf")),
+    "ivfpq_size_over_flat": (0, 0.1),
+    "server_queries_per_s": (500, float("inf")),
+    "server_errors": (0, 0),
+    "restart_neither": (0, 0),
+    "restart_longest_call_over_timeout": (0, 1.02),
 }
 
 

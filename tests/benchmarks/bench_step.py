@@ -26,9 +26,10 @@ import torch
 from bench_rollout import LENGTHS, TINY_QWEN, TRL, Script, almanac
 from transformers import PrinterCallback, TrainerCallback
 
-from searchr1_lib import protocol, trainer
-from searchr1_lib.policy import Policy, load_policy
+from searchr1_lib.environment import protocol
 from searchr1_lib.rewards import exact_match
+from searchr1_lib.training import trainer
+from searchr1_lib.training.policy import Policy, load_policy
 
 LEARNING_RATE = 1e-5
 PARTS = ("step", "generation", "update")
@@ -42,12 +43,14 @@ class Clock:
 
     def timed(self, name: str, call):
         """``call``, its seconds noted under ``name``."""
+
         def timing(*args, **kwargs):
             before = self.now()
             try:
                 return call(*args, **kwargs)
             finally:
                 self.note(name, before)
+
         return timing
 
     def note(self, name: str, before: tuple[float, float]) -> None:
@@ -61,8 +64,10 @@ class Clock:
 
     def parts(self) -> list[dict[str, tuple[float, float]]]:
         """Per step, the seconds of each of ``PARTS``; the update is what is not generation."""
-        return [{"step": whole, "generation": made, "update": tuple(a - b for a, b in zip(whole, made))}
-                for whole, made in zip(self.taken["step"], self.taken["generation"], strict=True)]
+        return [
+            {"step": whole, "generation": made, "update": tuple(a - b for a, b in zip(whole, made))}
+            for whole, made in zip(self.taken["step"], self.taken["generation"], strict=True)
+        ]
 
 
 class Ours:
@@ -73,9 +78,23 @@ class Ours:
         turns = max(len(p.turns) for p in script.plays)
         self.script, self.clock, self.trajectories = script, Clock(), []
         self.trainer = trainer.Trainer(
-            policy, questions, engine, run_dir=folder, report=None, settings=trainer.Settings(
-                steps=1000, questions_per_step=len(questions), num_generations=group, learning_rate=LEARNING_RATE,
-                loss_type="grpo", beta=0.0, max_turns=turns - 1, **LENGTHS, **settings))
+            policy,
+            questions,
+            engine,
+            run_dir=folder,
+            report=None,
+            settings=trainer.Settings(
+                steps=1000,
+                questions_per_step=len(questions),
+                num_generations=group,
+                learning_rate=LEARNING_RATE,
+                loss_type="grpo",
+                beta=0.0,
+                max_turns=turns - 1,
+                **LENGTHS,
+                **settings,
+            ),
+        )
         self.trainer.questions_of = lambda step: questions
 
     def step(self) -> None:
@@ -97,10 +116,24 @@ class Theirs(TrainerCallback):
     def __init__(self, policy: Policy, script: Script, engine, group: int, folder: str, micro_batch: int, **settings):
         self.clock = Clock()
         self.trl = TRL(
-            policy, script, engine, group, folder, reward=reward, per_device_train_batch_size=micro_batch,
-            gradient_accumulation_steps=len(script.plays) // micro_batch, learning_rate=LEARNING_RATE, loss_type="grpo",
-            lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, logging_steps=1, save_strategy="no",
-            disable_tqdm=True, **settings)
+            policy,
+            script,
+            engine,
+            group,
+            folder,
+            reward=reward,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=len(script.plays) // micro_batch,
+            learning_rate=LEARNING_RATE,
+            loss_type="grpo",
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            logging_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            **settings,
+        )
         self.trl.trainer._generate = self.clock.timed("generation", self.trl.trainer._generate)
         self.trl.trainer.remove_callback(PrinterCallback)
         self.trl.trainer.add_callback(self)
@@ -151,15 +184,24 @@ def contest(name: str, load, steps: int, size: int, micro_batch: int) -> dict:
     compare(ours, theirs, name)
     tokens = sum(sum(mask) for _, mask in ours.made())
     figures = {"rollouts": len(script.plays), "trained_tokens": tokens}
-    print(f"{name}: {len(script.plays)} rollouts of {statistics.fmean(len(p.turns) for p in script.plays):.1f} turns, "
-          f"{tokens} tokens trained")
+    print(
+        f"{name}: {len(script.plays)} rollouts of {statistics.fmean(len(p.turns) for p in script.plays):.1f} turns, "
+        f"{tokens} tokens trained"
+    )
     for part in PARTS:
         for kind, unit in enumerate(("s", "cpu_s")):
             mid = [statistics.median(row[part][kind] for row in way.clock.parts()[1:]) for way in (ours, theirs)]
-            figures |= {f"ours_{part}_{unit}": mid[0], f"trl_{part}_{unit}": mid[1],
-                        f"trl_over_ours_{part}_{unit}": mid[1] / mid[0]}
-        print("  {0:10} ours {1:6.3f} s, TRL {2:6.3f} s = {3:4.2f}x   CPU {4:6.3f}, {5:6.3f} = {6:4.2f}x".format(
-            part, *list(figures.values())[-6:]), flush=True)
+            figures |= {
+                f"ours_{part}_{unit}": mid[0],
+                f"trl_{part}_{unit}": mid[1],
+                f"trl_over_ours_{part}_{unit}": mid[1] / mid[0],
+            }
+        print(
+            "  {:10} ours {:6.3f} s, TRL {:6.3f} s = {:4.2f}x   CPU {:6.3f}, {:6.3f} = {:4.2f}x".format(
+                part, *list(figures.values())[-6:]
+            ),
+            flush=True,
+        )
     return figures
 
 
@@ -167,9 +209,11 @@ def compare(ours: Ours, theirs: Theirs, name: str) -> None:
     """Both trained on the same tokens, got the same reward and the same first gradient (TRL's LoRA may be bf16)."""
     assert ours.made() == theirs.made(), f"{name}: other tokens or masks"
     mine, other = ours.trainer.metrics[0], theirs.logged()
-    print(f"{name}: first step, ours and TRL: reward {mine['reward']:.4f} {other['reward']:.4f}, "
-          f"|gradient| {mine['grad_norm']:.5f} {other['grad_norm']:.5f}, "
-          f"entropy {mine['entropy']:.4f} {other['entropy']:.4f}")
+    print(
+        f"{name}: first step, ours and TRL: reward {mine['reward']:.4f} {other['reward']:.4f}, "
+        f"|gradient| {mine['grad_norm']:.5f} {other['grad_norm']:.5f}, "
+        f"entropy {mine['entropy']:.4f} {other['entropy']:.4f}"
+    )
     assert abs(mine["reward"] - other["reward"]) < 1e-5, f"{name}: other rewards"
     half = any(p.dtype == torch.bfloat16 for p in theirs.trl.policy.parameters())
     assert abs(mine["grad_norm"] / float(other["grad_norm"]) - 1) < (0.05 if half else 1e-3), f"{name}: other gradients"
@@ -185,9 +229,13 @@ def main(argv: list[str] | None = None) -> dict:
     warnings.simplefilter("ignore")
     figures: dict = {"threads": torch.get_num_threads()}
     for kind, quantize in (("NF4 + LoRA", True), ("fp32 + LoRA", False)):
-        figures[kind] = contest(kind, lambda: load_policy(args.model, quantize=quantize, device="cpu"),
-                                steps=1 if args.quick else 3, size=2 if args.quick else 8,
-                                micro_batch=args.micro_batch)
+        figures[kind] = contest(
+            kind,
+            lambda: load_policy(args.model, quantize=quantize, device="cpu"),
+            steps=1 if args.quick else 3,
+            size=2 if args.quick else 8,
+            micro_batch=args.micro_batch,
+        )
     return figures
 
 

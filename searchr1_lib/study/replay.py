@@ -12,11 +12,11 @@ import math
 import random
 import time
 from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Iterable, Sequence
 
-from .records import Hit, SearchCall, Trajectory
+from ..records import Hit, SearchCall, Trajectory
 
 
 @dataclass
@@ -77,8 +77,12 @@ class ReplayReport:
         and parted_at_token (trajectories that part from their record there).
         """
         calls = [pair for r in self.rows for pair in zip(r.trajectory.searches, r.searches)]
-        scored = [(r.trajectory.completion_ids[i], r.trajectory.logprobs[i], r.logprobs[i], choice)
-                  for r in self.rows for i, choice in enumerate(r.choices) if choice is not None]
+        scored = [
+            (r.trajectory.completion_ids[i], r.trajectory.logprobs[i], r.logprobs[i], choice)
+            for r in self.rows
+            for i, choice in enumerate(r.choices)
+            if choice is not None
+        ]
         recorded, now = _mean(old for _, old, _, _ in scored), _mean(new for _, _, new, _ in scored)
         return {
             "searches": len(calls),
@@ -86,7 +90,9 @@ class ReplayReport:
             "shared_documents": _mean(_document(h) in map(_document, new.hits) for old, new in calls for h in old.hits),
             "failed": sum(new.error is not None for _, new in calls),
             "parted_at_search": sum(r.search_parts is not None for r in self.rows),
-            "tokens": len(scored), "logprob_recorded": recorded, "logprob": now,
+            "tokens": len(scored),
+            "logprob_recorded": recorded,
+            "logprob": now,
             "kl": recorded - now if scored else None,
             "same_choice": _mean(token == choice for token, _, _, choice in scored),
             "parted_at_token": sum(r.token_parts is not None for r in self.rows),
@@ -96,19 +102,31 @@ class ReplayReport:
         t, n = self.table(), len(self.rows)
         lines = [f"{n} trajectories replayed"]
         if t["searches"]:
-            lines += [f"engine: {t['searches']} searches, the same observation after {t['same_observation']:.0%}, "
-                      f"{t['failed']} failed; {t['parted_at_search']} trajectories part"]
+            lines += [
+                f"engine: {t['searches']} searches, the same observation after {t['same_observation']:.0%}, "
+                f"{t['failed']} failed; {t['parted_at_search']} trajectories part"
+            ]
             lines += _first_five(_search_line(r, r.search_parts) for r in self.rows if r.search_parts is not None)
         if t["tokens"]:
-            lines += [f"policy: {t['tokens']} tokens, mean log-probability {t['logprob']:.3f} (recorded "
-                      f"{t['logprob_recorded']:.3f}), the same greedy choice at {t['same_choice']:.0%}; "
-                      f"{t['parted_at_token']} trajectories part"]
+            lines += [
+                f"policy: {t['tokens']} tokens, mean log-probability {t['logprob']:.3f} (recorded "
+                f"{t['logprob_recorded']:.3f}), the same greedy choice at {t['same_choice']:.0%}; "
+                f"{t['parted_at_token']} trajectories part"
+            ]
             lines += _first_five(_token_line(r, r.token_parts) for r in self.rows if r.token_parts is not None)
         return "\n".join(lines)
 
 
-def replay(trajectories: Iterable[Trajectory], *, engine=None, policy=None, topk: int | None = None,
-           temperature: float = 1.0, search_timeout: float | None = 60.0, batch_size: int = 32) -> ReplayReport:
+def replay(
+    trajectories: Iterable[Trajectory],
+    *,
+    engine=None,
+    policy=None,
+    topk: int | None = None,
+    temperature: float = 1.0,
+    search_timeout: float | None = 60.0,
+    batch_size: int = 32,
+) -> ReplayReport:
     """Run the recorded actions again: the queries on ``engine``, the tokens under ``policy``, or both.
 
     Args:
@@ -145,7 +163,7 @@ def replay(trajectories: Iterable[Trajectory], *, engine=None, policy=None, topk
 
 
 def _search_again(rows: Sequence[Replayed], engine, topk: int, timeout: float | None) -> None:
-    from .rollout import ask_engine
+    from ..training.rollout import ask_engine
 
     queries = [call.query for r in rows for call in r.trajectory.searches]
     if not queries:
@@ -162,8 +180,8 @@ def _read_again(rows: Sequence[Replayed], policy, temperature: float) -> None:
     """Fill in ``logprobs`` and ``choices``, from one forward pass over the whole sequences."""
     import torch
 
-    from .grpo import head_logits
-    from .learner import Batch
+    from ..training.grpo import head_logits
+    from ..training.learner import Batch
 
     for r in rows:
         _same_tokenizer(r.trajectory, policy)
@@ -172,8 +190,10 @@ def _read_again(rows: Sequence[Replayed], policy, temperature: float) -> None:
     with torch.no_grad():
         hidden = policy.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
         written = batch.sampled.bool()
-        found = [_judged(head_logits(h, head.weight, head.bias), ids, temperature)  # of all they would not fit
-                 for h, ids in zip(hidden[:, :-1][written].split(1024), batch.ids[:, 1:][written].split(1024))]
+        found = [
+            _judged(head_logits(h, head.weight, head.bias), ids, temperature)  # of all they would not fit
+            for h, ids in zip(hidden[:, :-1][written].split(1024), batch.ids[:, 1:][written].split(1024))
+        ]
     logprobs = iter(x for part, _ in found for x in part)
     choices = iter(x for _, part in found for x in part)
     for r in rows:
@@ -193,8 +213,10 @@ def _judged(logits, ids, temperature: float) -> tuple[list[float], list[int]]:
 def _same_tokenizer(t: Trajectory, policy) -> None:
     ids = t.prompt_ids + t.completion_ids
     if not t.prompt_ids or max(ids) >= len(policy.token_bytes) or policy.encode(t.prompt) != t.prompt_ids:
-        raise ValueError(f"replay: the trajectory of question {t.question.id!r} was recorded with another tokenizer "
-                         "than this policy's, so its tokens mean nothing to it")
+        raise ValueError(
+            f"replay: the trajectory of question {t.question.id!r} was recorded with another tokenizer "
+            "than this policy's, so its tokens mean nothing to it"
+        )
 
 
 def _document(hit: Hit) -> tuple[str, str]:
@@ -210,8 +232,10 @@ def _search_line(r: Replayed, number: int) -> str:
     old, new = r.trajectory.searches[number], r.searches[number]
     pairs = enumerate(zip(old.hits, new.hits))
     rank = next((i for i, (a, b) in pairs if _document(a) != _document(b)), min(len(old.hits), len(new.hits)))
-    return (f"{r.trajectory.question.id}, search {number + 1}, rank {rank + 1}: {_cut(old.query)} "
-            f"gave {_name(old, rank)}, now {_name(new, rank)}")
+    return (
+        f"{r.trajectory.question.id}, search {number + 1}, rank {rank + 1}: {_cut(old.query)} "
+        f"gave {_name(old, rank)}, now {_name(new, rank)}"
+    )
 
 
 def _name(call: SearchCall, rank: int) -> str:
@@ -222,8 +246,10 @@ def _name(call: SearchCall, rank: int) -> str:
 
 def _token_line(r: Replayed, place: int) -> str:
     t, before = r.trajectory, "".join(r.trajectory.tokens[:place])[-30:]
-    return (f"{t.question.id}, token {place + 1} of {len(t.completion_ids)}: after {_cut(before)} stood "
-            f"{_cut(t.tokens[place])} (log-probability now {r.logprobs[place]:.2f}), likelier is {_cut(r.instead)}")
+    return (
+        f"{t.question.id}, token {place + 1} of {len(t.completion_ids)}: after {_cut(before)} stood "
+        f"{_cut(t.tokens[place])} (log-probability now {r.logprobs[place]:.2f}), likelier is {_cut(r.instead)}"
+    )
 
 
 def _first_five(lines: Iterable[str]) -> list[str]:

@@ -1,9 +1,9 @@
 """Makes a folder of data as the notebooks read it: ``passages.jsonl``, ``train``, ``validation`` and ``test.jsonl``.
 
-    python -m searchr1_lib.prepare mixed --out data/real/mixed
-    python -m searchr1_lib.prepare hotpotqa --out runs/data/hotpotqa
-    python -m searchr1_lib.prepare nq --out runs/data/nq --corpus wiki-18 --rows 21100000
-    python -m searchr1_lib.prepare questions.jsonl --out runs/data/mine --corpus corpus.jsonl --others 1
+    python -m searchr1_lib.worlds.prepare mixed --out data/real/mixed
+    python -m searchr1_lib.worlds.prepare hotpotqa --out runs/data/hotpotqa
+    python -m searchr1_lib.worlds.prepare nq --out runs/data/nq --corpus wiki-18 --rows 21100000
+    python -m searchr1_lib.worlds.prepare questions.jsonl --out runs/data/mine --corpus corpus.jsonl --others 1
 
 The parameter ``data`` of a notebook or a profile then names the folder.
 
@@ -17,14 +17,21 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 
-from .data import (DataError, load_passages, load_questions, load_with_passages, save_passages, save_questions,
-                   select_passages)
-from .records import Passage, Question, write_whole
+from ..data import (
+    DataError,
+    load_passages,
+    load_questions,
+    load_with_passages,
+    save_passages,
+    save_questions,
+    select_passages,
+)
+from ..records import Passage, Question, write_whole
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+DATA = Path(__file__).resolve().parents[2] / "data"
 #: Out of ten questions in a row, so many go to each split; the common knowledge stands in the order of its topics.
 DEALT = {"train": 6, "validation": 1, "test": 3}
 #: These public sets have no training split.
@@ -34,7 +41,7 @@ COUNTS = {"train": 1000, "validation": 100, "test": 200}
 
 
 def mix_questions(
-    known: Sequence[Question], lookup: Sequence[Question], known_share: float = 0.5, seed: int = 0,
+    known: Sequence[Question], lookup: Sequence[Question], known_share: float = 0.5, seed: int = 0
 ) -> list[Question]:
     """Known and look-up questions in a proportion, shuffled: as many as the scarcer of the two allows.
 
@@ -64,7 +71,11 @@ def load_mixed(split: str, known_share: float = 0.5, seed: int = 0) -> list[Ques
 
 
 def load_set(
-    source: str, counts: Mapping[str, int] = COUNTS, *, corpus: str | None = None, rows: int | None = None,
+    source: str,
+    counts: Mapping[str, int] = COUNTS,
+    *,
+    corpus: str | None = None,
+    rows: int | None = None,
     others: int = 50,
 ) -> tuple[dict[str, list[Question]], list[Passage]]:
     """Questions by split, and the passages that they need.
@@ -83,8 +94,10 @@ def load_set(
     """
     learnt = counts["train"] + counts["validation"]
     if learnt and Path(source).name in TEST_ONLY and not list(Path(source).glob("train.*")):
-        raise DataError(f"{source} has no training split, only test questions: add --train 0 --validation 0. To train "
-                        "on some of them all the same, give a file: its rows go to the splits in order")
+        raise DataError(
+            f"{source} has no training split, only test questions: add --train 0 --validation 0. To train "
+            "on some of them all the same, give a file: its rows go to the splits in order"
+        )
     if Path(source).is_file():
         parts = [(list(COUNTS), None, learnt + counts["test"])]
     else:
@@ -100,7 +113,7 @@ def load_set(
             found, carried = load_with_passages(source, split=split, limit=limit)
             passages |= {p.id: p for p in carried}
         for name in splits:
-            questions[name], found = found[: counts[name]], found[counts[name]:]
+            questions[name], found = found[: counts[name]], found[counts[name] :]
     questions = {name: part for name, part in questions.items() if part}
     asked = [q for part in questions.values() for q in part]
     if corpus and others == 1:
@@ -109,7 +122,7 @@ def load_set(
 
 
 def write_folder(
-    out: str | Path, questions: Mapping[str, Sequence[Question]], passages: Sequence[Passage], made: dict,
+    out: str | Path, questions: Mapping[str, Sequence[Question]], passages: Sequence[Passage], made: dict
 ) -> None:
     """Write a data folder; ``made`` says how, in ``made.json``, which is written last."""
     out = Path(out)
@@ -134,7 +147,8 @@ def _deal(questions: Sequence[Question]) -> dict[str, list[Question]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m searchr1_lib.prepare", description="Makes a folder of data as the notebooks read it.")
+        prog="python -m searchr1_lib.worlds.prepare", description="Makes a folder of data as the notebooks read it."
+    )
     parser.add_argument("source", help="mixed; a question set by name, e.g. hotpotqa; a folder or a file of one")
     parser.add_argument("--out", required=True, help="the folder to write")
     parser.add_argument("--known-share", type=float, default=0.5, help="mixed: share of common knowledge")

@@ -18,20 +18,20 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Callable, Iterator, Sequence
 
 import torch
 
-from .evaluate import row_of
+from ..records import Question, Trajectory, TrajectoryLog, write_whole
+from ..rewards import SearchR1Reward, score
+from ..study.evaluate import row_of
 from .grpo import groups_without_variance
 from .learner import Learner, TrainingError
 from .policy import Policy, attach_lora
-from .records import Question, Trajectory, TrajectoryLog, write_whole
-from .rewards import SearchR1Reward, score
 from .rollout import rollout
 from .settings import Settings
 
@@ -56,10 +56,18 @@ class Trainer:
         ValueError: no questions; the folder holds a run with other settings or of another version.
     """
 
-    def __init__(self, policy: Policy, questions: Sequence[Question], engine,
-                 reward: Callable | None = None, settings: Settings | None = None,
-                 run_dir: str | os.PathLike = "runs/train", *,
-                 callbacks: Sequence[Callable] = (), report: Callable[[str], None] | None = print):
+    def __init__(
+        self,
+        policy: Policy,
+        questions: Sequence[Question],
+        engine,
+        reward: Callable | None = None,
+        settings: Settings | None = None,
+        run_dir: str | os.PathLike = "runs/train",
+        *,
+        callbacks: Sequence[Callable] = (),
+        report: Callable[[str], None] | None = print,
+    ):
         self.policy, self.questions, self.engine = policy, list(questions), engine
         self.reward, self.settings = reward or SearchR1Reward(), settings or Settings()
         self.run_dir, self.callbacks, self.report = Path(run_dir), list(callbacks), report or (lambda line: None)
@@ -108,15 +116,24 @@ class Trainer:
         except FloatingPointError as e:
             fp16 = self.policy.lm_head.weight.dtype == torch.float16
             wider = ", or load the policy with dtype bfloat16 or float32: fp16 may be too narrow for it" if fp16 else ""
-            self._fail(str(e), f"Try a lower learning_rate (now {self.settings.learning_rate:g}), beta > 0, or a "
-                               f"smaller max_grad_norm{wider}")
+            self._fail(
+                str(e),
+                f"Try a lower learning_rate (now {self.settings.learning_rate:g}), beta > 0, or a "
+                f"smaller max_grad_norm{wider}",
+            )
         done = time.perf_counter()
-        row = {"step": self.step + 1, **describe(drawn, self.settings.num_generations), **update,
-               "resampled_groups": (len(drawn) - len(chosen)) // self.settings.num_generations,
-               "learning_rate": self.settings.learning_rate_at(self.step),
-               "tokens_per_second": sum(sum(t.mask) for t in drawn) / (rolled - started),
-               "seconds": done - started, "seconds_rollout": rolled - started, "seconds_update": done - rolled,
-               "peak_memory_mb": peak_memory_mb(self.policy.device)}
+        row = {
+            "step": self.step + 1,
+            **describe(drawn, self.settings.num_generations),
+            **update,
+            "resampled_groups": (len(drawn) - len(chosen)) // self.settings.num_generations,
+            "learning_rate": self.settings.learning_rate_at(self.step),
+            "tokens_per_second": sum(sum(t.mask) for t in drawn) / (rolled - started),
+            "seconds": done - started,
+            "seconds_rollout": rolled - started,
+            "seconds_update": done - rolled,
+            "peak_memory_mb": peak_memory_mb(self.policy.device),
+        }
         self.step += 1
         self.metrics.append(row)
         self._write(drawn, row)
@@ -132,8 +149,16 @@ class Trainer:
         generator = torch.Generator(device=self.policy.device).manual_seed(s.seed * 1_000_003 + self.step)
         questions, drawn, chosen = self.questions_of(self.step), [], []
         for attempt in range(s.dynamic_sampling + 1):
-            made = rollout(self.policy, questions, self.engine, num_generations=size, temperature=s.temperature,
-                           generator=generator, first_action=s.first_actions(self.step), **s.limits())
+            made = rollout(
+                self.policy,
+                questions,
+                self.engine,
+                num_generations=size,
+                temperature=s.temperature,
+                generator=generator,
+                first_action=s.first_actions(self.step),
+                **s.limits(),
+            )
             score(self.reward, made)
             for i, t in enumerate(made):
                 t.step, t.group, t.advantage = self.step, f"{self.step}:{len(drawn) // size + i // size}", 0.0
@@ -177,14 +202,18 @@ class Trainer:
             signal.signal(signal.SIGINT, before)
 
     def _fail(self, what: str, advice: str):
-        raise TrainingError(f"step {self.step + 1}: {what}. The last good checkpoint is "
-                            f"{self._newest_checkpoint() or 'none yet'}. {advice}") from None
+        raise TrainingError(
+            f"step {self.step + 1}: {what}. The last good checkpoint is "
+            f"{self._newest_checkpoint() or 'none yet'}. {advice}"
+        ) from None
 
     def _line(self, row: dict, left: float) -> str:
-        show = lambda x: "–" if x is None else f"{x:.2f}"  # noqa: E731
-        return (f"step {row['step']:4d}/{self.settings.steps}  reward {row['reward']:.2f}  EM {row['em']:.2f}  "
-                f"searches: known {show(row['searches_known'])}, look-up {show(row['searches_lookup'])}  "
-                f"entropy {row['entropy']:.2f}  {row['seconds']:.1f} s a step, about {left / 60:.1f} min left")
+        show = lambda x: "–" if x is None else f"{x:.2f}"
+        return (
+            f"step {row['step']:4d}/{self.settings.steps}  reward {row['reward']:.2f}  EM {row['em']:.2f}  "
+            f"searches: known {show(row['searches_known'])}, look-up {show(row['searches_lookup'])}  "
+            f"entropy {row['entropy']:.2f}  {row['seconds']:.1f} s a step, about {left / 60:.1f} min left"
+        )
 
     # -- the run's folder ----------------------------------------------------------------------------
 
@@ -198,14 +227,18 @@ class Trainer:
             except json.JSONDecodeError as e:
                 raise ValueError(f"{file} is broken ({e}); remove {self.run_dir} or choose another run_dir") from None
             if theirs.get("format") != FORMAT:
-                raise ValueError(f"{file} was written by another version (format {theirs.get('format')}, this is "
-                                 f"{FORMAT}); choose another run_dir")
+                raise ValueError(
+                    f"{file} was written by another version (format {theirs.get('format')}, this is "
+                    f"{FORMAT}); choose another run_dir"
+                )
             old, new = theirs.get("settings", {}), mine["settings"]
             differ = sorted(k for k in old.keys() | new.keys() if k != "steps" and old.get(k) != new.get(k))
             if differ:
-                raise ValueError(f"{self.run_dir} holds a run with another {', '.join(differ)} "
-                                 f"({', '.join(f'{old.get(k)!r} there, {new.get(k)!r} here' for k in differ)}); "
-                                 "choose another run_dir, or the same settings to go on with it")
+                raise ValueError(
+                    f"{self.run_dir} holds a run with another {', '.join(differ)} "
+                    f"({', '.join(f'{old.get(k)!r} there, {new.get(k)!r} here' for k in differ)}); "
+                    "choose another run_dir, or the same settings to go on with it"
+                )
         write_whole(file, json.dumps(mine, indent=1) + "\n")
         self._resume()
 
@@ -224,18 +257,25 @@ class Trainer:
             unfinished.mkdir(parents=True)
             self.policy.save_adapter(unfinished)
             save_file(self.learner.tensors(), unfinished / "learner.safetensors")
-            state = {"step": self.step, "token_budget": self.learner.token_budget,
-                     "sizes": {f.name: f.stat().st_size for f in (self.run_dir / "metrics.jsonl", self.log.path)
-                               if f.exists()}}
+            state = {
+                "step": self.step,
+                "token_budget": self.learner.token_budget,
+                "sizes": {
+                    f.name: f.stat().st_size for f in (self.run_dir / "metrics.jsonl", self.log.path) if f.exists()
+                },
+            }
             write_whole(unfinished / "state.json", json.dumps(state, indent=1) + "\n")
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(unfinished, folder)
         except OSError as e:
             shutil.rmtree(unfinished, ignore_errors=True)
-            raise TrainingError(f"could not write checkpoint {folder} ({e.strerror or e}); the one before stands: "
-                                f"{self._newest_checkpoint()}. Free some space and start again: it goes on") from e
+            raise TrainingError(
+                f"could not write checkpoint {folder} ({e.strerror or e}); the one before stands: "
+                f"{self._newest_checkpoint()}. Free some space and start again: it goes on"
+            ) from e
         for old in sorted(folder.parent.glob("step_*"), key=lambda p: int(p.name.split("_")[1]))[
-                : -self.settings.keep_checkpoints]:
+            : -self.settings.keep_checkpoints
+        ]:
             shutil.rmtree(old)
         return folder
 
@@ -295,19 +335,25 @@ def describe(trajectories: list[Trajectory], num_generations: int) -> dict:
     trajectories = [t for t in trajectories if t.first_action is None]
     rows = [row_of(t) for t in trajectories]
     known, lookup = ([r for r in rows if r["known"] is k] for k in (True, False))
-    mean = lambda rs, key: fmean(r[key] for r in rs) if rs else None  # noqa: E731
+    mean = lambda rs, key: fmean(r[key] for r in rs) if rs else None
     rewards = [t.reward for t in trajectories]
     hops = sum(r["hops"] for r in lookup)
     out = {
-        "reward": fmean(rewards), "reward_std": pstdev(rewards), "em": mean(rows, "em"),
-        "em_known": mean(known, "em"), "em_lookup": mean(lookup, "em"),
-        "reward_known": mean(known, "reward"), "reward_lookup": mean(lookup, "reward"),
+        "reward": fmean(rewards),
+        "reward_std": pstdev(rewards),
+        "em": mean(rows, "em"),
+        "em_known": mean(known, "em"),
+        "em_lookup": mean(lookup, "em"),
+        "reward_known": mean(known, "reward"),
+        "reward_lookup": mean(lookup, "reward"),
         "searches": mean(rows, "searches"),
-        "searches_known": mean(known, "searches"), "searches_lookup": mean(lookup, "searches"),
+        "searches_known": mean(known, "searches"),
+        "searches_lookup": mean(lookup, "searches"),
         "searches_per_need_lookup": sum(r["searches"] for r in lookup) / hops if hops else None,
         "search_first_known": fmean(bool(r["searches"]) for r in known) if known else None,
         "search_first_lookup": fmean(bool(r["searches"]) for r in lookup) if lookup else None,
-        "over_search": mean(known, "over_search"), "under_search": mean(lookup, "under_search"),
+        "over_search": mean(known, "over_search"),
+        "under_search": mean(lookup, "under_search"),
         "malformed": mean(rows, "malformed"),
         "search_errors": sum(bool(c.error) for t in trajectories for c in t.searches),
         "completion_tokens": mean(rows, "tokens"),
@@ -330,15 +376,25 @@ def peak_memory_mb(device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def train_grpo(model, tokenizer, dataset, search_engine, epochs: int = 3, lr: float = 1e-5, *,
-               reward: Callable | None = None, run_dir: str | os.PathLike | None = None, **settings):
+def train_grpo(
+    model,
+    tokenizer,
+    dataset,
+    search_engine,
+    epochs: int = 3,
+    lr: float = 1e-5,
+    *,
+    reward: Callable | None = None,
+    run_dir: str | os.PathLike | None = None,
+    **settings,
+):
     """Teach a model when to search and when to answer, in one call.
 
     Args:
         model: a transformers causal LM, in 4-bit or not; LoRA adapters are attached if it has none.
         tokenizer: its tokenizer.
         dataset: ``Question``s or (question, answer) pairs; an answer may be a list of accepted ones.
-        search_engine: see ``searchr1_lib.rollout.rollout``.
+        search_engine: see ``searchr1_lib.training.rollout.rollout``.
         epochs: passes over the dataset.
         lr: learning rate.
         reward: by default ``SearchR1Reward()``, see ``Trainer``.
@@ -366,8 +422,14 @@ def train_grpo(model, tokenizer, dataset, search_engine, epochs: int = 3, lr: fl
         model = attach_lora(model)
     policy = Policy(model, tokenizer, prompt_of(getattr(model.config, "_name_or_path", "")))
     run_dir = run_dir or Path("runs") / time.strftime("train_grpo-%Y%m%d-%H%M%S")
-    Trainer(policy, questions, search_engine, reward,
-            Settings(questions_per_step=size, learning_rate=lr, **settings), run_dir).train()
+    Trainer(
+        policy,
+        questions,
+        search_engine,
+        reward,
+        Settings(questions_per_step=size, learning_rate=lr, **settings),
+        run_dir,
+    ).train()
     return policy.model
 
 

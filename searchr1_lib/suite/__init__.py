@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,12 +34,12 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any
 
-from . import __version__
-from .records import write_json_lines, write_whole
+from .. import __version__
+from ..records import write_json_lines, write_whole
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 """The repository's root, where ``notebooks/``, ``data/`` and ``runs/`` stand."""
 
 _PACKAGES = (
@@ -140,7 +141,7 @@ def _read_assignment(node: ast.stmt) -> tuple[str, Parameter]:
 def _check_type(name: str, value: Any, type_name: str, where: str) -> None:
     """Raise ValueError unless a value suits a declared type; a type that we do not know suits everything."""
     wanted = _TYPES.get(type_name.split("[")[0].split("|")[0].strip())
-    if wanted and (not isinstance(value, wanted) or isinstance(value, bool) and wanted is not bool):
+    if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)):
         raise ValueError(f"{where}: {name} must be of type {type_name}, got {value!r}")
 
 
@@ -315,7 +316,7 @@ def require(run_dir: str | os.PathLike, *files: str, made_by: str) -> list[Path]
 
 
 def _first_lacking(paths: Sequence[Path]) -> Path | None:
-    return next((p for p in paths if not p.exists() or p.is_file() and p.stat().st_size == 0), None)
+    return next((p for p in paths if not p.exists() or (p.is_file() and p.stat().st_size == 0)), None)
 
 
 def _run_predecessor(run_dir: Path, path: Path, notebook: str, making: list[str]) -> None:
@@ -331,13 +332,34 @@ def _run_predecessor(run_dir: Path, path: Path, notebook: str, making: list[str]
             f'{profile}. Run that notebook first, in this session or with mount_drive in both; or set profile = "cpu" '
             "in the parameters cell: the tiny Qwen is then trained here, in minutes"
         )
-    print(f"{path} is missing, and this is Colab, where each notebook begins on an empty machine: running {notebook} "
-          "first", flush=True)
+    print(
+        f"{path} is missing, and this is Colab, where each notebook begins on an empty machine: running {notebook} "
+        "first",
+        flush=True,
+    )
     values = {name: value for name, value in manifest["parameters"].items() if name in load_profile(profile)}
-    command = [sys.executable, "-m", "searchr1_lib.suite", "run", "--profile", profile, "--run", run_dir.name,
-               "--overwrite", "--only", notebook, *_as_arguments(values, [ROOT / "notebooks" / f"{notebook}.ipynb"])]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          env={**os.environ, "SEARCHR1_MAKING": " ".join([*making, notebook])}) as run:
+    command = [
+        sys.executable,
+        "-m",
+        "searchr1_lib.suite",
+        "run",
+        "--profile",
+        profile,
+        "--run",
+        run_dir.name,
+        "--overwrite",
+        "--only",
+        notebook,
+        *_as_arguments(values, [ROOT / "notebooks" / f"{notebook}.ipynb"]),
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "SEARCHR1_MAKING": " ".join([*making, notebook])},
+    ) as run:
         for line in run.stdout:
             print(line, end="", flush=True)
 
@@ -596,11 +618,13 @@ def run_seeds(profile: str = "auto", seeds: Sequence[int] = (0, 1, 2)) -> str:
     command = f"python -m searchr1_lib.suite seeds --profile {profile} --seeds {' '.join(map(str, runs))}"
     commits = {str(_read_json(run / "manifest.json").get("git_commit")) for run in runs.values()}
     trained = notebooks(SEED_NOTEBOOKS)[-1].stem
-    section = "\n".join([
-        f"## {len(runs)} seeds under the profile {profile}\n",
-        f"Made by `{command}` on {os.cpu_count()} cores, commit {', '.join(sorted(commits))}. Figures of {trained}.\n",
-        _seed_table({seed: _read_json(run / "summary.json").get(trained, {}) for seed, run in runs.items()}),
-    ])
+    section = "\n".join(
+        [
+            f"## {len(runs)} seeds under the profile {profile}\n",
+            f"Made by `{command}` on {os.cpu_count()} cores, commit {', '.join(sorted(commits))}. Figures of {trained}.\n",
+            _seed_table({seed: _read_json(run / "summary.json").get(trained, {}) for seed, run in runs.items()}),
+        ]
+    )
     write_section(ROOT / "docs" / "measurements.md", f"seeds {profile}", section)
     return section
 
@@ -630,7 +654,7 @@ def _seed_table(figures: dict[int, dict[str, Any]]) -> str:
 
     What is no number is left out.
     """
-    from .analysis import interval
+    from ..study.analysis import interval
 
     flat = {seed: dict(_flat(values)) for seed, values in figures.items()}
     shared = [name for name in next(iter(flat.values())) if all(name in values for values in flat.values())]
@@ -722,9 +746,11 @@ def _plain(value: Any) -> str:
 
 
 _EXPERIMENT = {
-    "about": (str, "one sentence"), "profile": (str, "a profile's name"),
-    "notebooks": (list, "a list of beginnings of names, such as [\"01\", \"05\"]"),
-    "parameters": (dict, "lines 'name: value'"), "grid": (dict, "lines 'name: [values]'"),
+    "about": (str, "one sentence"),
+    "profile": (str, "a profile's name"),
+    "notebooks": (list, 'a list of beginnings of names, such as ["01", "05"]'),
+    "parameters": (dict, "lines 'name: value'"),
+    "grid": (dict, "lines 'name: [values]'"),
     "list": (list, "a list of settings, each with lines 'name: value'"),
     "seeds": (list, "a list of whole numbers"),
 }
@@ -868,12 +894,16 @@ def sweep(experiment: Experiment, jobs: int = 1) -> dict[Path, tuple[float, str 
     runs = experiment.runs()
     for run_dir, values in runs.items():
         _check_run(run_dir, experiment.profile, values)
-    print(f"{experiment.name}: {len(experiment.settings)} settings x {len(experiment.seeds)} seeds under the profile "
-          f"{experiment.profile}, into {experiment.folder}", flush=True)
+    print(
+        f"{experiment.name}: {len(experiment.settings)} settings x {len(experiment.seeds)} seeds under the profile "
+        f"{experiment.profile}, into {experiment.folder}",
+        flush=True,
+    )
     pool = ThreadPoolExecutor(jobs)
     try:
-        pending = {pool.submit(_sweep_one, experiment, run_dir, values, jobs): run_dir
-                   for run_dir, values in runs.items()}
+        pending = {
+            pool.submit(_sweep_one, experiment, run_dir, values, jobs): run_dir for run_dir, values in runs.items()
+        }
         outcomes = {}
         for number, future in enumerate(as_completed(pending), 1):
             minutes, error = outcomes[pending[future]] = future.result()
@@ -890,8 +920,9 @@ def _check_run(run_dir: Path, profile: str, values: dict[str, Any]) -> None:
         return
     open_run(run_dir, profile, values)
     found = _read_json(ROOT / run_dir / "manifest.json").get("parameters", {})
-    differ = [f"{k} = {found.get(k)!r}, not {values.get(k)!r}" for k in {**found, **values}
-              if found.get(k) != values.get(k)]
+    differ = [
+        f"{k} = {found.get(k)!r}, not {values.get(k)!r}" for k in {**found, **values} if found.get(k) != values.get(k)
+    ]
     if differ:
         raise ValueError(f"{_shown(run_dir)} was run with {'; '.join(differ)}: move it away")
 
@@ -901,15 +932,31 @@ def _sweep_one(experiment: Experiment, run_dir: Path, values: dict[str, Any], jo
     rest = _rest(run_dir, experiment.notebooks)
     if not rest:
         return 0.0, None
-    command = [sys.executable, "-m", "searchr1_lib.suite", "run", "--profile", experiment.profile, "--run",
-               run_dir.name, "--overwrite", "--only", *(path.stem for path in rest), *_as_arguments(values, rest)]
+    command = [
+        sys.executable,
+        "-m",
+        "searchr1_lib.suite",
+        "run",
+        "--profile",
+        experiment.profile,
+        "--run",
+        run_dir.name,
+        "--overwrite",
+        "--only",
+        *(path.stem for path in rest),
+        *_as_arguments(values, rest),
+    ]
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     start, log = time.monotonic(), ROOT / run_dir / "sweep.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as out:
         done = subprocess.run(
-            command, cwd=ROOT, stdout=out, stderr=out,
-            env={**os.environ, "SEARCHR1_RUNS": str(run_dir.parent), "OMP_NUM_THREADS": threads})
+            command,
+            cwd=ROOT,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, "SEARCHR1_RUNS": str(run_dir.parent), "OMP_NUM_THREADS": threads},
+        )
     error = None
     if done.returncode:
         said = log.read_text(encoding="utf-8", errors="replace").split()
@@ -917,8 +964,13 @@ def _sweep_one(experiment: Experiment, run_dir: Path, values: dict[str, Any], jo
     return (time.monotonic() - start) / 60, error
 
 
-_WORDS = {"em": "exact match", "f1": "F1", "searches_per_need": "searches per hop needed",
-          "over_search": "over-search", "under_search": "under-search"}
+_WORDS = {
+    "em": "exact match",
+    "f1": "F1",
+    "searches_per_need": "searches per hop needed",
+    "over_search": "over-search",
+    "under_search": "under-search",
+}
 
 
 def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
@@ -944,16 +996,34 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
             for group, metrics in _read_json(path).get("table", {}).items():
                 figures |= {f"{_WORDS.get(m, m)}, {group}": v for m, v in metrics.items() if v is not None}
         profile = manifest.get("profile", "")
-        rows.append({
-            "run": folder.name, "profile": profile, "settings": load_profile(profile) | manifest.get("parameters", {}),
-            "commit": manifest.get("git_commit"), "error": failure_of(folder), "figures": figures,
-            "curve": _curve(folder / "train" / "metrics.jsonl"),
-        })
+        rows.append(
+            {
+                "run": folder.name,
+                "profile": profile,
+                "settings": load_profile(profile) | manifest.get("parameters", {}),
+                "commit": manifest.get("git_commit"),
+                "error": failure_of(folder),
+                "figures": figures,
+                "curve": _curve(folder / "train" / "metrics.jsonl"),
+            }
+        )
     return rows
 
 
-_CURVE = ("reward", "em_known", "em_lookup", "searches_known", "searches_per_need_lookup", "search_first_known",
-          "search_first_lookup", "malformed", "entropy", "grad_norm", "seconds", "seconds_update")
+_CURVE = (
+    "reward",
+    "em_known",
+    "em_lookup",
+    "searches_known",
+    "searches_per_need_lookup",
+    "search_first_known",
+    "search_first_lookup",
+    "malformed",
+    "entropy",
+    "grad_norm",
+    "seconds",
+    "seconds_update",
+)
 
 
 def _curve(path: Path, every: int = 5) -> list[dict[str, float]]:
@@ -961,8 +1031,10 @@ def _curve(path: Path, every: int = 5) -> list[dict[str, float]]:
     rows = _read_json_lines(path) if path.exists() else []
     parts = [rows[i : i + every] for i in range(0, len(rows), every)]
     means = [{name: [row[name] for row in part if row.get(name) is not None] for name in _CURVE} for part in parts]
-    return [{"step": part[len(part) // 2]["step"]} | {n: float(f"{fmean(v):.4g}") for n, v in mean.items() if v}
-            for part, mean in zip(parts, means)]
+    return [
+        {"step": part[len(part) // 2]["step"]} | {n: float(f"{fmean(v):.4g}") for n, v in mean.items() if v}
+        for part, mean in zip(parts, means)
+    ]
 
 
 def experiment_runs(path: str | os.PathLike, profile: str = "") -> tuple[list[dict[str, Any]], str]:
@@ -1029,9 +1101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             experiment = read_experiment(asked.experiment, asked.profile, asked.seeds)
             whole = not asked.profile and not asked.seeds
             return _report_sweep(Path(asked.experiment), experiment, asked.jobs, whole)
-        run_dir, outcomes = run_suite(
-            asked.profile, asked.run, asked.given, only=asked.only, overwrite=asked.overwrite
-        )
+        run_dir, outcomes = run_suite(asked.profile, asked.run, asked.given, only=asked.only, overwrite=asked.overwrite)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -1051,8 +1121,10 @@ def _report_sweep(path: Path, experiment: Experiment, jobs: int, whole: bool) ->
     except KeyboardInterrupt:
         print("interrupted: what is complete stays, and the same command goes on", file=sys.stderr)
         return 130
-    rows = [(run_dir.name, f"{minutes:.1f} min", "FAILED" if error else "ok")
-            for run_dir, (minutes, error) in outcomes.items()]
+    rows = [
+        (run_dir.name, f"{minutes:.1f} min", "FAILED" if error else "ok")
+        for run_dir, (minutes, error) in outcomes.items()
+    ]
     print("\n" + _table(rows))
     failed = {run_dir: error for run_dir, (_, error) in outcomes.items() if error}
     for run_dir, error in failed.items():
@@ -1078,7 +1150,3 @@ def _report(run_dir: Path, outcomes: Sequence[Outcome]) -> int:
     if failed := [o for o in outcomes if o.error]:
         print(f"error: {failed[0].notebook}, {failed[0].error}", file=sys.stderr)
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

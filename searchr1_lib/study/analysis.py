@@ -12,18 +12,19 @@ import math
 import os
 import re
 from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from ..records import Passage, Trajectory
+from ..rewards.answer import normalize_answer
+from ..rewards.process import answer_retrieved
 from .evaluate import row_of
-from .records import Passage, Trajectory
-from .rewards.answer import normalize_answer
-from .rewards.process import answer_retrieved
 
 #: Why an answer is wrong: name -> what it means, in the order in which ``error_of`` asks.
 ERRORS = {
@@ -119,9 +120,16 @@ def _numbers(t: Trajectory, passages: Mapping[str, Passage]) -> dict[str, float]
     """The row of one rollout in a ``Table``; what does not apply is left out."""
     cause = error_of(t, passages)
     found = {
-        "step": None if t.step is None else t.step + 1, "known": t.question.known, "hops": t.question.hops,
-        "reward": t.reward, "em": cause is None, "searches": len(t.searches), "tokens": sum(t.mask),
-        "malformed": t.invalid_turns > 0, "first_query_found": first_query_finds(t), "sureness": sureness(t),
+        "step": None if t.step is None else t.step + 1,
+        "known": t.question.known,
+        "hops": t.question.hops,
+        "reward": t.reward,
+        "em": cause is None,
+        "searches": len(t.searches),
+        "tokens": sum(t.mask),
+        "malformed": t.invalid_turns > 0,
+        "first_query_found": first_query_finds(t),
+        "sureness": sureness(t),
         "error": None if cause is None else _CAUSES[cause],
     }
     found |= {f"rewards/{name}": value for name, value in t.rewards.items()}
@@ -290,7 +298,7 @@ def error_of(t: Trajectory, passages: Mapping[str, Passage] = {}) -> str | None:
     if right(t):
         return None
     if not (t.answer or "").strip():
-        used_up = t.finish_reason == "length" or t.finish_reason == "turns" and not t.invalid_turns
+        used_up = t.finish_reason == "length" or (t.finish_reason == "turns" and not t.invalid_turns)
         return "cut off" if used_up else "malformed"
     if not t.searches:
         return "did not search"
@@ -319,13 +327,13 @@ def _miscopied(t: Trajectory) -> bool:
     said = normalize_answer(t.answer)
     if any(said in normalize_answer(hit.passage.text) for call in t.searches for hit in call.hits):
         return False
-    return any(SequenceMatcher(None, said, normalize_answer(gold), autojunk=False).ratio() >= 0.6
-               for gold in t.question.answers)
+    return any(
+        SequenceMatcher(None, said, normalize_answer(gold), autojunk=False).ratio() >= 0.6
+        for gold in t.question.answers
+    )
 
 
-def errors(
-    trajectories: Iterable[Trajectory], passages: Mapping[str, Passage] = {}
-) -> dict[str, list[Trajectory]]:
+def errors(trajectories: Iterable[Trajectory], passages: Mapping[str, Passage] = {}) -> dict[str, list[Trajectory]]:
     """The wrong trajectories by cause: every key of ``ERRORS``, with an empty list where nothing went wrong so."""
     found: dict[str, list[Trajectory]] = {name: [] for name in ERRORS}
     for t in trajectories:
@@ -364,8 +372,10 @@ def by_step(table: Table) -> list[dict[str, Any]]:
         here = table["step"] == step
         found, cause = table["first_query_found"][here], table["error"][here]
         judged = found[~np.isnan(found) & (table["known"][here] != 1)]
-        rows.append({"step": int(step), "first_query_found": float(judged.mean()) if len(judged) else None}
-                    | {f"error/{name}": float((cause == number).mean()) for name, number in _CAUSES.items()})
+        rows.append(
+            {"step": int(step), "first_query_found": float(judged.mean()) if len(judged) else None}
+            | {f"error/{name}": float((cause == number).mean()) for name, number in _CAUSES.items()}
+        )
     return rows
 
 
@@ -419,8 +429,15 @@ def calibration(sure: Sequence[float], correct: Sequence[float], *, bins: int = 
     for number in np.unique(place):
         here = place == number
         low, high = wilson(int(correct[here].sum()), int(here.sum()))
-        rows.append({"sure": float(sure[here].mean()), "right": float(correct[here].mean()), "low": low, "high": high,
-                     "n": int(here.sum())})
+        rows.append(
+            {
+                "sure": float(sure[here].mean()),
+                "right": float(correct[here].mean()),
+                "low": low,
+                "high": high,
+                "n": int(here.sum()),
+            }
+        )
     return rows
 
 
@@ -448,8 +465,10 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def headline(
-    before: Mapping[str, Mapping], after: Mapping[str, Mapping],
-    always: Sequence[Mapping[str, Mapping]], never: Sequence[Mapping[str, Mapping]],
+    before: Mapping[str, Mapping],
+    after: Mapping[str, Mapping],
+    always: Sequence[Mapping[str, Mapping]],
+    never: Sequence[Mapping[str, Mapping]],
 ) -> dict[str, dict[str, float | None]]:
     """The figures by which a run is judged, as ``suite.record`` takes them.
 
@@ -470,7 +489,8 @@ def headline(
         "exact match, look-up": both("look-up", "em"),
         "searches per known question": both("known", "searches"),
         "searches per hop needed, look-up": both("look-up", "searches_per_need"),
-        "reward": both("all", "reward") | {
+        "reward": both("all", "reward")
+        | {
             "always searching": max(get(t, "all", "reward") for t in always),
             "never searching": max(get(t, "all", "reward") for t in never),
         },
@@ -540,10 +560,21 @@ def by_setting(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
         for name in dict.fromkeys(name for row in whole for name in row["figures"]):
             values = [row["figures"][name] for row in whole if name in row["figures"]]
             (low, high), (bottom, top) = interval(values), _possible(name)
-            figures[name] = {"mean": fmean(values), "low": max(low, bottom), "high": min(high, top),
-                             "values": values, "n": len(values)}
-        made.append({"setting": {name: members[0]["settings"].get(name) for name in names}, "runs": len(whole),
-                     "failed": len(members) - len(whole), "figures": figures})
+            figures[name] = {
+                "mean": fmean(values),
+                "low": max(low, bottom),
+                "high": min(high, top),
+                "values": values,
+                "n": len(values),
+            }
+        made.append(
+            {
+                "setting": {name: members[0]["settings"].get(name) for name in names},
+                "runs": len(whole),
+                "failed": len(members) - len(whole),
+                "figures": figures,
+            }
+        )
     return sorted(made, key=lambda group: [_order(value) for value in group["setting"].values()])
 
 
@@ -579,8 +610,9 @@ def interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, fl
     return float(mean - wide), float(mean + wide)
 
 
-def differences(rows: Sequence[Mapping[str, Any]], names: Sequence[str], figure: str, base: Mapping[str, Any]
-                ) -> list[tuple[dict[str, Any], int, float, float, float]]:
+def differences(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str], figure: str, base: Mapping[str, Any]
+) -> list[tuple[dict[str, Any], int, float, float, float]]:
     """How much a figure differs between each setting and ``base``, paired by seed.
 
     Returns:
@@ -610,8 +642,10 @@ def setting_table(groups: Sequence[Mapping[str, Any]], figures: Sequence[str]) -
             return None
         return f"{f['mean']:.3f}" + (f" ({f['low']:.3f} to {f['high']:.3f})" if f["n"] > 1 else "")
 
-    rows = [(*map(str, g["setting"].values()), g["runs"], g["failed"], *(cell(g["figures"].get(f)) for f in figures))
-            for g in groups]
+    rows = [
+        (*map(str, g["setting"].values()), g["runs"], g["failed"], *(cell(g["figures"].get(f)) for f in figures))
+        for g in groups
+    ]
     return markdown_table([*names, "runs", "failed", *figures], rows)
 
 
@@ -649,7 +683,9 @@ def gradient_noise(products: np.ndarray) -> dict[str, float]:
     signal = (all_of - own.sum()) / (n * (n - 1))
     without = (all_of - 2 * products.sum(axis=1) + 2 * own - own.sum()) / ((n - 1) * (n - 2))
     error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
-    scale, low, high = (float(noise / s) if s > 0 else math.inf for s in (signal, signal + 2 * error, signal - 2 * error))
+    scale, low, high = (
+        float(noise / s) if s > 0 else math.inf for s in (signal, signal + 2 * error, signal - 2 * error)
+    )
     return {"signal": float(signal), "noise": float(noise), "scale": scale, "scale_low": low, "scale_high": high}
 
 
@@ -736,13 +772,18 @@ def summarise(
     moment = f"part at step {transition}" if transition else "do not part"
     found = [(name, query_quality(side)) for name, side in (("before", before), ("after", after))]
     queries = ", ".join(f"{name} {'–' if share is None else f'{share:.1%}'}" for name, share in found)
-    return "\n\n".join([
-        "# What the policy learned",
-        f"{steps} training steps; known and look-up questions {moment}.",
-        "## Before and after, on the same questions",
-        change_table(changes(before, after)),
-        f"{fixed} questions fixed, {broken} broken: exact McNemar test p = {mcnemar(fixed, broken):.2g}.",
-        "## Why answers are wrong",
-        error_table(errors(before, passages), errors(after, passages)),
-        f"Gold passage found at the first query, of the rollouts on look-up questions that searched: {queries}.",
-    ]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# What the policy learned",
+                f"{steps} training steps; known and look-up questions {moment}.",
+                "## Before and after, on the same questions",
+                change_table(changes(before, after)),
+                f"{fixed} questions fixed, {broken} broken: exact McNemar test p = {mcnemar(fixed, broken):.2g}.",
+                "## Why answers are wrong",
+                error_table(errors(before, passages), errors(after, passages)),
+                f"Gold passage found at the first query, of the rollouts on look-up questions that searched: {queries}.",
+            ]
+        )
+        + "\n"
+    )

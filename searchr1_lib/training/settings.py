@@ -9,8 +9,12 @@ from .rollout import Limits
 
 OPTIMISERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit")
 _ALLOWED = {
-    "loss_type": LOSS_TYPES, "kl_estimator": KL_ESTIMATORS, "optim": OPTIMISERS, "credit": ("rollout", "turn"),
-    "baseline": (*BASELINES, "value"), "scale_rewards": ("group", "batch", "none"),
+    "loss_type": LOSS_TYPES,
+    "kl_estimator": KL_ESTIMATORS,
+    "optim": OPTIMISERS,
+    "credit": ("rollout", "turn"),
+    "baseline": (*BASELINES, "value"),
+    "scale_rewards": ("group", "batch", "none"),
 }
 
 
@@ -26,7 +30,7 @@ class Settings:
         warmup_steps: steps over which the learning rate rises from 0.
         decay_steps: last steps, over which it falls to a tenth; constant in between.
         temperature: of sampling, and of the log-probabilities.
-        loss_type, epsilon, epsilon_high, scale_rewards, baseline: see ``searchr1_lib.grpo``. The baseline "value"
+        loss_type, epsilon, epsilon_high, scale_rewards, baseline: see ``searchr1_lib.training.grpo``. The baseline "value"
             is PPO's: a linear value head on the policy's last hidden states, and advantages by GAE.
         gamma, lam: of GAE; vf_coef: weight of the value head's loss; cliprange_value: its clip range.
         credit: "rollout" gives a rollout's advantage to all its tokens; "turn" gives each turn the rewards from
@@ -56,7 +60,7 @@ class Settings:
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_checkpoints: how many to keep, the newest ones.
         max_turns, max_turn_tokens, max_observation_tokens, max_completion_length, topk, search_timeout:
-            see ``searchr1_lib.rollout.Limits``.
+            see ``searchr1_lib.training.rollout.Limits``.
         seed: of the order of questions and the sampling.
 
     Raises:
@@ -109,12 +113,29 @@ class Settings:
         for name, allowed in _ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in ("steps", "questions_per_step", "num_generations", "num_iterations", "tokens_per_micro_batch",
-                     "checkpoint_every", "keep_checkpoints"):
+        for name in (
+            "steps",
+            "questions_per_step",
+            "num_generations",
+            "num_iterations",
+            "tokens_per_micro_batch",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        for name in ("beta", "entropy_coef", "vf_coef", "ref_model_sync_steps", "kl_every", "explore", "explore_steps",
-                     "dynamic_sampling", "warmup_steps", "decay_steps"):
+        for name in (
+            "beta",
+            "entropy_coef",
+            "vf_coef",
+            "ref_model_sync_steps",
+            "kl_every",
+            "explore",
+            "explore_steps",
+            "dynamic_sampling",
+            "warmup_steps",
+            "decay_steps",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
         for name in ("gamma", "lam"):
@@ -132,22 +153,31 @@ class Settings:
     def _check_advantages(self) -> None:
         by_group = self.baseline in ("group_mean", "leave_one_out")
         if by_group and self.num_generations < 2:
-            raise ValueError("num_generations must be at least 2: a group of one has no other to be compared with "
-                             "(or choose baseline 'batch_mean', 'none' or 'value')")
+            raise ValueError(
+                "num_generations must be at least 2: a group of one has no other to be compared with "
+                "(or choose baseline 'batch_mean', 'none' or 'value')"
+            )
         scales = BASELINES.get(self.baseline, ("batch", "none"))
         if self.scale_rewards not in scales:
-            raise ValueError(f"scale_rewards={self.scale_rewards!r} does not go with baseline={self.baseline!r}; "
-                             f"choose {' or '.join(map(repr, scales))}")
+            raise ValueError(
+                f"scale_rewards={self.scale_rewards!r} does not go with baseline={self.baseline!r}; "
+                f"choose {' or '.join(map(repr, scales))}"
+            )
         if self.credit == "turn" and self.baseline != "group_mean":
-            raise ValueError(f"credit='turn' compares turns within a group: it needs baseline='group_mean', "
-                             f"not {self.baseline!r}")
+            raise ValueError(
+                f"credit='turn' compares turns within a group: it needs baseline='group_mean', not {self.baseline!r}"
+            )
         if self.explore and (2 * self.explore >= self.num_generations or not by_group):
-            raise ValueError(f"explore={self.explore} makes {2 * self.explore} of num_generations="
-                             f"{self.num_generations} rollouts begin in a given way: fewer than all can, and only with "
-                             f"a baseline of the group (not {self.baseline!r})")
+            raise ValueError(
+                f"explore={self.explore} makes {2 * self.explore} of num_generations="
+                f"{self.num_generations} rollouts begin in a given way: fewer than all can, and only with "
+                f"a baseline of the group (not {self.baseline!r})"
+            )
         if self.dynamic_sampling and not by_group:
-            raise ValueError(f"dynamic_sampling replaces groups without variance, which also teach something with "
-                             f"baseline={self.baseline!r}: set it to 0")
+            raise ValueError(
+                f"dynamic_sampling replaces groups without variance, which also teach something with "
+                f"baseline={self.baseline!r}: set it to 0"
+            )
 
     def limits(self) -> dict:
         """The part that ``rollout`` takes."""

@@ -15,14 +15,14 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
 
 import torch
 
-from . import protocol
-from .records import write_whole
+from ..environment import protocol
+from ..records import write_whole
 
 TINY_QWEN = "data/tiny_qwen"
 #: In a model's folder, names or holds the prompt that the model was taught with.
@@ -86,8 +86,11 @@ class Policy:
         if not self.tokenizer.chat_template:
             return user
         text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": user}], tokenize=False, add_generation_prompt=True,
-            enable_thinking=self.thinking)
+            [{"role": "user", "content": user}],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=self.thinking,
+        )
         return _OPENED_THINK.sub("", text)
 
     def encode(self, text: str) -> list[int]:
@@ -142,8 +145,9 @@ class Policy:
         """
         self.model.save_pretrained(str(folder), safe_serialization=True)
         file = Path(folder) / "adapter_config.json"
-        config = {name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items()
-                  if value is not None}
+        config = {
+            name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if value is not None
+        }
         write_whole(file, json.dumps(config, indent=2) + "\n")
 
     def load_adapter(self, folder: str | os.PathLike) -> None:
@@ -211,8 +215,8 @@ def load_policy(
     kwargs = {"dtype": compute, "device_map": {"": device}}
     if quantize:
         kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute)
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+        )
     net, tokenizer = _pretrained(name, **kwargs)
     net.requires_grad_(False)
     if lora:
@@ -287,14 +291,17 @@ def _pretrained(name: str, **kwargs):
         with _no_progress_bar():
             return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **own, **kwargs), tokenizer
     except ValueError as e:
-        raise ValueError(f"{name}: transformers {transformers.__version__} cannot load this model "
-                         f"({_first_line(e)}). Qwen2 and Qwen3 models are what is tested") from None
+        raise ValueError(
+            f"{name}: transformers {transformers.__version__} cannot load this model "
+            f"({_first_line(e)}). Qwen2 and Qwen3 models are what is tested"
+        ) from None
     except OSError as e:
         if Path(name).is_dir():
             raise
         raise FileNotFoundError(
             f"the hub does not give {name!r} ({_first_line(e)}). Check the name, the network and HF_HUB_OFFLINE "
-            "(a gated model needs HF_TOKEN), or give a local folder") from None
+            "(a gated model needs HF_TOKEN), or give a local folder"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:
@@ -315,9 +322,17 @@ def attach_lora(net, *, adapter=None, r: int = 16, alpha: int = 32, seed: int = 
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
             torch.manual_seed(seed)
-            net = get_peft_model(net, LoraConfig(
-                r=r, lora_alpha=alpha, lora_dropout=0.0, bias="none", target_modules="all-linear",
-                task_type="CAUSAL_LM"))
+            net = get_peft_model(
+                net,
+                LoraConfig(
+                    r=r,
+                    lora_alpha=alpha,
+                    lora_dropout=0.0,
+                    bias="none",
+                    target_modules="all-linear",
+                    task_type="CAUSAL_LM",
+                ),
+            )
     for p in net.parameters():
         if p.requires_grad:
             p.data = p.data.float()
@@ -335,7 +350,8 @@ def check_model_folder(name: str) -> None:
         if looks_local:
             raise FileNotFoundError(
                 f"no model folder at {name!r}. The tiny Qwen ships in {TINY_QWEN!r} (run from the repository's "
-                "root), or is made by: python -m searchr1_lib.warmstart")
+                "root), or is made by: python -m searchr1_lib.study.warmstart"
+            )
         return
     files = {p.name for p in folder.iterdir()}
     missing = [f for f in ("config.json", "tokenizer_config.json") if f not in files]
@@ -348,8 +364,9 @@ def check_model_folder(name: str) -> None:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         missing += sorted(shards - files)
     if missing:
-        raise FileNotFoundError(f"the model folder {name!r} is incomplete: {', '.join(missing)} missing. "
-                                "Copy it again, or make it again")
+        raise FileNotFoundError(
+            f"the model folder {name!r} is incomplete: {', '.join(missing)} missing. Copy it again, or make it again"
+        )
 
 
 def prompt_of(name: str) -> str:
@@ -361,8 +378,9 @@ def prompt_of(name: str) -> str:
     if chosen in protocol.PROMPTS:
         return protocol.PROMPTS[chosen]
     if not isinstance(chosen, str) or "{question}" not in chosen:
-        raise ValueError(f"{file}: unknown prompt {chosen!r}; known are {', '.join(protocol.PROMPTS)}, or a text "
-                         "with {question}")
+        raise ValueError(
+            f"{file}: unknown prompt {chosen!r}; known are {', '.join(protocol.PROMPTS)}, or a text with {{question}}"
+        )
     return chosen
 
 
@@ -433,20 +451,28 @@ def _stop_ids(tokenizer, model) -> set[int]:
 def _check_pair(config, tokenizer, stop_ids: set[int]) -> None:
     """Raise ValueError where a model and a tokenizer cannot work together here."""
     if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}: "
-                         "they do not belong together")
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}: "
+            "they do not belong together"
+        )
     if beyond := sorted(i for i in stop_ids if i >= len(tokenizer)):
-        raise ValueError(f"the model ends its messages with token {beyond[0]}, but the tokenizer has only "
-                         f"{len(tokenizer)} tokens: they do not belong together")
+        raise ValueError(
+            f"the model ends its messages with token {beyond[0]}, but the tokenizer has only "
+            f"{len(tokenizer)} tokens: they do not belong together"
+        )
     if tokenizer.eos_token == QWEN_ENDS[0] and not tokenizer.chat_template:
-        raise ValueError(f"the tokenizer ends messages with {QWEN_ENDS[0]}, so this is a chat model, but its chat "
-                         "template is missing: copy chat_template.jinja (or the template in tokenizer_config.json) "
-                         "from the original model")
+        raise ValueError(
+            f"the tokenizer ends messages with {QWEN_ENDS[0]}, so this is a chat model, but its chat "
+            "template is missing: copy chat_template.jinja (or the template in tokenizer_config.json) "
+            "from the original model"
+        )
     if getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
         raise ValueError("a mixture of experts: NF4 and LoRA reach the experts of no such model here; take a dense one")
     if other := sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENTION)):
-        raise ValueError(f"the model has layers of type {', '.join(other)}; rollouts need a key-value cache in every "
-                         "layer, as Qwen2 and Qwen3 models have it")
+        raise ValueError(
+            f"the model has layers of type {', '.join(other)}; rollouts need a key-value cache in every "
+            "layer, as Qwen2 and Qwen3 models have it"
+        )
 
 
 def _dropout(model) -> list[str]:

@@ -14,19 +14,18 @@ in the README.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as SearchTimeout
 from dataclasses import dataclass, field
-from typing import Callable, Sequence
 
 import torch
 from transformers import DynamicCache
 
-from . import protocol
+from ..environment import protocol
+from ..records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 from .grpo import head_logits
 from .policy import Policy
-from .records import Hit, Passage, Question, SearchCall, Segment, Trajectory
-
 
 #: A stop string lies in at most this many tokens: one a byte, and the tokens that straddle its ends.
 _STOP_TOKENS = 12
@@ -137,16 +136,19 @@ def rollout(
     if first_action is None or isinstance(first_action, str):
         first_action = [first_action] * num_generations
     if len(first_action) != num_generations or not set(first_action) <= {None, "search", "answer"}:
-        raise ValueError(f"first_action must be 'search', 'answer' or None, or {num_generations} of these (one a "
-                         f"rollout of a group), got {first_action!r}")
+        raise ValueError(
+            f"first_action must be 'search', 'answer' or None, or {num_generations} of these (one a "
+            f"rollout of a group), got {first_action!r}"
+        )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     episodes = []
     for number, question in enumerate(questions):
         prompt = policy.prompt_text(question.text)
         ids = policy.encode(prompt)
-        episodes += [_Episode(question, f"{number}:{question.id}", prompt, ids, first_action=first)
-                     for first in first_action]
+        episodes += [
+            _Episode(question, f"{number}:{question.id}", prompt, ids, first_action=first) for first in first_action
+        ]
     sampler = _Sampler(policy, engine, limits, temperature, generator, on_turn)
     trajectories: list[Trajectory] = []
     size = batch_size or max(1, len(episodes))
@@ -160,8 +162,9 @@ def rollout(
             size = max(1, len(part) // 2)
             torch.cuda.empty_cache()
             for i, e in enumerate(part):  # begin again with empty episodes
-                episodes[len(trajectories) + i] = _Episode(e.question, e.group, e.prompt, e.prompt_ids,
-                                                             first_action=e.first_action)
+                episodes[len(trajectories) + i] = _Episode(
+                    e.question, e.group, e.prompt, e.prompt_ids, first_action=e.first_action
+                )
     return trajectories
 
 
@@ -227,8 +230,12 @@ class _Sampler:
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             self.cache.write_at(part, ahead[part])
             hidden = self.policy.decoder(
-                input_ids=ids[part], attention_mask=self._masks(ahead[part]), position_ids=ahead[part],
-                past_key_values=self.cache, use_cache=True).last_hidden_state
+                input_ids=ids[part],
+                attention_mask=self._masks(ahead[part]),
+                position_ids=ahead[part],
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state
             last.append(hidden[rows - part.start, (lengths[part] - 1).clamp(min=0)])
         self.position = self.position + lengths
         head = self.policy.lm_head
@@ -243,8 +250,10 @@ class _Sampler:
         if "sliding_attention" not in (getattr(self.policy.config, "layer_types", None) or ()):
             return blank.masked_fill_(hidden, low)
         passed = places <= positions[:, None, :, None] - self.policy.config.sliding_window
-        return {"full_attention": blank.masked_fill(hidden, low),
-                "sliding_attention": blank.masked_fill(hidden | passed, low)}
+        return {
+            "full_attention": blank.masked_fill(hidden, low),
+            "sliding_attention": blank.masked_fill(hidden | passed, low),
+        }
 
     def _prefill(self, episodes: list[_Episode]) -> torch.Tensor:
         """Encode each distinct prompt once, and expand the cache to its group."""
@@ -283,10 +292,7 @@ class _Sampler:
         """Token (A,), its log-probability (A,) and the entropy (A,) of the sampling distribution."""
         logprobs = torch.log_softmax(logits / (self.temperature or 1.0), dim=-1)
         probs = logprobs.exp()
-        if self.temperature == 0:
-            token = logits.argmax(-1)
-        else:
-            token = draw(probs, self.generator)
+        token = logits.argmax(-1) if self.temperature == 0 else draw(probs, self.generator)
         entropy = -(probs * logprobs.clamp(min=-1e4)).sum(-1)
         return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1), entropy
 
@@ -334,7 +340,7 @@ class _Sampler:
         written = len(e.ids) - e.turn_start
         return min(self.limits.max_turn_tokens - written, self.limits.max_completion_length - len(e.ids))
 
-    def _narrow(self, whole: "RowCache", rows: list[int]) -> list[int]:
+    def _narrow(self, whole: RowCache, rows: list[int]) -> list[int]:
         """Go on with some rows of ``active`` only; returns where they stood among ``self.rows``."""
         kept = [self.rows.index(i) for i in rows]
         if self.cache is not whole:
@@ -424,8 +430,9 @@ class _Sampler:
             kind = "text" if kind == "information" else kind  # the model's own words, whatever they imitate
             first = next(k for k, stop in enumerate(ends) if stop > start)
             last = next(k for k, stop in enumerate(ends) if stop >= end)
-            e.segments.append(Segment(kind, _utf8(text[start:end]), e.turn,
-                                      e.turn_start + first, e.turn_start + last + 1))
+            e.segments.append(
+                Segment(kind, _utf8(text[start:end]), e.turn, e.turn_start + first, e.turn_start + last + 1)
+            )
         return text
 
     def _search(self, queries: list[str]) -> list[tuple[SearchCall, str]]:
@@ -446,11 +453,24 @@ class _Sampler:
         special = {i: self.policy.tokenizer.convert_ids_to_tokens(i) for i in self.policy.stop_ids}
         tokens = [special.get(i) or self.policy.token_bytes[i].decode("utf-8", "replace") for i in e.ids]
         return Trajectory(
-            question=e.question, prompt_ids=list(e.prompt_ids), completion_ids=e.ids, mask=e.mask,
-            logprobs=e.logprobs, segments=e.segments, searches=e.searches, answer=e.answer,
-            finish_reason=e.finish_reason, group=e.group, prompt=e.prompt, tokens=tokens, turns=e.turn,
-            invalid_turns=e.invalid_turns, first_action=e.first_action, seconds=seconds,
-            token_values={"entropy": e.entropy})
+            question=e.question,
+            prompt_ids=list(e.prompt_ids),
+            completion_ids=e.ids,
+            mask=e.mask,
+            logprobs=e.logprobs,
+            segments=e.segments,
+            searches=e.searches,
+            answer=e.answer,
+            finish_reason=e.finish_reason,
+            group=e.group,
+            prompt=e.prompt,
+            tokens=tokens,
+            turns=e.turn,
+            invalid_turns=e.invalid_turns,
+            first_action=e.first_action,
+            seconds=seconds,
+            token_values={"entropy": e.entropy},
+        )
 
 
 class RowCache(DynamicCache):
@@ -491,14 +511,14 @@ class RowCache(DynamicCache):
         keys, values = room[:, self.now, : self.length].transpose(2, 3)
         return keys, values
 
-    def take(self, rows: list[int]) -> "RowCache":
+    def take(self, rows: list[int]) -> RowCache:
         """A copy of some rows, in this order; a row may come more than once."""
         made = RowCache(len(rows))
         made.length, made.places = self.length, self.places
         made.rooms = [room[:, rows] for room in self.rooms]
         return made
 
-    def put(self, rows: list[int], other: "RowCache") -> None:
+    def put(self, rows: list[int], other: RowCache) -> None:
         """Write the rows of ``other`` over these rows."""
         self.reserve(other.length)
         for room, new in zip(self.rooms, other.rooms):
@@ -530,7 +550,7 @@ def ask_engine(engine, queries: list[str], k: int, timeout: float | None) -> lis
             if len(found) != len(queries):
                 raise ValueError(f"the engine gave {len(found)} results for {len(queries)} queries")
             return [(_as_hits(f, k), None) for f in found]
-        except Exception as e:  # noqa: BLE001: an engine is foreign code; its failure is an observation
+        except Exception as e:
             if len(queries) == 1 or isinstance(e, SearchTimeout):
                 return [([], _why(e))] * len(queries)
         return [ask_engine(engine, [q], k, timeout)[0] for q in queries]
@@ -538,7 +558,7 @@ def ask_engine(engine, queries: list[str], k: int, timeout: float | None) -> lis
     for query in queries:
         try:
             answers.append((_as_hits(_in_time(lambda: engine.search(query), timeout), k), None))
-        except Exception as e:  # noqa: BLE001
+        except Exception as e:
             answers.append(([], _why(e)))
     return answers
 
@@ -591,8 +611,10 @@ def fit_observation(policy: Policy, hits: Sequence[Hit], budget: int, note: str 
     cap = max(map(len, encoded))
     while cap > 0:
         cap = min(cap - 1, int(cap * 0.95))
-        cut = [d if len(ids) <= cap else policy.decode(ids[:cap]).rstrip("\ufffd") + " …"
-               for d, ids in zip(documents, encoded)]
+        cut = [
+            d if len(ids) <= cap else policy.decode(ids[:cap]).rstrip("\ufffd") + " …"
+            for d, ids in zip(documents, encoded)
+        ]
         if cap < 12:  # too little for a title: rather fewer documents
             return fit_observation(policy, hits[:-1], budget, note or "No document fits.")
         if len(policy.encode(text := protocol.format_observation(cut))) <= budget:

@@ -17,7 +17,7 @@ Where this departs from the papers or from TRL 1.16, with which the values agree
 from __future__ import annotations
 
 import warnings
-from typing import Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -525,7 +525,7 @@ class _ChunkedHead(torch.autograd.Function):
                 grad_hidden[rows] = (grad @ head).to(hidden.dtype)
             if wants_weight:
                 grad_weight += grad.T @ hidden[rows].to(ctx.dtype)
-        cast = lambda g, x: None if g is None else g.to(x.dtype)  # noqa: E731
+        cast = lambda g, x: None if g is None else g.to(x.dtype)
         return grad_hidden, cast(grad_weight, weight), cast(grad_bias, bias), None, None, None
 
 

@@ -3,7 +3,7 @@
 The repository's address stands in one place, ``[project.urls]`` of pyproject.toml. ``stamp`` puts it (``make badges
 REPO=owner/name`` a new one) into the notebooks, their badges and the README.
 
-    python -m searchr1_lib.colab owner/name
+    python -m searchr1_lib.suite.colab owner/name
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import sys
 import sysconfig
 import tempfile
 import tomllib
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
-from typing import Mapping, Sequence
 
-from .records import write_whole
+from ..records import write_whole
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 #: Never installed or changed: what Colab's own kernel and its CUDA build stand on, and the front end, which it has.
 KEPT = ("torch", "numpy", "pillow", "ipykernel", "ipywidgets", "jupyterlab", "nbconvert", "nbclient", "nbformat")
@@ -48,7 +48,7 @@ if "google.colab" in sys.modules:
                 raise RuntimeError(f"cannot fetch {{url}}: {{done.stderr.strip()}}. If this is not the project's "
                                    "address: `make badges REPO=owner/name` writes the right one into all notebooks")
         sys.path.insert(0, str(folder))
-    from searchr1_lib import colab
+    from searchr1_lib.suite import colab
 
     colab.setup(mount_drive)"""
 TAG = "colab"
@@ -75,13 +75,15 @@ def setup(mount_drive: bool = False) -> None:
 
         drive.mount("/content/drive")
         os.environ["SEARCHR1_RUNS"] = "/content/drive/MyDrive/searchr1_runs"
-    from .suite import resolve_profile
+    from . import resolve_profile
 
     profile, why = resolve_profile("auto")
     print(f"Search-R1 is ready: profile {profile} ({why}).")
     if profile == "cpu":
-        print("This runtime has no GPU, so the tiny Qwen is used. For a real Qwen: Runtime > Change runtime type > "
-              "T4 GPU, then Runtime > Run all.")
+        print(
+            "This runtime has no GPU, so the tiny Qwen is used. For a real Qwen: Runtime > Change runtime type > "
+            "T4 GPU, then Runtime > Run all."
+        )
 
 
 def _requirements() -> list[str]:
@@ -201,8 +203,16 @@ def _stamped_notebook(path: Path, repository: str) -> str:
         executed = [cell for cell in cells if cell.get("execution_count")]
         for part in [*executed, *(o for cell in executed for o in cell["outputs"] if o.get("execution_count"))]:
             part["execution_count"] += 1
-        cells.insert(first, {"cell_type": "code", "id": "colab-setup", "metadata": {"tags": [TAG]}, "outputs": [],
-                             "execution_count": 1 if executed else None})
+        cells.insert(
+            first,
+            {
+                "cell_type": "code",
+                "id": "colab-setup",
+                "metadata": {"tags": [TAG]},
+                "outputs": [],
+                "execution_count": 1 if executed else None,
+            },
+        )
     cells[first]["source"] = _lines(CELL.format(address=repository))
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
@@ -213,7 +223,9 @@ def _lines(text: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m searchr1_lib.colab", description="Stamps the repository's address into badges and notebooks.")
+        prog="python -m searchr1_lib.suite.colab",
+        description="Stamps the repository's address into badges and notebooks.",
+    )
     parser.add_argument("repository", nargs="?", help="owner/name on GitHub (default: what pyproject.toml says)")
     try:
         changed = stamp(parser.parse_args(arguments).repository)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Sequence
 
+from ..records import Question, write_whole
 from .evaluate import evaluate
-from .records import Question, write_whole
 
 
 class EvaluateEvery:

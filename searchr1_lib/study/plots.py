@@ -13,10 +13,12 @@ from __future__ import annotations
 import functools
 import html
 import io
+import itertools
 import math
 import textwrap
 from collections import Counter
-from typing import Any, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -25,20 +27,38 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from .records import Trajectory
+from ..records import Trajectory
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
 )
 #: The look of the two kinds of question, the same in all figures: colour, marker, line.
 KNOWN, LOOKUP = (BLUE, "o", "-"), (RED, "s", "--")
 _PLAIN = (BLACK, "D", "-")
 _LOOKS = (_PLAIN, KNOWN, LOOKUP, (GREEN, "^", "-."), (PURPLE, "v", ":"))
 _STYLE = {
-    "font.size": 10, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
-    "axes.axisbelow": True, "legend.fontsize": 9, "legend.frameon": True, "legend.framealpha": 0.85,
-    "legend.edgecolor": "none", "hatch.color": "white", "figure.facecolor": "white",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "legend.fontsize": 9,
+    "legend.frameon": True,
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
+    "hatch.color": "white",
+    "figure.facecolor": "white",
 }
 
 
@@ -253,7 +273,8 @@ def learning_curves(metrics, *, title: str | None = None) -> Figure:
     at = " to ".join(str(step) for step in sorted({min(moments), max(moments)})) if moments else ""
     default = f"At step {at}, the policy learns when to search" if moments else "Reward, answers and searches"
     return _titled(
-        fig, title or default,
+        fig,
+        title or default,
         f"Three curves over training steps. At the end: {_says('reward', reward)}; "
         f"{_says('exact match known', em[0])}, {_says('look-up', em[1])}; "
         f"{_says('searches per known question', searches[0])}, "
@@ -263,9 +284,13 @@ def learning_curves(metrics, *, title: str | None = None) -> Figure:
 
 
 _HEALTH = (
-    ("entropy", "Entropy (nats)"), ("kl", "KL to the start (nats)"), ("clip_fraction", "Clipped tokens (share)"),
-    ("grad_norm", "Gradient norm"), ("malformed", "Malformed (share)"),
-    ("completion_tokens", "Model tokens a rollout"), ("zero_variance_groups", "No-variance groups"),
+    ("entropy", "Entropy (nats)"),
+    ("kl", "KL to the start (nats)"),
+    ("clip_fraction", "Clipped tokens (share)"),
+    ("grad_norm", "Gradient norm"),
+    ("malformed", "Malformed (share)"),
+    ("completion_tokens", "Model tokens a rollout"),
+    ("zero_variance_groups", "No-variance groups"),
 )
 _FINISH = ("answer", "turns", "length", "stop")
 
@@ -319,8 +344,13 @@ def curves(metrics, panels: Mapping[str, Mapping[str, str]], *, title: str) -> F
 
 
 @_styled
-def side_by_side(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Mapping[str, str], *, title: str,
-                 logarithmic: Sequence[str] = ()) -> Figure:
+def side_by_side(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    panels: Mapping[str, str],
+    *,
+    title: str,
+    logarithmic: Sequence[str] = (),
+) -> Figure:
     """A few runs against each other, each with a look of its own, one panel a metric. Not smoothed: moments count.
 
     Args:
@@ -343,15 +373,22 @@ def side_by_side(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Mappin
             ax.set_yscale("log", nonpositive="mask")
         _step_axis(ax, runs, name, last)
         told.append(f"{name}: " + ", ".join(map(_says, runs, last)))
-    for ax in axes[len(panels):]:
+    for ax in axes[len(panels) :]:
         ax.remove()
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs), frameon=False)
     return _titled(fig, title, f"Curves over training steps. At the end: {'; '.join(told)}.")
 
 
 @_styled
-def methods(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: str, label: str, against: str, *,
-            title: str, over: str = "step") -> Figure:
+def methods(
+    runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    metric: str,
+    label: str,
+    against: str,
+    *,
+    title: str,
+    over: str = "step",
+) -> Figure:
     """A small picture for each method: its seeds as thin lines, their mean in bold; one method's mean in each, dotted.
 
     Args:
@@ -370,7 +407,9 @@ def methods(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], metric: s
             ax.plot(*series(run, metric, over), color=BLUE, linewidth=0.9, alpha=0.6)
         at, mean = _mean_curve(seeds, metric, over)
         ax.plot(at, mean, color=BLUE, linewidth=2.5, label=f"mean of the seeds, {label}")
-        ax.plot(*_mean_curve(runs[against], metric, over), ":", color="#595959", linewidth=2, label=f"the same of {against}")
+        ax.plot(
+            *_mean_curve(runs[against], metric, over), ":", color="#595959", linewidth=2, label=f"the same of {against}"
+        )
         ax.set_title(name)
         told.append(_says(name, float(mean[-1]) if len(mean) else None))
     for ax in axes[len(runs) - columns : len(runs)]:
@@ -392,8 +431,9 @@ def _mean_curve(runs: Sequence[Sequence[Mapping[str, Any]]], metric: str, over: 
 
 
 @_styled
-def reward_distribution(steps: Sequence[float], rewards: Sequence[float], *, slices: int = 8,
-                        title: str | None = None) -> Figure:
+def reward_distribution(
+    steps: Sequence[float], rewards: Sequence[float], *, slices: int = 8, title: str | None = None
+) -> Figure:
     """A ridge plot: which rewards the rollouts earn, one ridge a slice of the training, the first at the top.
 
     Args:
@@ -421,16 +461,20 @@ def reward_distribution(steps: Sequence[float], rewards: Sequence[float], *, sli
         color = _cividis(row / max(1, len(parts) - 1) * 0.85)
         ax.fill_between(middles, base, base + 1.6 * share, step="mid", color=color, alpha=0.85, zorder=row)
         ax.step(middles, base + 1.6 * share, where="mid", color=BLACK, linewidth=0.8, zorder=row)
-        ax.plot(mean, base, "D", color=ORANGE, markeredgecolor=BLACK, markersize=7, zorder=99,
-                label=None if row else "mean")
+        ax.plot(
+            mean, base, "D", color=ORANGE, markeredgecolor=BLACK, markersize=7, zorder=99, label=None if row else "mean"
+        )
         told.append(f"steps {name}: mean {mean:.2f}, standard deviation {rewards[here].std():.2f}")
     ax.set_yticks([-row for row in range(len(parts))], [f"{name}" for name in parts])
     ax.set_ylabel("steps")
     ax.set_xlabel("reward of a rollout; height: share of the slice's rollouts")
     ax.grid(False, axis="y")
     _legend(ax, loc="upper left")
-    return _titled(fig, title or "Which rewards the rollouts earn, from the first steps (top) to the last",
-                   f"Ridges of rewards. {'; '.join(told)}.")
+    return _titled(
+        fig,
+        title or "Which rewards the rollouts earn, from the first steps (top) to the last",
+        f"Ridges of rewards. {'; '.join(told)}.",
+    )
 
 
 def _slices(steps: np.ndarray, count: int) -> dict[str, np.ndarray]:
@@ -438,7 +482,7 @@ def _slices(steps: np.ndarray, count: int) -> dict[str, np.ndarray]:
     low, high = int(steps.min()), int(steps.max())
     edges = np.unique(np.linspace(low, high + 1, count + 1).astype(int))
     found = {}
-    for first, end in zip(edges[:-1], edges[1:]):
+    for first, end in itertools.pairwise(edges):
         here = (steps >= first) & (steps < end)
         if here.any():
             found[f"{first}–{end - 1}" if end - 1 > first else f"{first}"] = here
@@ -452,8 +496,15 @@ def _cividis(x: float):
 
 
 @_styled
-def outcomes(steps: Sequence[float], right: Sequence[float], searches: Sequence[float], known: Sequence[float], *,
-             slices: int = 12, title: str | None = None) -> Figure:
+def outcomes(
+    steps: Sequence[float],
+    right: Sequence[float],
+    searches: Sequence[float],
+    known: Sequence[float],
+    *,
+    slices: int = 12,
+    title: str | None = None,
+) -> Figure:
     """What rollouts did and what came of it, as shares through training: known questions left, look-up ones right.
 
     Args:
@@ -495,8 +546,11 @@ def outcomes(steps: Sequence[float], right: Sequence[float], searches: Sequence[
         ax.grid(False)
     axes[0].set_ylabel("share of the rollouts")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
-    return _titled(fig, title or "What the rollouts did, and what came of it",
-                   f"Stacked bars over the training. {'; '.join(told)}.")
+    return _titled(
+        fig,
+        title or "What the rollouts did, and what came of it",
+        f"Stacked bars over the training. {'; '.join(told)}.",
+    )
 
 
 @_styled
@@ -525,8 +579,11 @@ def calibration(sides: Mapping[str, Sequence[Mapping[str, float]]], *, title: st
     count.set_ylabel("answers (log)")
     count.set_xlabel("how sure: probability of its own words")
     count.set_xlim(-0.03, 1.03)
-    return _titled(fig, title or "How sure the model was when it did not search, and how often it was right",
-                   f"Points with intervals. {'; '.join(told)}.")
+    return _titled(
+        fig,
+        title or "How sure the model was when it did not search, and how often it was right",
+        f"Points with intervals. {'; '.join(told)}.",
+    )
 
 
 # ---- before and after ------------------------------------------------------------------------------------
@@ -566,12 +623,14 @@ def before_after(report_before, report_after, *, title: str | None = None) -> Fi
     axes[1].margins(y=0.4)
     for i, group in enumerate(names):
         if (need := _need(group, before, after)) is not None:
-            axes[1].plot([i - 0.45, i + 0.45], [need, need], ":", color=BLACK, linewidth=2,
-                         label="needed" if i == 0 else None)
+            axes[1].plot(
+                [i - 0.45, i + 0.45], [need, need], ":", color=BLACK, linewidth=2, label="needed" if i == 0 else None
+            )
     _legend(axes[1], loc="upper left")
     told = "; ".join(
         f"{label.lower()} on {g} questions {_value(before[g].get(m)):.2f} before, {_value(after[g].get(m)):.2f} after"
-        for g in names for m, label in panels
+        for g in names
+        for m, label in panels
     )
     return _titled(fig, title or "Before and after training", f"Bars: {told}.")
 
@@ -623,8 +682,11 @@ def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = 
     for (n, made), count in found.items():
         judged["just right" if made == n else "too many" if made > n else "too few"] += count
     told = ", ".join(f"{name} {judged[name] / found.total():.0%}" for name in ("just right", "too many", "too few"))
-    return _titled(fig, title or f"Searches made against searches needed: {told}",
-                   f"Grid of {found.total()} rollouts; framed cells are where both agree. {told}.")
+    return _titled(
+        fig,
+        title or f"Searches made against searches needed: {told}",
+        f"Grid of {found.total()} rollouts; framed cells are where both agree. {told}.",
+    )
 
 
 # ---- designing rewards -----------------------------------------------------------------------------------
@@ -657,7 +719,8 @@ def reward_histograms(
         edges = np.linspace(low, high, 12)
         width = (edges[1] - edges[0]) * 0.42
         for shift, part, (color, _, _), hatch, label in (
-            (-0.5, known, KNOWN, "", "known"), (0.5, ~known, LOOKUP, "//", "look-up"),
+            (-0.5, known, KNOWN, "", "known"),
+            (0.5, ~known, LOOKUP, "//", "look-up"),
         ):
             if part.any():
                 share = np.histogram(values[part], edges)[0] / part.sum()
@@ -667,7 +730,7 @@ def reward_histograms(
         ax.set_title(name)
         ax.set_ylim(0, 1.05)
         ax.grid(False, axis="x")
-    for ax in axes[len(columns):]:
+    for ax in axes[len(columns) :]:
         ax.set_visible(False)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2)
     fig.supylabel("share of the rollouts", fontsize=9)
@@ -684,15 +747,17 @@ def correlations(matrix: Mapping[str, Mapping[str, float]], *, title: str | None
     fig.colorbar(picture, ax=ax, label="correlation")
     for (y, x), value in np.ndenumerate(values):
         label = "–" if math.isnan(value) else f"{value:.2f}"
-        ax.text(x, y, label, ha="center", va="center", fontsize=8.5,
-                color="white" if value <= 0.2 else BLACK)
+        ax.text(x, y, label, ha="center", va="center", fontsize=8.5, color="white" if value <= 0.2 else BLACK)
     ax.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(names)), names)
     ax.grid(False)
     told = "; ".join(f"{name} {value:.2f}" for name, value in zip(names[1:], values[0, 1:]) if not math.isnan(value))
-    return _titled(fig, title or "Which rewards say the same",
-                   f"A square of {len(names)} by {len(names)} correlation coefficients. {names[0]} with the others: "
-                   f"{told or 'none'}.")
+    return _titled(
+        fig,
+        title or "Which rewards say the same",
+        f"A square of {len(names)} by {len(names)} correlation coefficients. {names[0]} with the others: "
+        f"{told or 'none'}.",
+    )
 
 
 @_styled
@@ -704,8 +769,17 @@ def lines(
     told = []
     for ax, (name, drawn) in zip(axes, panels.items()):
         for (label, values), (color, marker, style) in zip(drawn.items(), (*_LOOKS[3:], *_LOOKS[:3])):
-            ax.plot(x, values, style, color=color, marker=marker, markersize=5, linewidth=2, label=label,
-                    markevery=max(1, len(x) // 10))
+            ax.plot(
+                x,
+                values,
+                style,
+                color=color,
+                marker=marker,
+                markersize=5,
+                linewidth=2,
+                label=label,
+                markevery=max(1, len(x) // 10),
+            )
             told.append(f"{name}, {label}: from {values[0]:.2f} at {x[0]:g} to {values[-1]:.2f} at {x[-1]:g}")
         ax.set_title(name)
         ax.set_xlabel(xlabel)
@@ -742,8 +816,17 @@ def trade_off(points: Sequence[Mapping[str, Any]], *, x: str, y: str, title: str
     for number, point in enumerate(points):
         color, marker = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, BLACK)[number % 7], "os^vDPX"[number % 7]
         spread = [[point["y"] - point["y_low"]], [point["y_high"] - point["y"]]] if "y_low" in point else None
-        ax.errorbar([point["x"]], [point["y"]], spread, fmt=marker, color=color, capsize=3, markersize=9,
-                    elinewidth=1.2, label=str(point["label"]))
+        ax.errorbar(
+            [point["x"]],
+            [point["y"]],
+            spread,
+            fmt=marker,
+            color=color,
+            capsize=3,
+            markersize=9,
+            elinewidth=1.2,
+            label=str(point["label"]),
+        )
         if runs := point.get("runs"):
             ax.plot(*zip(*runs), marker, color=color, markersize=4, alpha=0.5, zorder=1)
     if any("runs" in p for p in points):
@@ -764,15 +847,29 @@ def _spread_labels(ax, labels: Sequence[str], xs: Sequence[float], ys: Sequence[
     renderer = FigureCanvasAgg(ax.figure).get_renderer()
     ax.figure.draw_without_rendering()
     marks = ax.transData.transform(np.column_stack([xs, ys]))
-    places = ((9, 5, "left"), (-9, 5, "right"), (9, -13, "left"), (-9, -13, "right"), (0, 12, "center"),
-              (0, -20, "center"), (9, 20, "left"), (-9, 20, "right"), (9, -28, "left"), (-9, -28, "right"))
+    places = (
+        (9, 5, "left"),
+        (-9, 5, "right"),
+        (9, -13, "left"),
+        (-9, -13, "right"),
+        (0, 12, "center"),
+        (0, -20, "center"),
+        (9, 20, "left"),
+        (-9, 20, "right"),
+        (9, -28, "left"),
+        (-9, -28, "right"),
+    )
     taken = []
     for label, x, y in zip(labels, xs, ys):
         for dx, dy, side in places:
             text = ax.annotate(label, (x, y), (dx, dy), textcoords="offset points", ha=side, fontsize=9)
             box = text.get_window_extent(renderer)
-            free = not any(box.overlaps(other) for other in taken) and not any(
-                box.contains(*mark) for mark in marks) and ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1
+            free = (
+                not any(box.overlaps(other) for other in taken)
+                and not any(box.contains(*mark) for mark in marks)
+                and ax.bbox.x0 <= box.x0
+                and box.x1 <= ax.bbox.x1
+            )
             if free or (dx, dy, side) == places[-1]:
                 taken.append(box)
                 break
@@ -780,8 +877,9 @@ def _spread_labels(ax, labels: Sequence[str], xs: Sequence[float], ys: Sequence[
 
 
 @_styled
-def by_setting(groups: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]], name: str, *,
-               title: str | None = None) -> Figure:
+def by_setting(
+    groups: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]], name: str, *, title: str | None = None
+) -> Figure:
     """Figures of several settings that differ in one parameter: mean and interval, one panel a key of ``panels``.
 
     Args:
@@ -809,7 +907,9 @@ def by_setting(groups: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequenc
             mean, low, high = ([f[key] for f in found if f] for key in ("mean", "low", "high"))
             spread = [[m - b for m, b in zip(mean, low)], [t - m for m, t in zip(mean, high)]]
             joined = line if all(isinstance(value, (int, float)) for value in values) else ""
-            ax.errorbar(at, mean, spread, fmt=marker, linestyle=joined, color=color, capsize=3, markersize=5, label=figure)
+            ax.errorbar(
+                at, mean, spread, fmt=marker, linestyle=joined, color=color, capsize=3, markersize=5, label=figure
+            )
             single = [(i, v) for i, f in zip(at, filter(None, found)) for v in f["values"]]
             ax.plot([i for i, _ in single], [v for _, v in single], ".", color=color, markersize=5, alpha=0.6)
             inside += [v for _, v in single]
@@ -823,8 +923,11 @@ def by_setting(groups: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequenc
         _legend(ax, loc="upper left", fontsize=8.5)
     fewest, most = (pick(group["runs"] for group in groups) for pick in (min, max))
     count = str(most) if fewest == most else f"{fewest} to {most}"
-    fig.supxlabel(f"runs a setting: {count}, small dots; their mean, and its 95 % interval where the picture holds it",
-                  fontsize=9, color="#595959")
+    fig.supxlabel(
+        f"runs a setting: {count}, small dots; their mean, and its 95 % interval where the picture holds it",
+        fontsize=9,
+        color="#595959",
+    )
     return _titled(fig, title or f"What {name} changes", f"Points over {name}. {'; '.join(told)}.")
 
 
@@ -835,8 +938,9 @@ def _looks_of(figures: Sequence[str]) -> list[tuple[str, str, str]]:
 
 
 @_styled
-def grid(groups: Sequence[Mapping[str, Any]], figures: Sequence[str], across: str, upward: str, *,
-         title: str | None = None) -> Figure:
+def grid(
+    groups: Sequence[Mapping[str, Any]], figures: Sequence[str], across: str, upward: str, *, title: str | None = None
+) -> Figure:
     """Figures of settings that differ in two parameters, as maps with the mean (and the range) in each cell.
 
     Args:
@@ -900,9 +1004,12 @@ def clip_objective(epsilon: float = 0.2, epsilon_high: float | None = None, *, t
         ax.set_xlim(r[0], r[-1])
         _legend(ax, loc="upper left" if a > 0 else "lower left")
     axes[0].set_ylabel("objective of one token")
-    return _titled(fig, title or "Clipping takes the gradient away where a token has already moved far enough",
-                   f"Two lines of the objective over the ratio: for A = +1 flat above {1 + high:g}, "
-                   f"for A = -1 flat below {1 - epsilon:g}.")
+    return _titled(
+        fig,
+        title or "Clipping takes the gradient away where a token has already moved far enough",
+        f"Two lines of the objective over the ratio: for A = +1 flat above {1 + high:g}, "
+        f"for A = -1 flat below {1 - epsilon:g}.",
+    )
 
 
 @_styled
@@ -974,8 +1081,11 @@ def step_effect(advantages: Sequence[float], changes: Sequence[float], *, title:
     _legend(ax, loc="upper left")
     moved = int((pushed * changed > 0).sum())
     pairs = ", ".join(f"{a:+.2f} led to {c:+.3f}" for a, c in zip(pushed, changed))
-    return _titled(fig, title or f"{moved} of {len(pushed)} rollouts went the way their advantage pushed them",
-                   f"Points, one a rollout. Advantage and change of log-probability: {pairs}.")
+    return _titled(
+        fig,
+        title or f"{moved} of {len(pushed)} rollouts went the way their advantage pushed them",
+        f"Points, one a rollout. Advantage and change of log-probability: {pairs}.",
+    )
 
 
 @_styled
@@ -1015,7 +1125,8 @@ def retrieval_comparison(rows: Sequence[Mapping[str, Any]], *, title: str | None
             axes[1].annotate(f"{value:.3g}", (value, y), (9, 0), textcoords="offset points", va="center", fontsize=9)
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=6)
     told = "; ".join(
-        f"{name}: " + ", ".join(f"{q} {_value(row.get(q)):.2f}" for q in qualities)
+        f"{name}: "
+        + ", ".join(f"{q} {_value(row.get(q)):.2f}" for q in qualities)
         + (f", {_value(row.get('ms_per_query')):.3g} ms" if timed else "")
         for name, row in zip(names, rows)
     )
@@ -1064,9 +1175,12 @@ def nf4_quantisation(weights, dequantised, *, block: int = 64, title: str | None
     errors.xaxis.set_major_locator(MaxNLocator(nbins=5))
     errors.set_ylabel("count")
     _legend(errors, loc="upper left")
-    return _titled(fig, title or f"NF4 keeps 16 levels a block and moves the weights by {relative:.1%}",
-                   f"A corner of the matrix before and after; a block of {len(one)} weights becomes a staircase "
-                   f"of {levels} levels; the errors are {relative:.1%} of the weights' root mean square.")
+    return _titled(
+        fig,
+        title or f"NF4 keeps 16 levels a block and moves the weights by {relative:.1%}",
+        f"A corner of the matrix before and after; a block of {len(one)} weights becomes a staircase "
+        f"of {levels} levels; the errors are {relative:.1%} of the weights' root mean square.",
+    )
 
 
 def _array(values) -> np.ndarray:
@@ -1085,8 +1199,11 @@ def warm_start_loss(log: Sequence[Mapping[str, Any]], *, title: str | None = Non
     ax.set_yscale("log")
     ax.set_xlabel("optimiser step")
     ax.set_ylabel("loss per weighted token, nats")
-    return _titled(fig, title or "The loss of the warm start",
-                   f"A line that falls from {losses[0]:.2f} at step {steps[0]} to {losses[-1]:.2f} at step {steps[-1]}.")
+    return _titled(
+        fig,
+        title or "The loss of the warm start",
+        f"A line that falls from {losses[0]:.2f} at step {steps[0]} to {losses[-1]:.2f} at step {steps[-1]}.",
+    )
 
 
 @_styled
@@ -1103,6 +1220,7 @@ def targets(figures: Mapping[str, float], ranges: Mapping[str, tuple[float, floa
     ax.set_ylim(len(figures) - 0.4, -0.8)
     ax.set_xlim(-0.03, 1.05)
     ax.set_xlabel("grey: where it should lie; circle: inside, cross: outside")
-    said = "; ".join(f"{name} {value:.2f} (range {ranges[name][0]:.2f} to {ranges[name][1]:.2f})"
-                     for name, value in figures.items())
+    said = "; ".join(
+        f"{name} {value:.2f} (range {ranges[name][0]:.2f} to {ranges[name][1]:.2f})" for name, value in figures.items()
+    )
     return _titled(fig, title, said + ".")

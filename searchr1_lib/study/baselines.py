@@ -16,7 +16,7 @@ and trained ones, each a fresh LoRA on the same NF4 weights, left to themselves:
     no-search      GRPO without a search engine (R1 without search)
     grpo           a saved adapter, such as the one of notebook 05
 
-    python -m searchr1_lib.baselines --out runs/baselines
+    python -m searchr1_lib.study.baselines --out runs/baselines
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from . import protocol
+from ..data import load_passages, load_questions
+from ..environment import protocol
+from ..records import Question, SearchCall, Segment, Trajectory, write_whole
+from ..rewards import SearchR1Reward, score
+from ..worlds.almanac import build_world
 from .analysis import bootstrap, markdown_table
-from .data import load_passages, load_questions
 from .evaluate import Report, evaluate, row_of
-from .records import Question, SearchCall, Segment, Trajectory, write_whole
-from .rewards import SearchR1Reward, score
-from .world import build_world
 
 UNTRAINED = ("untrained", "direct", "always-search", "rag", "ircot")
 TRAINED = ("sft", "rejection", "no-search", "grpo")
@@ -69,9 +70,19 @@ def answer_with(method: str, policy, questions: Sequence[Question], engine, **ho
     return evaluate(policy, questions, engine, first_action=first, **how)
 
 
-def retrieve_first(policy, questions: Sequence[Question], engine, *, rounds: int | None = None, reward=None,
-                   max_turns: int = 4, topk: int = 3, max_observation_tokens: int = 500,
-                   search_timeout: float | None = 60.0, **how: Any) -> Report:
+def retrieve_first(
+    policy,
+    questions: Sequence[Question],
+    engine,
+    *,
+    rounds: int | None = None,
+    reward=None,
+    max_turns: int = 4,
+    topk: int = 3,
+    max_observation_tokens: int = 500,
+    search_timeout: float | None = 60.0,
+    **how: Any,
+) -> Report:
     """Search with the question; then, round by round, with the last sentence that the model thought.
 
     A question is done when the model answers; after the last search it is made to. What is searched for is never the
@@ -81,7 +92,7 @@ def retrieve_first(policy, questions: Sequence[Question], engine, *, rounds: int
         rounds: searches at most (None: ``max_turns``); 1 is RAG.
         how: other arguments of ``evaluate``.
     """
-    from .rollout import ask_engine, fit_observation
+    from ..training.rollout import ask_engine, fit_observation
 
     stories = [_Story(q, q.text) for q in questions]
     rounds = rounds or max_turns
@@ -97,8 +108,15 @@ def retrieve_first(policy, questions: Sequence[Question], engine, *, rounds: int
             s.searches.append(SearchCall(s.query, hits, 0.0, error))
         last = number == rounds
         stand_ins = [_with_text(s.question, str(i)) for i, s in enumerate(going)]
-        report = evaluate(_Primed(policy, [s.prompt(policy) for s in going]), stand_ins, engine, max_turns=0, topk=topk,
-                          first_action="answer" if last else None, **how)
+        report = evaluate(
+            _Primed(policy, [s.prompt(policy) for s in going]),
+            stand_ins,
+            engine,
+            max_turns=0,
+            topk=topk,
+            first_action="answer" if last else None,
+            **how,
+        )
         for s, t in zip(going, report.trajectories):
             s.add_turn(t, last)
     trajectories = [s.trajectory(policy) for s in stories]
@@ -159,8 +177,12 @@ class _Story:
         end, shift = (kept[-1].end if kept else 0), len(self.made.completion_ids)
         self.made.tokens += t.tokens[:end]
         self.made.seconds += t.seconds
-        self._add(t.completion_ids[:end], t.mask[:end], t.logprobs[:end],
-                  [replace(s, turn=self.made.turns - 1, start=s.start + shift, end=s.end + shift) for s in kept])
+        self._add(
+            t.completion_ids[:end],
+            t.mask[:end],
+            t.logprobs[:end],
+            [replace(s, turn=self.made.turns - 1, start=s.start + shift, end=s.end + shift) for s in kept],
+        )
         if self.answered is None and kept:
             thought = kept[-1].text.removeprefix("<think>").removesuffix("</think>")
             self.query = next((s.strip() for s in reversed(thought.split(". ")) if s.strip()), self.query)
@@ -175,15 +197,17 @@ class _Story:
 
     def trajectory(self, policy) -> Trajectory:
         prompt = policy.prompt_text(self.question.text)
-        return replace(self.made, question=self.question, prompt=prompt, prompt_ids=policy.encode(prompt),
-                       searches=self.searches)
+        return replace(
+            self.made, question=self.question, prompt=prompt, prompt_ids=policy.encode(prompt), searches=self.searches
+        )
 
 
 # ---- supervised fine-tuning and rejection sampling -------------------------------------------------------
 
 
-def demonstrations(policy, questions: Sequence[Question], data: str | Path, engine, *, topk: int = 3
-                   ) -> list[Trajectory]:
+def demonstrations(
+    policy, questions: Sequence[Question], data: str | Path, engine, *, topk: int = 3
+) -> list[Trajectory]:
     """The right behaviour on questions of the almanac: known ones answered, the others searched for hop by hop.
 
     A question whose gold passage the engine does not find is left out.
@@ -191,7 +215,7 @@ def demonstrations(policy, questions: Sequence[Question], data: str | Path, engi
     Raises:
         ValueError: ``data`` holds no almanac, or a question is not of it: the chains of facts are missing then.
     """
-    from .rollout import fit_observation
+    from ..training.rollout import fit_observation
     from .warmstart import demonstrate
 
     world = _world_of(data)
@@ -213,15 +237,17 @@ def _world_of(data: str | Path):
         made = json.loads((Path(data) / "almanac.json").read_text(encoding="utf-8"))
         return build_world(made["seed"])
     except (OSError, ValueError, KeyError):
-        raise ValueError(f"{data} holds no readable almanac.json: the method sft needs the almanac's chains of facts"
-                         ) from None
+        raise ValueError(
+            f"{data} holds no readable almanac.json: the method sft needs the almanac's chains of facts"
+        ) from None
 
 
 def _written(policy, question: Question, pieces: Iterable) -> Trajectory:
     """A demonstration as a trajectory; mask 1 on what the model should write."""
     prompt = policy.prompt_text(question.text)
-    t = Trajectory(question, policy.encode(prompt), [], [], [], answer=question.answers[0], finish_reason="answer",
-                   prompt=prompt)
+    t = Trajectory(
+        question, policy.encode(prompt), [], [], [], answer=question.answers[0], finish_reason="answer", prompt=prompt
+    )
     for by_model, group in groupby(pieces, key=lambda piece: piece.writer != "environment"):
         ids = policy.encode("".join(piece.text for piece in group))
         t.completion_ids += ids
@@ -240,8 +266,16 @@ def cheapest_right(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
     return list(best.values())
 
 
-def fine_tune(policy, examples: Sequence[Trajectory], *, epochs: int = 4, learning_rate: float = 1e-3,
-              batch_size: int = 32, token_budget: int = 8192, seed: int = 0) -> list[float]:
+def fine_tune(
+    policy,
+    examples: Sequence[Trajectory],
+    *,
+    epochs: int = 4,
+    learning_rate: float = 1e-3,
+    batch_size: int = 32,
+    token_budget: int = 8192,
+    seed: int = 0,
+) -> list[float]:
     """Maximum likelihood of the examples' sampled tokens (mask 1) under the LoRA of ``policy``, which it changes.
 
     AdamW, gradient norm clipped at 1, the learning rate falls linearly to a tenth.
@@ -258,8 +292,8 @@ def fine_tune(policy, examples: Sequence[Trajectory], *, epochs: int = 4, learni
     """
     import torch
 
-    from .grpo import token_logprobs_and_entropy
-    from .learner import Batch, micro_batches
+    from ..training.grpo import token_logprobs_and_entropy
+    from ..training.learner import Batch, micro_batches
 
     if not examples:
         raise ValueError("fine_tune: no examples (was no sampled rollout right?)")
@@ -274,8 +308,9 @@ def fine_tune(policy, examples: Sequence[Trajectory], *, epochs: int = 4, learni
         for part in micro_batches(batch, token_budget):
             rows = Batch.of(part, policy.pad_id, policy.device)
             hidden = policy.decoder(input_ids=rows.ids, use_cache=False).last_hidden_state
-            logprobs, _ = token_logprobs_and_entropy(hidden[:, :-1], policy.lm_head.weight, rows.ids[:, 1:],
-                                                     bias=policy.lm_head.bias, mask=rows.mask)
+            logprobs, _ = token_logprobs_and_entropy(
+                hidden[:, :-1], policy.lm_head.weight, rows.ids[:, 1:], bias=policy.lm_head.bias, mask=rows.mask
+            )
             part_loss = -(logprobs * rows.mask).sum() / total
             part_loss.backward()
             loss += float(part_loss.detach())
@@ -337,9 +372,9 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
     Returns:
         the policy; {"minutes", "rollouts", "examples"}, None where a figure does not apply.
     """
-    from .policy import load_policy
-    from .rollout import rollout
-    from .trainer import Settings, Trainer
+    from ..training.policy import load_policy
+    from ..training.rollout import rollout
+    from ..training.trainer import Settings, Trainer
 
     start, spent = time.perf_counter(), {"minutes": None, "rollouts": None, "examples": None}
     policy = load_policy(setup.model, adapter=setup.adapter if method == "grpo" else None, seed=setup.seed)
@@ -347,8 +382,13 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
         return policy, spent
     questions = load_questions(Path(setup.data) / "train.jsonl")[: setup.train_questions or None]
     if method == "no-search":
-        settings = Settings(steps=setup.steps, learning_rate=1.5e-3, decay_steps=2 * setup.steps // 3, seed=setup.seed,
-                            **setup.limits() | {"max_turns": 0})
+        settings = Settings(
+            steps=setup.steps,
+            learning_rate=1.5e-3,
+            decay_steps=2 * setup.steps // 3,
+            seed=setup.seed,
+            **setup.limits() | {"max_turns": 0},
+        )
         trainer = Trainer(policy, questions, engine, SearchR1Reward(setup.search_cost), settings, out / method)
         trainer.train()
         minutes = sum(row["seconds"] for row in trainer.metrics) / 60
@@ -360,9 +400,18 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
         import torch
 
         generator = torch.Generator(device=policy.device).manual_seed(setup.seed)
-        sampled = [t for i in range(0, len(questions), 8) for t in rollout(
-            policy, questions[i : i + 8], engine, num_generations=setup.num_generations, generator=generator,
-            **setup.limits())]
+        sampled = [
+            t
+            for i in range(0, len(questions), 8)
+            for t in rollout(
+                policy,
+                questions[i : i + 8],
+                engine,
+                num_generations=setup.num_generations,
+                generator=generator,
+                **setup.limits(),
+            )
+        ]
         examples, spent["rollouts"] = cheapest_right(sampled), len(sampled)
     fine_tune(policy, examples, epochs=setup.epochs, learning_rate=setup.learning_rate, seed=setup.seed)
     policy.save_adapter(out / method)
@@ -383,8 +432,11 @@ def questions_of(setup: Setup) -> list[Question]:
     lacking = setup.comparisons - sum(group_of(q) == "look-up, comparison" for q in questions)
     if lacking > 0 and (Path(setup.data) / "almanac.json").exists():
         asked = {q.id for q in questions}
-        more = [q for q in _world_of(setup.data).questions["test"]
-                if group_of(q) == "look-up, comparison" and q.id not in asked]
+        more = [
+            q
+            for q in _world_of(setup.data).questions["test"]
+            if group_of(q) == "look-up, comparison" and q.id not in asked
+        ]
         questions += random.Random(setup.seed).sample(more, min(lacking, len(more)))
     return questions
 
@@ -406,19 +458,22 @@ def run_method(method: str, setup: Setup, questions: Sequence[Question], engine,
         start = time.perf_counter()
         report = answer_with(method, policy, members, engine, **how, **setup.limits())
         seconds = (time.perf_counter() - start) / len(members)
-        rows += [{"id": row["id"], "group": group} | {name: row[name] for name in FIGURES} | {"seconds": seconds}
-                 for row in report.rows]
+        rows += [
+            {"id": row["id"], "group": group} | {name: row[name] for name in FIGURES} | {"seconds": seconds}
+            for row in report.rows
+        ]
     return {"method": method, "setup": vars(setup), "training": spent, "rows": rows}
 
 
-def compare(methods: Sequence[str], setup: Setup, out: str | Path, *, report: Callable[[str], None] = print
-            ) -> dict[str, dict[str, Any]]:
+def compare(
+    methods: Sequence[str], setup: Setup, out: str | Path, *, report: Callable[[str], None] = print
+) -> dict[str, dict[str, Any]]:
     """Results by method. Each is kept in ``out/METHOD.json`` and not made again for the same setup.
 
     Raises:
         ValueError: an unknown method, or ``out`` holds a result of another setup.
     """
-    from .search import BM25Search
+    from ..search import BM25Search
 
     if unknown := sorted(set(methods) - set(METHODS)):
         raise ValueError(f"unknown method {', '.join(unknown)}: choose from {', '.join(METHODS)}")
@@ -480,8 +535,11 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Table and verdicts as Markdown."""
     head = ["method", "questions", "n", "exact match", "F1", "searches", "tokens", "seconds a question", "reward"]
     rows = [list(row.values()) for row in table(results)]
-    cost = [(name, *(r["training"][k] for k in ("rollouts", "examples", "minutes"))) for name, r in results.items()
-            if name in TRAINED]
+    cost = [
+        (name, *(r["training"][k] for k in ("rollouts", "examples", "minutes")))
+        for name, r in results.items()
+        if name in TRAINED
+    ]
     parts = ["# Baselines", markdown_table(head, rows)]
     if cost:
         parts += ["What the training took:", markdown_table(["method", "rollouts", "examples", "minutes"], cost)]
@@ -492,7 +550,9 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit code 2 for a parameter or a folder that cannot be."""
-    parser = argparse.ArgumentParser(prog="python -m searchr1_lib.baselines", description="Compare the baselines.")
+    parser = argparse.ArgumentParser(
+        prog="python -m searchr1_lib.study.baselines", description="Compare the baselines."
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/baselines"), help="folder for results (made if missing)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=", ".join(METHODS))
     for name, value in vars(Setup()).items():

@@ -5,7 +5,7 @@ knows when to search has searches = need.
 
 From the shell, the table of the Search-R1 paper (Jin et al. 2025, arXiv 2503.09516, table 2), for one model:
 
-    python -m searchr1_lib.evaluate --model Qwen/Qwen2.5-1.5B-Instruct --engine http://127.0.0.1:8000 --data all
+    python -m searchr1_lib.study.evaluate --model Qwen/Qwen2.5-1.5B-Instruct --engine http://127.0.0.1:8000 --data all
 
 Every answer goes to a log at once; the same command, started again, goes on where it was stopped.
 """
@@ -19,23 +19,37 @@ import math
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Callable, Iterable, Mapping, Sequence
 
-from .data import SETS, load_questions, load_with_passages
-from .records import Question, Trajectory, TrajectoryLog, write_whole
-from .rewards import exact_match, f1_score
+from ..data import SETS, load_questions, load_with_passages
+from ..records import Question, Trajectory, TrajectoryLog, write_whole
+from ..rewards import exact_match, f1_score
 
-METRICS = ("em", "f1", "searches", "searches_per_need", "over_search", "under_search", "malformed", "tokens",
-           "seconds", "reward")
+METRICS = (
+    "em",
+    "f1",
+    "searches",
+    "searches_per_need",
+    "over_search",
+    "under_search",
+    "malformed",
+    "tokens",
+    "seconds",
+    "reward",
+)
 #: The sets of the paper's table by name (see ``data.SETS``): in which part of it they stand, and under which title.
 PAPER = {
-    "nq": ("General QA", "NQ"), "triviaqa": ("General QA", "TriviaQA"), "popqa": ("General QA", "PopQA"),
-    "hotpotqa": ("Multi-hop QA", "HotpotQA"), "2wikimultihopqa": ("Multi-hop QA", "2Wiki"),
-    "musique": ("Multi-hop QA", "MuSiQue"), "bamboogle": ("Multi-hop QA", "Bamboogle"),
+    "nq": ("General QA", "NQ"),
+    "triviaqa": ("General QA", "TriviaQA"),
+    "popqa": ("General QA", "PopQA"),
+    "hotpotqa": ("Multi-hop QA", "HotpotQA"),
+    "2wikimultihopqa": ("Multi-hop QA", "2Wiki"),
+    "musique": ("Multi-hop QA", "MuSiQue"),
+    "bamboogle": ("Multi-hop QA", "Bamboogle"),
 }
 _WEB = ("http://", "https://")
 
@@ -73,7 +87,7 @@ class Report:
         write_whole(path, json.dumps({"table": self.table(), "rows": self.rows}, indent=1) + "\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Report":
+    def load(cls, path: str | os.PathLike) -> Report:
         """Read a saved report, without rollouts.
 
         Raises:
@@ -109,12 +123,22 @@ def row_of(t: Trajectory) -> dict:
     q, searches = t.question, len(t.searches)
     need = {True: 0, False: q.hops, None: None}[q.known]
     return {
-        "id": q.id, "source": q.source, "known": q.known, "hops": q.hops, "answer": t.answer,
-        "finish_reason": t.finish_reason, "em": exact_match(t.answer, q.answers), "f1": f1_score(t.answer, q.answers),
-        "searches": searches, "need": need,
+        "id": q.id,
+        "source": q.source,
+        "known": q.known,
+        "hops": q.hops,
+        "answer": t.answer,
+        "finish_reason": t.finish_reason,
+        "em": exact_match(t.answer, q.answers),
+        "f1": f1_score(t.answer, q.answers),
+        "searches": searches,
+        "need": need,
         "over_search": None if q.known is None else float(bool(q.known and searches)),
         "under_search": None if q.known is None else float(not q.known and searches < q.hops),
-        "malformed": float(t.invalid_turns > 0), "tokens": sum(t.mask), "seconds": t.seconds, "reward": t.reward,
+        "malformed": float(t.invalid_turns > 0),
+        "tokens": sum(t.mask),
+        "seconds": t.seconds,
+        "reward": t.reward,
     }
 
 
@@ -139,15 +163,15 @@ def evaluate(
         batch_size: rollouts at a time.
         seed: of the sampling; the same call gives the same report.
         report: is told of the progress, a line now and then.
-        **rollout_settings: limits and ``first_action``, see ``searchr1_lib.rollout.rollout``.
+        **rollout_settings: limits and ``first_action``, see ``searchr1_lib.training.rollout.rollout``.
 
     Raises:
         ValueError: no questions, or a parameter that cannot be.
     """
     import torch
 
-    from .rewards import score
-    from .rollout import rollout
+    from ..rewards import score
+    from ..training.rollout import rollout
 
     questions = list(questions)
     if not questions:
@@ -156,8 +180,15 @@ def evaluate(
     per_batch = max(1, batch_size // num_generations)
     trajectories: list[Trajectory] = []
     for i in range(0, len(questions), per_batch):
-        trajectories += rollout(policy, questions[i : i + per_batch], engine, num_generations=num_generations,
-                                temperature=temperature, generator=generator, **rollout_settings)
+        trajectories += rollout(
+            policy,
+            questions[i : i + per_batch],
+            engine,
+            num_generations=num_generations,
+            temperature=temperature,
+            generator=generator,
+            **rollout_settings,
+        )
         if report:
             report(f"evaluated {min(i + per_batch, len(questions))} of {len(questions)} questions")
     if reward is not None:
@@ -253,10 +284,18 @@ def set_of(source: str) -> str:
 # -- from the shell -------------------------------------------------------------------------------------------------
 
 
-def answer_all(policy, questions: Sequence[Question], engine, log: TrajectoryLog, *, batch_size: int = 64,
-               report: Callable[[str], None] | None = None, **rollout_settings) -> None:
+def answer_all(
+    policy,
+    questions: Sequence[Question],
+    engine,
+    log: TrajectoryLog,
+    *,
+    batch_size: int = 64,
+    report: Callable[[str], None] | None = None,
+    **rollout_settings,
+) -> None:
     """Answer questions greedily, one rollout each, and append them to the log batch by batch."""
-    from .rollout import rollout
+    from ..training.rollout import rollout
 
     for i in range(0, len(questions), batch_size):
         part = questions[i : i + batch_size]
@@ -347,7 +386,7 @@ def open_engine(name: str, sources: Sequence[str] = (), limit: int | None = None
     Raises:
         ValueError, FileNotFoundError: what the engine raises that cannot be opened.
     """
-    from . import search
+    from .. import search
 
     if name.startswith(_WEB):
         return search.RemoteSearch(name)
@@ -362,7 +401,7 @@ def open_engine(name: str, sources: Sequence[str] = (), limit: int | None = None
 def main(arguments: Sequence[str] | None = None) -> None:
     """Answer what is not answered yet, print the table, and write it to ``report.json``."""
     args = _arguments(arguments)
-    from .search import SearchError
+    from ..search import SearchError
 
     try:
         print(_evaluate_from_shell(args))
@@ -374,14 +413,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m searchr1_lib.evaluate", description="The seven-set table of the Search-R1 paper, for a model.")
+        prog="python -m searchr1_lib.study.evaluate",
+        description="The seven-set table of the Search-R1 paper, for a model.",
+    )
     add = parser.add_argument
     add("--model", required=True, help="a model's folder, or its name on the hub")
     add("--adapter", help="a folder with a LoRA adapter in PEFT's format")
-    add("--engine", required=True, help="an index's folder, a retrieval server's address, web:PROVIDER, or passages "
-                                        "(BM25 over what the questions' own rows carry)")
-    add("--data", required=True, nargs="+", help=f"{', '.join(SETS)}, all (the paper's seven), files, SET=FILE "
-                                                 "or hub:OWNER/NAME")
+    add(
+        "--engine",
+        required=True,
+        help="an index's folder, a retrieval server's address, web:PROVIDER, or passages "
+        "(BM25 over what the questions' own rows carry)",
+    )
+    add(
+        "--data",
+        required=True,
+        nargs="+",
+        help=f"{', '.join(SETS)}, all (the paper's seven), files, SET=FILE or hub:OWNER/NAME",
+    )
     add("--limit", type=_positive, help="at most so many questions of each set")
     add("--out", type=Path, help="folder of the log and the report (default: runs/evaluate/NAME of the model)")
     add("--batch-size", type=_positive, default=64, help="rollouts at a time")
@@ -389,8 +438,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--no-quantize", action="store_true", help="16 or 32 bits a weight instead of NF4's 4")
     add("--thinking", action="store_true", help="switch Qwen3's thinking mode on; give it a larger --max-turn-tokens")
     for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
-        add("--" + name.replace("_", "-"), type=int, default=argparse.SUPPRESS, dest=name,
-            help="see searchr1_lib.rollout.Limits")
+        add(
+            "--" + name.replace("_", "-"),
+            type=int,
+            default=argparse.SUPPRESS,
+            dest=name,
+            help="see searchr1_lib.rollout.Limits",
+        )
     args = parser.parse_args(arguments)
     args.out = args.out or Path("runs/evaluate") / re.sub(r"[^\w.-]+", "_", args.adapter or args.model).strip("_.")
     return args
@@ -404,11 +458,11 @@ def _positive(text: str) -> int:
 
 def _evaluate_from_shell(args: argparse.Namespace) -> str:
     """The table's text; everything that can be refused is refused before the model is loaded."""
-    from .policy import check_model_folder, load_policy
-    from .rollout import Limits
-    from .search import RemoteSearch
+    from ..search import RemoteSearch
+    from ..training.policy import check_model_folder, load_policy
+    from ..training.rollout import Limits
 
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    say = lambda line: print(line, file=sys.stderr, flush=True)
     limits = asdict(Limits(**{name: vars(args)[name] for name in Limits.__dataclass_fields__ if name in args}))
     questions = read_sets(args.data, args.limit)
     check_model_folder(args.model)
@@ -416,9 +470,16 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
     if prompt is not None and "{question}" not in prompt:
         raise ValueError(f"{args.prompt}: the prompt has no {{question}}")
     engine_name = RemoteSearch(args.engine).address if args.engine.startswith(_WEB) else args.engine  # no password
-    settings = {"model": args.model, "weights": _fingerprint(args.model), "adapter": _fingerprint(args.adapter),
-                "engine": engine_name, "prompt": prompt, "quantize": not args.no_quantize,
-                "thinking": args.thinking, "limits": limits}
+    settings = {
+        "model": args.model,
+        "weights": _fingerprint(args.model),
+        "adapter": _fingerprint(args.adapter),
+        "engine": engine_name,
+        "prompt": prompt,
+        "quantize": not args.no_quantize,
+        "thinking": args.thinking,
+        "limits": limits,
+    }
     log = TrajectoryLog(args.out / "trajectories.jsonl")
     if log.path.exists():
         _check_same(args.out / "settings.json", settings)
@@ -429,8 +490,14 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
         with redirect_stdout(sys.stderr):  # what an engine says of itself is no part of the table
             engine = open_engine(args.engine, args.data, args.limit)
         engine.search(left[0].text, k=1)  # an engine that is down must not cost an evaluation
-        policy = load_policy(args.model, adapter=args.adapter, lora=bool(args.adapter), prompt=prompt,
-                             quantize=not args.no_quantize, thinking=args.thinking)
+        policy = load_policy(
+            args.model,
+            adapter=args.adapter,
+            lora=bool(args.adapter),
+            prompt=prompt,
+            quantize=not args.no_quantize,
+            thinking=args.thinking,
+        )
         write_whole(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
         answer_all(policy, left, engine, log, batch_size=args.batch_size, report=say, **limits)
         done = answered(log, questions)

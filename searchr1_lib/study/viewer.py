@@ -17,12 +17,13 @@ import html
 import math
 import os
 import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from .records import SearchCall, Segment, Trajectory
-from .rewards import exact_match, record_choice
+from ..records import SearchCall, Segment, Trajectory
+from ..rewards import exact_match, record_choice
 
 #: Questions longer than this are cut where they only name a row of a list.
 _ROW = 90
@@ -156,8 +157,10 @@ def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str
     question, first, compared = group[0].question, group[0], bool(labels)
     labels = labels or [f"#{i}" for i in range(1, len(group) + 1)]
     same_prompt = all(t.prompt_ids == first.prompt_ids for t in group)
-    columns = (_rollout_html(t, label, scale, again, prompt=not same_prompt, fold=compared)
-               for t, label, again in zip(group, labels, _repeats(group, labels)))
+    columns = (
+        _rollout_html(t, label, scale, again, prompt=not same_prompt, fold=compared)
+        for t, label, again in zip(group, labels, _repeats(group, labels))
+    )
     badge = ""
     if not compared and without_variance(group):
         badge = f" <strong class=badge>no variance: every reward is {first.reward:.4g}, advantages are 0</strong>"
@@ -390,7 +393,7 @@ def correct(t: Trajectory) -> bool:
 
 
 def knowledge(t: Trajectory) -> str:
-    """"known", "look-up", or "unknown" where nobody can say."""
+    """ "known", "look-up", or "unknown" where nobody can say."""
     return {True: "known", False: "look-up", None: "unknown"}[t.question.known]
 
 
@@ -480,7 +483,7 @@ def select(
 
 
 def answered(t: Trajectory) -> str:
-    """"right", "wrong", or "none" without an answer."""
+    """ "right", "wrong", or "none" without an answer."""
     return "none" if t.answer is None else "right" if correct(t) else "wrong"
 
 
@@ -527,9 +530,7 @@ def browse(trajectories: Iterable[Trajectory]):
     def dropdown(name: str, values: Iterable) -> Any:
         return widgets.Dropdown(description=name, options=[(ANY, ANY)] + [(str(v), v) for v in values])
 
-    controls = {
-        name: dropdown(name, sorted({feature(t) for t in trajectories})) for name, feature in _FEATURES.items()
-    }
+    controls = {name: dropdown(name, sorted({feature(t) for t in trajectories})) for name, feature in _FEATURES.items()}
     controls["reward"] = widgets.FloatRangeSlider(
         description="reward", min=low, max=max(high, low + 1e-6), value=(low, high), step=(high - low) / 100 or 0.01
     )
@@ -545,8 +546,13 @@ def browse(trajectories: Iterable[Trajectory]):
         filters = {name: controls[name].value for name in _FEATURES if controls[name].value != ANY}
         span = controls["reward"].value
         narrowed = span[0] > low + 1e-9 or span[1] < high - 1e-9
-        found = select(trajectories, reward=span if narrowed else None, text=controls["text"].value,
-                       sort=controls["sort"].value, **filters)
+        found = select(
+            trajectories,
+            reward=span if narrowed else None,
+            text=controls["text"].value,
+            sort=controls["sort"].value,
+            **filters,
+        )
         shown[:] = found[:LIST_LIMIT]
         cut = f", the first {LIST_LIMIT} listed" if len(found) > LIST_LIMIT else ""
         count.value = f"{len(found)} of {len(trajectories)} trajectories{cut}"
@@ -739,7 +745,7 @@ def weighted(group: Sequence[Trajectory], weights: Mapping[str, float]) -> tuple
     Raises:
         ValueError: a rollout was not scored with one of the rewards; names those it has.
     """
-    from .grpo import group_advantages
+    from ..training.grpo import group_advantages
 
     if missing := sorted({name for t in group for name in weights.keys() - t.rewards.keys()}):
         raise ValueError(f"no reward {missing[0]!r} in the trajectories, they have: {', '.join(group[0].rewards)}")
@@ -830,8 +836,10 @@ def prefer(pairs: Iterable[tuple[Trajectory, Trajectory]], path: str | os.PathLi
     pairs = list(pairs)
     if not pairs:
         raise ValueError("nothing to choose from: the list of pairs is empty")
-    buttons = {name: widgets.Button(description=label) for name, label in
-               (("a", "A is better"), ("b", "B is better"), ("skip", "skip"))}
+    buttons = {
+        name: widgets.Button(description=label)
+        for name, label in (("a", "A is better"), ("b", "B is better"), ("skip", "skip"))
+    }
     count, drawing = widgets.Label(), widgets.HTML()
     at = chosen = 0
 
@@ -872,14 +880,19 @@ def ask(answer: Callable[[str], str], question: str = ""):
     """
     import ipywidgets as widgets
 
-    box = widgets.Text(value=question, description="question", continuous_update=False,
-                       placeholder="type a question and press Enter", layout=widgets.Layout(width="auto"))
+    box = widgets.Text(
+        value=question,
+        description="question",
+        continuous_update=False,
+        placeholder="type a question and press Enter",
+        layout=widgets.Layout(width="auto"),
+    )
     drawing = widgets.HTML()
 
     def draw(_=None):
         try:
             drawing.value = answer(box.value) if box.value.strip() else ""
-        except Exception as e:  # noqa: BLE001: the reader of a notebook must see it, whatever it is
+        except Exception as e:
             drawing.value = _page(f"<p><strong class=bad>✗ {_e(type(e).__name__)}: {_e(e)}</strong></p>")
 
     box.observe(draw, "value")
@@ -917,8 +930,12 @@ _LIGHT = "--fg:#1f2328;--dim:#59636e;--bg:#fff;--box:#f6f8fa;--line:#d1d9e0;--go
 _DARK = "--fg:#e6e8eb;--dim:#a3adb8;--bg:#16181d;--box:#20242b;--line:#444c56;--good:#4fd1ab;--bad:#ff9d66;--a:.8"
 # Okabe-Ito colours, told apart by the kind of line as well.
 _KINDS = {
-    "think": "dashed #8c8c8c", "search": "solid #56b4e9", "information": "dotted #e69f00",
-    "answer": "double #009e73", "invalid": "solid #d55e00", "text": "dotted #8c8c8c",
+    "think": "dashed #8c8c8c",
+    "search": "solid #56b4e9",
+    "information": "dotted #e69f00",
+    "answer": "double #009e73",
+    "invalid": "solid #d55e00",
+    "text": "dotted #8c8c8c",
 }
 _HUES = {"u": ("230,159,0", "solid"), "p": ("0,114,178", "solid"), "n": ("213,94,0", "dashed")}
 _STYLE = """
@@ -952,9 +969,12 @@ def _css() -> str:
     dark = ["[data-jp-theme-light=false]", "[data-vscode-theme-kind=vscode-dark]", "html[theme=dark]"]
     light = ["[data-jp-theme-light=true]", "[data-vscode-theme-kind=vscode-light]", "html[theme=light]"]
     rules = [
-        f".sr1{{{_LIGHT}}}", f"@media (prefers-color-scheme:dark){{.sr1{{{_DARK}}}}}",
-        f"{','.join(f'{s} .sr1' for s in light)}{{{_LIGHT}}}", f"{','.join(f'{s} .sr1' for s in dark)}{{{_DARK}}}",
-        _STYLE.strip(), *(f".sr1 .seg.{kind}{{border-left:4px {line}}}" for kind, line in _KINDS.items()),
+        f".sr1{{{_LIGHT}}}",
+        f"@media (prefers-color-scheme:dark){{.sr1{{{_DARK}}}}}",
+        f"{','.join(f'{s} .sr1' for s in light)}{{{_LIGHT}}}",
+        f"{','.join(f'{s} .sr1' for s in dark)}{{{_DARK}}}",
+        _STYLE.strip(),
+        *(f".sr1 .seg.{kind}{{border-left:4px {line}}}" for kind, line in _KINDS.items()),
     ]
     for name, (rgb, line) in _HUES.items():
         for i in range(1, 6):

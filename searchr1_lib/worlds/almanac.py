@@ -8,18 +8,19 @@ those of the shipped one.
 Every question follows a chain of ``Hop``s (one for a plain fact, two for a bridge or a comparison), which
 tells the warm start what to search for and what to conclude.
 
-    python -m searchr1_lib.world --out data/almanac
+    python -m searchr1_lib.worlds.almanac --out data/almanac
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .records import Passage, Question, write_json_lines, write_whole
+from ..records import Passage, Question, write_json_lines, write_whole
 
 KNOWN_SEED = 20_250_301
 SPLITS = ("train", "validation", "test")
@@ -34,8 +35,10 @@ _TOWN_ENDS = "mora wick stad fell haven port dale bury mouth gard minster ford n
 _RIVER_ENDS = "va na la ra sk n m l".split()
 
 #: Made-up names can hit on real words that nobody wants to read.
-_UNWANTED = ("cunt fuck dick cock shit suck prick tit cum turd bastard semen penis anus porn homo dumb piss pis tard "
-             "muck fack slut hitl nast bimb").split()
+_UNWANTED = (
+    "cunt fuck dick cock shit suck prick tit cum turd bastard semen penis anus porn homo dumb piss pis tard "
+    "muck fack slut hitl nast bimb"
+).split()
 
 COUNTRIES = "Tarland Ostrany Belmere Quindor Halvia Norrein Sundria Camoria Verrick Isolva Pellan Drusk".split()
 TRADES = (
@@ -44,8 +47,21 @@ TRADES = (
     "saddler baker lawyer midwife miller linguist poet judge mason"
 ).split()
 PRODUCTS = (
-    "lanterns", "compasses", "porcelain", "barometers", "umbrellas", "pianos", "bicycles", "telescopes", "gloves",
-    "candles", "ink", "carpets", "tinned fish", "fountain pens", "sleigh bells",
+    "lanterns",
+    "compasses",
+    "porcelain",
+    "barometers",
+    "umbrellas",
+    "pianos",
+    "bicycles",
+    "telescopes",
+    "gloves",
+    "candles",
+    "ink",
+    "carpets",
+    "tinned fish",
+    "fountain pens",
+    "sleigh bells",
 )
 MONTHS = "January February March April May June July August September October November December".split()
 _FIRMS = "Works Brothers Mills Trading Foundry Workshop Press Company".split()
@@ -128,25 +144,43 @@ def _with_article(word: str) -> str:
 RELATIONS = {
     "born_in": Relation(
         ("Where was {s} born?", "In which town was {s} born?", "What is the birthplace of {s}?"),
-        "{s} born in", "{s} was born in {v}", lambda e: e.city),
+        "{s} born in",
+        "{s} was born in {v}",
+        lambda e: e.city,
+    ),
     "born_month": Relation(
         ("In which month was {s} born?", "What is the birth month of {s}?"),
-        "{s} born month", "{s} was born in the month of {v}", lambda e: e.month),
+        "{s} born month",
+        "{s} was born in the month of {v}",
+        lambda e: e.month,
+    ),
     "trade": Relation(
         ("What was the trade of {s}?", "What did {s} do for a living?"),
-        "{s} trade", "{s} worked as {v}", lambda e: _with_article(e.trade)),
+        "{s} trade",
+        "{s} worked as {v}",
+        lambda e: _with_article(e.trade),
+    ),
     "founder": Relation(
         ("Who founded {s}?", "Who was the founder of {s}?"),
-        "{s} founded by", "{s} was founded by {v}", lambda e: e.founder),
+        "{s} founded by",
+        "{s} was founded by {v}",
+        lambda e: e.founder,
+    ),
     "seat": Relation(
         ("In which town is the seat of {s}?", "Where does {s} have its seat?"),
-        "{s} seat", "{s} has its seat in {v}", lambda e: e.city),
+        "{s} seat",
+        "{s} has its seat in {v}",
+        lambda e: e.city,
+    ),
     "author": Relation(
-        ("Who wrote {s}?", "Who is the author of {s}?"),
-        "{s} written by", "{s} was written by {v}", lambda e: e.author),
+        ("Who wrote {s}?", "Who is the author of {s}?"), "{s} written by", "{s} was written by {v}", lambda e: e.author
+    ),
     "river": Relation(
         ("Which river flows through {s}?", "On which river does {s} lie?"),
-        "{s} river", "{s} lies on the {v}", lambda e: e.river),
+        "{s} river",
+        "{s} lies on the {v}",
+        lambda e: e.river,
+    ),
 }
 #: Two relations in a row: the value of the first is the subject of the second.
 BRIDGES = {
@@ -257,8 +291,14 @@ def _first_names() -> list[str]:
 
 
 FIRST_NAMES = _first_names()
-RIVERS = sorted({(o + v + e).capitalize() for r in [random.Random(11)] for _ in range(90)
-                 for o, v, e in [(r.choice(_ONSETS), r.choice("a e i o u".split()), r.choice(_RIVER_ENDS))]})
+RIVERS = sorted(
+    {
+        (o + v + e).capitalize()
+        for r in [random.Random(11)]
+        for _ in range(90)
+        for o, v, e in [(r.choice(_ONSETS), r.choice("a e i o u".split()), r.choice(_RIVER_ENDS))]
+    }
+)
 
 
 def _entities(part: Part, names: _Names, rng: random.Random) -> dict[str, list]:
@@ -273,12 +313,16 @@ def _entities(part: Part, names: _Names, rng: random.Random) -> dict[str, list]:
                 cities.append(City(twin.name, country, rng.choice([r for r in RIVERS if r != twin.river])))
                 continue
         cities.append(City(names.city(), rng.choice(COUNTRIES), rng.choice(RIVERS)))
-    people = [Person(names.person(), rng.choice(cities), rng.choice(TRADES), rng.choice(MONTHS))
-              for _ in range(part.people)]
-    companies = [Company(names.company(), rng.choice(people), rng.choice(cities), rng.choice(PRODUCTS))
-                 for _ in range(part.companies)]
-    books = [Book(names.book(), rng.choice(people), rng.randint(1700, 1979), rng.choice(_GENRES))
-             for _ in range(part.books)]
+    people = [
+        Person(names.person(), rng.choice(cities), rng.choice(TRADES), rng.choice(MONTHS)) for _ in range(part.people)
+    ]
+    companies = [
+        Company(names.company(), rng.choice(people), rng.choice(cities), rng.choice(PRODUCTS))
+        for _ in range(part.companies)
+    ]
+    books = [
+        Book(names.book(), rng.choice(people), rng.randint(1700, 1979), rng.choice(_GENRES)) for _ in range(part.books)
+    ]
     return {"people": people, "companies": companies, "books": books, "cities": cities}
 
 
@@ -286,13 +330,23 @@ def _namesakes(entities: dict[str, list], count: int, taken: set[str], rng: rand
     """For every entity ``count`` others with nearly its name and facts of their own; fewer where names run out."""
     cities, people = entities["cities"], entities["people"]
     alike = {
-        "people": lambda e: (Person(f"{first} {e.name.split()[1]}", rng.choice(cities), rng.choice(TRADES),
-                                    rng.choice(MONTHS)) for first in _shuffled(FIRST_NAMES, rng)),
-        "companies": lambda e: (Company(f"{e.name.split()[0]} {firm}", rng.choice(people), rng.choice(cities),
-                                        rng.choice(PRODUCTS)) for firm in _shuffled(_FIRMS, rng)),
-        "books": lambda e: (Book(f"The {adjective} {e.name.split(' ', 2)[2]}", rng.choice(people),
-                                 rng.randint(1700, 1979), rng.choice(_GENRES))
-                            for adjective in _shuffled(_BOOK_ADJECTIVES, rng)),
+        "people": lambda e: (
+            Person(f"{first} {e.name.split()[1]}", rng.choice(cities), rng.choice(TRADES), rng.choice(MONTHS))
+            for first in _shuffled(FIRST_NAMES, rng)
+        ),
+        "companies": lambda e: (
+            Company(f"{e.name.split()[0]} {firm}", rng.choice(people), rng.choice(cities), rng.choice(PRODUCTS))
+            for firm in _shuffled(_FIRMS, rng)
+        ),
+        "books": lambda e: (
+            Book(
+                f"The {adjective} {e.name.split(' ', 2)[2]}",
+                rng.choice(people),
+                rng.randint(1700, 1979),
+                rng.choice(_GENRES),
+            )
+            for adjective in _shuffled(_BOOK_ADJECTIVES, rng)
+        ),
         "cities": lambda e: (City(e.name, country, rng.choice(RIVERS)) for country in _shuffled(COUNTRIES, rng)),
     }
     found: dict[str, list] = {kind: [] for kind in entities}
@@ -344,9 +398,11 @@ class _Builder:
         self.ids: dict[str, str] = {}  # title -> passage id
 
     def passages(self, entities: dict[str, list], rng: random.Random, notes: float = 0.25) -> None:
-        place = lambda c: f"{c.name}, {c.country}"  # noqa: E731
+        place = lambda c: f"{c.name}, {c.country}"
         for e in entities["people"]:
-            self._add(e.title, rng.choice(_PERSON).format(n=e.name, c=place(e.city), m=e.month, t=_with_article(e.trade)))
+            self._add(
+                e.title, rng.choice(_PERSON).format(n=e.name, c=place(e.city), m=e.month, t=_with_article(e.trade))
+            )
         for e in entities["companies"]:
             self._add(e.title, rng.choice(_COMPANY).format(n=e.name, c=place(e.city), f=e.founder.name, p=e.product))
         for e in entities["books"]:
@@ -369,15 +425,26 @@ class _Builder:
         return Hop(s, relation, text, r.query.format(s=s), r.fact.format(s=s, v=text), self.ids[entity.title])
 
     def questions(self, entities: dict[str, list], split: str, known: bool, rng: random.Random) -> None:
-        asked = {"people": ("born_in", "born_month", "trade"), "companies": ("founder", "seat"),
-                 "books": ("author",), "cities": () if known else ("river",)}
+        asked = {
+            "people": ("born_in", "born_month", "trade"),
+            "companies": ("founder", "seat"),
+            "books": ("author",),
+            "cities": () if known else ("river",),
+        }
         for kind, relations in asked.items():
             for e in entities[kind]:
                 for relation in relations:
-                    self._ask(rng.choice(RELATIONS[relation].questions).format(s=e.subject),
-                              [self.hop(e, relation)], split, known, f"almanac/{relation}")
-        bridged = {"companies": [("founder", "born_in"), ("founder", "trade")],
-                   "books": [("author", "born_in"), ("author", "born_month")]}
+                    self._ask(
+                        rng.choice(RELATIONS[relation].questions).format(s=e.subject),
+                        [self.hop(e, relation)],
+                        split,
+                        known,
+                        f"almanac/{relation}",
+                    )
+        bridged = {
+            "companies": [("founder", "born_in"), ("founder", "trade")],
+            "books": [("author", "born_in"), ("author", "born_month")],
+        }
         if not known:
             bridged["people"] = [("born_in", "river")]
             bridged["companies"].append(("seat", "river"))
@@ -385,14 +452,24 @@ class _Builder:
             for e in entities[kind]:
                 for first, second in pairs:
                     middle = RELATIONS[first].value(e)
-                    self._ask(rng.choice(BRIDGES[first, second]).format(s=e.subject),
-                              [self.hop(e, first), self.hop(middle, second)], split, known, "almanac/bridge")
+                    self._ask(
+                        rng.choice(BRIDGES[first, second]).format(s=e.subject),
+                        [self.hop(e, first), self.hop(middle, second)],
+                        split,
+                        known,
+                        "almanac/bridge",
+                    )
         people = list(entities["people"])
         rng.shuffle(people)
-        for a, b in zip(people, people[1:]):
+        for a, b in itertools.pairwise(people):
             if a.month != b.month:
-                self._ask(rng.choice(COMPARISON).format(a=a.name, b=b.name),
-                          [self.hop(a, "born_month"), self.hop(b, "born_month")], split, known, "almanac/comparison")
+                self._ask(
+                    rng.choice(COMPARISON).format(a=a.name, b=b.name),
+                    [self.hop(a, "born_month"), self.hop(b, "born_month")],
+                    split,
+                    known,
+                    "almanac/comparison",
+                )
 
     def _ask(self, text: str, chain: list[Hop], split: str, known: bool, source: str) -> None:
         last = chain[-1]
@@ -408,14 +485,22 @@ class _Builder:
         else:
             answers = [last.value]
         number = len(self.world.chains)
-        q = Question(f"{'known' if known else 'lookup'}-{number:05d}", text, answers,
-                     passages=[h.passage for h in chain], hops=len(chain), known=known, source=source)
+        q = Question(
+            f"{'known' if known else 'lookup'}-{number:05d}",
+            text,
+            answers,
+            passages=[h.passage for h in chain],
+            hops=len(chain),
+            known=known,
+            source=source,
+        )
         self.world.questions[split].append(q)
         self.world.chains[q.id] = chain
 
 
-def build_world(seed: int = 0, *, avoid: set[str] = frozenset(), lookup: dict[str, Part] = LOOKUP,
-                near_duplicates: int = 0) -> World:
+def build_world(
+    seed: int = 0, *, avoid: set[str] = frozenset(), lookup: dict[str, Part] = LOOKUP, near_duplicates: int = 0
+) -> World:
     """Generate a world; the same arguments always give the same world.
 
     Args:
@@ -464,8 +549,9 @@ def near_duplicates(data: str | Path, count: int) -> list[Passage]:
     try:
         seed = json.loads((Path(data) / "almanac.json").read_text(encoding="utf-8"))["seed"]
     except (OSError, ValueError, KeyError):
-        raise ValueError(f"near_duplicates = {count} needs an almanac, and {data} holds no readable almanac.json: "
-                         "set it to 0") from None
+        raise ValueError(
+            f"near_duplicates = {count} needs an almanac, and {data} holds no readable almanac.json: set it to 0"
+        ) from None
     return build_world(seed, near_duplicates=count).passages[len(build_world(seed).passages) :]
 
 
@@ -498,8 +584,13 @@ def write_almanac(out: Path, seed: int = 0) -> World:
         rng.shuffle(asked)
         write_json_lines(out / f"{split}.jsonl", [asdict(q) for q in asked])
         counts[split] = len(asked)
-    made = {"generator": "searchr1_lib.world", "seed": seed, "known_seed": KNOWN_SEED,
-            "passages": len(world.passages), "questions": counts}
+    made = {
+        "generator": "searchr1_lib.world",
+        "seed": seed,
+        "known_seed": KNOWN_SEED,
+        "passages": len(world.passages),
+        "questions": counts,
+    }
     write_whole(out / "almanac.json", json.dumps(made, indent=1) + "\n")
     return world
 

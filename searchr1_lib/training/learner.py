@@ -6,18 +6,24 @@ reference policy. It never asks the model for text and knows nothing of files; `
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Callable, Iterator, Sequence
 
 import torch
 
+from ..records import Trajectory
 from .grpo import (
-    ADVANTAGE_EPS, gae, group_advantages, merge_metrics, policy_loss, token_logprobs_and_entropy, turn_advantages,
+    ADVANTAGE_EPS,
+    gae,
+    group_advantages,
+    merge_metrics,
+    policy_loss,
+    token_logprobs_and_entropy,
+    turn_advantages,
     value_loss,
 )
 from .policy import Policy
-from .records import Trajectory
 from .settings import Settings
 
 #: The value head learns so many times faster than the policy (Search-R1, arXiv 2503.09516: 1e-5 against 1e-6).
@@ -73,8 +79,9 @@ class Learner:
         elif s.credit == "turn":
             by_token = self._by_turn(trajectories)
         else:
-            found = group_advantages([t.reward for t in trajectories], s.num_generations,
-                                     scale_rewards=s.scale_rewards, baseline=s.baseline)
+            found = group_advantages(
+                [t.reward for t in trajectories], s.num_generations, scale_rewards=s.scale_rewards, baseline=s.baseline
+            )
             for t, advantage in zip(trajectories, found.tolist()):
                 t.advantage = advantage
             if s.top_entropy_quantile < 1:
@@ -106,10 +113,11 @@ class Learner:
         """Advantages by GAE (B, T); leaves each token's "value" and "return" in ``token_values``."""
         s, width = self.settings, max(len(t.mask) for t in trajectories)
         self._with_less_memory(lambda: self._estimate(trajectories))
-        padded = lambda rows: torch.tensor([r + [0] * (width - len(r)) for r in rows])  # noqa: E731
+        padded = lambda rows: torch.tensor([r + [0] * (width - len(r)) for r in rows])
         mask, values = padded([t.mask for t in trajectories]), padded([t.token_values["value"] for t in trajectories])
-        found, returns = gae(torch.tensor([t.reward for t in trajectories]), values.float(), mask,
-                             gamma=s.gamma, lam=s.lam)
+        found, returns = gae(
+            torch.tensor([t.reward for t in trajectories]), values.float(), mask, gamma=s.gamma, lam=s.lam
+        )
         for t, row in zip(trajectories, returns.tolist()):
             t.token_values["return"] = row[: len(t.mask)]
         if s.scale_rewards == "batch":  # PPO's usual whitening
@@ -185,8 +193,9 @@ class Learner:
 
     def _is_idle(self, t: Trajectory) -> bool:
         s = self.settings
-        return not (s.beta or s.entropy_coef or s.baseline == "value" or any(t.token_values.get("advantage", ()))
-                    or t.advantage)
+        return not (
+            s.beta or s.entropy_coef or s.baseline == "value" or any(t.token_values.get("advantage", ())) or t.advantage
+        )
 
     def _loss(self, part, references, counts) -> tuple[torch.Tensor, dict]:
         s = self.settings
@@ -203,15 +212,31 @@ class Learner:
         if batch.forced.any():
             advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
         loss, metrics = policy_loss(
-            logprobs, old, advantages, batch.mask, loss_type=s.loss_type, epsilon=s.epsilon,
-            epsilon_high=s.epsilon_high, beta=s.beta,
+            logprobs,
+            old,
+            advantages,
+            batch.mask,
+            loss_type=s.loss_type,
+            epsilon=s.epsilon,
+            epsilon_high=s.epsilon_high,
+            beta=s.beta,
             ref_logprobs=None if reference is None else torch.where(sampled, reference, logprobs.detach()),
-            kl_estimator=s.kl_estimator, entropy=entropy, entropy_coef=s.entropy_coef,
-            max_completion_length=s.max_completion_length, **counts)
+            kl_estimator=s.kl_estimator,
+            entropy=entropy,
+            entropy_coef=s.entropy_coef,
+            max_completion_length=s.max_completion_length,
+            **counts,
+        )
         if self.value_head is not None:
             old, returns = (_column([t.token_values[name] for t in part], batch) for name in ("value", "return"))
-            error = value_loss(self._values(hidden), old, returns, batch.mask, cliprange_value=s.cliprange_value,
-                               num_tokens=counts["num_tokens"])
+            error = value_loss(
+                self._values(hidden),
+                old,
+                returns,
+                batch.mask,
+                cliprange_value=s.cliprange_value,
+                num_tokens=counts["num_tokens"],
+            )
             loss = loss + s.vf_coef * error
             share = counts["num_tokens"] / max(1.0, float(metrics["tokens"]))  # to a mean over this part's tokens
             metrics = {**metrics, "loss": loss.detach(), "value_loss": error.detach() * share}
@@ -219,7 +244,7 @@ class Learner:
 
     # -- forward passes ------------------------------------------------------------------------------
 
-    def token_logprobs(self, part: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor, "Batch"]:
+    def token_logprobs(self, part: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor, Batch]:
         """Log-probabilities and entropy of every sampled token under the policy as it is now, (B, T) each."""
         hidden, batch = self._hidden(part)
         return (*self._logprobs(hidden, batch), batch)
@@ -250,17 +275,23 @@ class Learner:
             for p, data in zip(self.policy.parameters(), now):
                 p.data = data
 
-    def _hidden(self, part: Sequence[Trajectory]) -> tuple[torch.Tensor, "Batch"]:
+    def _hidden(self, part: Sequence[Trajectory]) -> tuple[torch.Tensor, Batch]:
         """The states (B, T, H) that predict each token, and the tokens."""
         batch = Batch.of(part, self.policy.pad_id, self.policy.device, self.settings.mask_observations)
         # padding stands on the right, where no token looks: without a mask attention takes its faster causal path
         hidden = self.policy.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
         return hidden[:, :-1], batch
 
-    def _logprobs(self, hidden: torch.Tensor, batch: "Batch") -> tuple[torch.Tensor, torch.Tensor]:
+    def _logprobs(self, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         head = self.policy.lm_head
-        return token_logprobs_and_entropy(hidden, head.weight, batch.ids[:, 1:], bias=head.bias, mask=batch.mask,
-                                          temperature=self.settings.temperature)
+        return token_logprobs_and_entropy(
+            hidden,
+            head.weight,
+            batch.ids[:, 1:],
+            bias=head.bias,
+            mask=batch.mask,
+            temperature=self.settings.temperature,
+        )
 
     def _values(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.value_head(hidden.float()).squeeze(-1)
@@ -272,8 +303,10 @@ class Learner:
                 return compute()
             except torch.OutOfMemoryError:
                 if self.token_budget < 256:
-                    raise TrainingError("out of memory with one rollout at a time; lower max_completion_length or "
-                                        "num_generations, or set gradient_checkpointing=True") from None
+                    raise TrainingError(
+                        "out of memory with one rollout at a time; lower max_completion_length or "
+                        "num_generations, or set gradient_checkpointing=True"
+                    ) from None
                 self.token_budget //= 2
                 torch.cuda.empty_cache()
                 self.report(f"out of memory: going on with micro-batches of {self.token_budget} tokens")
@@ -307,8 +340,10 @@ class Learner:
         if s.optim == "adamw_torch":
             return torch.optim.AdamW(groups, lr=s.learning_rate, weight_decay=0.0)
         if s.optim == "paged_adamw_8bit" and self.policy.device.type != "cuda":
-            raise ValueError("optim 'paged_adamw_8bit' needs a GPU, whose memory it pages out; here choose "
-                             "'adamw_8bit' or 'adamw_torch'")
+            raise ValueError(
+                "optim 'paged_adamw_8bit' needs a GPU, whose memory it pages out; here choose "
+                "'adamw_8bit' or 'adamw_torch'"
+            )
         from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
         made = AdamW8bit if s.optim == "adamw_8bit" else PagedAdamW8bit
@@ -316,8 +351,11 @@ class Learner:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything but the adapter that a later run needs to go on exactly, flat."""
-        flat = {f"optimizer/{i}/{name}": torch.as_tensor(value) for i, p in enumerate(self.parameters())
-                for name, value in self.optimizer.state[p].items()}
+        flat = {
+            f"optimizer/{i}/{name}": torch.as_tensor(value)
+            for i, p in enumerate(self.parameters())
+            for name, value in self.optimizer.state[p].items()
+        }
         if self.value_head is not None:
             flat |= {f"value_head/{name}": v for name, v in self.value_head.state_dict().items()}
         flat |= {f"reference/{i}": v for i, v in enumerate(self.snapshot or ())}
@@ -372,7 +410,7 @@ class Batch:
     starts: list[int]
 
     @classmethod
-    def of(cls, part: Sequence[Trajectory], pad: int, device, mask_observations: bool = True) -> "Batch":
+    def of(cls, part: Sequence[Trajectory], pad: int, device, mask_observations: bool = True) -> Batch:
         width = max(map(_length, part))
         ids, sampled, forced, mask = [], [], [], []
         for t in part:
