@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any, get_args, get_origin, get_type_hints
 
 
@@ -60,13 +61,30 @@ class Question:
 
 
 @dataclass
-class SearchCall:
-    """One search of a trajectory. ``error`` says why there are no hits, None if the engine answered."""
+class ToolCall:
+    """One use of a tool in a trajectory.
 
-    query: str
-    hits: list[Hit]
-    seconds: float
+    Attributes:
+        tool: its name, "search" for a search.
+        argument: what it was asked: the query of a search.
+        result: what it gave, best first. What is no passage by nature (a number) is the text of one.
+        error: why there is no result, None if the tool answered.
+    """
+
+    tool: str
+    argument: str
+    result: list[Hit]
+    seconds: float = 0.0
     error: str | None = None
+
+
+def SearchCall(query: str, hits: list[Hit], seconds: float = 0.0, error: str | None = None) -> ToolCall:
+    """A call of the tool "search"."""
+    return ToolCall("search", query, hits, seconds, error)
+
+
+#: The author of what no policy wrote: observations, and messages about a turn without an action.
+ENVIRONMENT = "environment"
 
 
 @dataclass
@@ -74,14 +92,16 @@ class Segment:
     """A part of a completion, in order and without gaps.
 
     Attributes:
-        kind: "think", "search", "answer", "text" (the model's, outside any tag), "information" (an
-            observation) or "invalid" (the environment's message that a turn held no action).
+        author: who wrote it: "environment", or the name of a policy (see ``Policy.name``). Masks and advantages follow it.
+        kind: "think", "answer", the name of a tool such as "search", "text" (a policy's, outside any tag);
+            "information" (an observation) or "invalid" (a message that a turn held no action).
         text: the exact text, tags included.
         turn: number of the turn, from 0.
         start, end: the tokens ``completion_ids[start:end]`` in which the text stands. Tokens can
             straddle two segments; both then count it.
     """
 
+    author: str
     kind: str
     text: str
     turn: int
@@ -91,7 +111,7 @@ class Segment:
     @property
     def by_model(self) -> bool:
         """False for text of the environment, whatever it looks like."""
-        return self.kind not in ("information", "invalid")
+        return self.author != ENVIRONMENT
 
 
 FINISH_REASONS = ("answer", "turns", "length", "stop")
@@ -107,16 +127,20 @@ class Trajectory:
             token and 0 for environment text; ``logprobs`` are taken under the sampling distribution
             (temperature applied), 0.0 where the mask is 0.
         tokens: the text of each completion token, for display ("\\ufffd" for a part of a character).
-        segments: the completion cut by kind, see ``Segment``.
-        searches: one per executed search, in order.
+        ends: where each token ends in ``text``, (T,): token i is ``text[ends[i - 1]:ends[i]]``. A special token is
+            empty; of tokens that share a character the last one has it.
+        segments: the completion cut by author and kind, see ``Segment``.
+        calls: one for each use of a tool, in order; ``searches`` are those of the tool "search".
         answer: the text of the ``<answer>`` action, None if the rollout ended without one.
         finish_reason: "answer", "turns" (no turn left), "length" (token budget spent) or "stop"
             (the model ended its message without an answer).
         reward: the scalar that training used; ``rewards`` its parts by name.
         turn_rewards: the reward by turn (they sum to it), in the order of ``Segment.turn``.
+        advantages: one for each token, (T,), whatever its author; empty before the learner has seen it.
         group: rollouts of one question in one step share it.
         invalid_turns: turns without a valid action, a last one that just stops included.
-        first_action: "search" or "answer" where that tag was put into the model's mouth in its first turn.
+        first_action: the act whose tag was put into the model's mouth in its first turn, e.g. "search".
+        forced: the token of that tag that decides for the act; the tag's other tokens are spelling.
         token_values: further values per token by name, e.g. "entropy" (nats), each of length T.
     """
 
@@ -126,19 +150,21 @@ class Trajectory:
     mask: list[int]
     logprobs: list[float]
     segments: list[Segment] = field(default_factory=list)
-    searches: list[SearchCall] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     answer: str | None = None
     finish_reason: str = "stop"
     reward: float | None = None
     rewards: dict[str, float] = field(default_factory=dict)
     turn_rewards: list[float] = field(default_factory=list)
-    advantage: float | None = None
+    advantages: list[float] = field(default_factory=list)
     group: str = ""
     prompt: str = ""
     tokens: list[str] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
     turns: int = 0
     invalid_turns: int = 0
     first_action: str | None = None
+    forced: int | None = None
     step: int | None = None
     seconds: float = 0.0
     token_values: dict[str, list[float]] = field(default_factory=dict)
@@ -149,17 +175,28 @@ class Trajectory:
         return "".join(s.text for s in self.segments)
 
     @property
+    def searches(self) -> list[ToolCall]:
+        """The calls of the tool "search"."""
+        return [call for call in self.calls if call.tool == "search"]
+
+    @property
+    def advantage(self) -> float | None:
+        """The mean advantage of the sampled tokens; None before there is any."""
+        sampled = [a for a, m in zip(self.advantages, self.mask) if m]
+        return fmean(sampled) if sampled else None
+
+    @property
     def model_text(self) -> str:
         """Only what the model wrote."""
         return "".join(s.text for s in self.segments if s.by_model)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: nested plain values; ``from_dict`` reads it back equal. Its lists are the trajectory's own."""
-        hits = [[{"passage": dict(vars(h.passage)), "score": h.score} for h in call.hits] for call in self.searches]
+        results = [[{"passage": dict(vars(h.passage)), "score": h.score} for h in call.result] for call in self.calls]
         return vars(self) | {
             "question": dict(vars(self.question)),
             "segments": [dict(vars(s)) for s in self.segments],
-            "searches": [vars(call) | {"hits": h} for call, h in zip(self.searches, hits)],
+            "calls": [vars(call) | {"result": result} for call, result in zip(self.calls, results)],
         }
 
     @classmethod
@@ -176,16 +213,16 @@ class Trajectory:
             row = dict(row)
             row["question"] = Question(**row["question"])
             row["segments"] = [Segment(**s) for s in row.get("segments", [])]
-            row["searches"] = [
-                SearchCall(**{**s, "hits": [Hit(Passage(**h["passage"]), h["score"]) for h in s["hits"]]})
-                for s in row.get("searches", [])
+            row["calls"] = [
+                ToolCall(**call | {"result": [Hit(Passage(**h["passage"]), h["score"]) for h in call["result"]]})
+                for call in row.get("calls", [])
             ]
-            made = cls(**row)
+            trajectory = cls(**row)
         except (TypeError, KeyError) as e:
             raise ValueError(f"not a trajectory: {e}") from None
-        if not len(made.completion_ids) == len(made.mask) == len(made.logprobs):
+        if not len(trajectory.completion_ids) == len(trajectory.mask) == len(trajectory.logprobs):
             raise ValueError("completion_ids, mask and logprobs differ in length")
-        return made
+        return trajectory
 
     def to_row(self) -> dict[str, Any]:
         """The row of a table (see ``arrow_schema``): the JSON form, a dictionary as a list of {"name", "value"}."""
@@ -200,6 +237,33 @@ class Trajectory:
         except (TypeError, KeyError) as e:
             raise ValueError(f"not a trajectory: {e}") from None
         return cls.from_dict(row | named)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a reward says of B trajectories: a return value, of which no trajectory knows until it is ``kept``.
+
+    Attributes:
+        values: the reward of each, (B,).
+        parts: the value of each part of the reward by its name, (B,) each; the whole stands there too.
+        turns: for each trajectory the reward by turn; they sum to its value.
+    """
+
+    values: list[float]
+    parts: dict[str, list[float]]
+    turns: list[list[float]]
+
+    def keep(self, trajectories: Sequence[Trajectory]) -> None:
+        """Write the scores into the trajectories that they were made of.
+
+        Raises:
+            ValueError: one has a reward already: a trajectory only gains fields.
+        """
+        if scored := next((t for t in trajectories if t.reward is not None), None):
+            raise ValueError(f"the trajectory of question {scored.question.id!r} has a reward already: use the values")
+        for i, t in enumerate(trajectories):
+            t.reward, t.turn_rewards = self.values[i], self.turns[i]
+            t.rewards = {name: values[i] for name, values in self.parts.items()}
 
 
 class TrajectoryLog:

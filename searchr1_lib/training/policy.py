@@ -67,6 +67,9 @@ class Policy:
         _check_pair(self.config, tokenizer, self.stop_ids)
         self.token_bytes = token_bytes(tokenizer, self.config.vocab_size)
 
+    #: The author of what it writes.
+    name = "policy"
+
     @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
@@ -77,21 +80,24 @@ class Policy:
         return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
     def prompt_text(self, question: str) -> str:
-        """The whole prompt for a question, in the tokenizer's chat template when it has one.
+        """The whole prompt of a question, in the words that the policy was taught with."""
+        return self.chat(protocol.build_prompt(question, self.prompt))
+
+    def chat(self, user: str) -> str:
+        """The whole prompt for a user message, in the tokenizer's chat template when it has one.
 
         A ``<think>`` that the template opens for the model (as Qwen3's thinking-only models have it) is taken
         back: the model writes it itself, so that the tag is sampled, recorded and stands there once.
         """
-        user = protocol.build_prompt(question, self.prompt)
         if not self.tokenizer.chat_template:
             return user
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": user}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=self.thinking,
-        )
-        return _OPENED_THINK.sub("", text)
+        message = {"role": "user", "content": user}
+        how = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": self.thinking}
+        return _OPENED_THINK.sub("", self.tokenizer.apply_chat_template([message], **how))
+
+    def measure(self, text: str) -> int:
+        """The length of a text in tokens."""
+        return len(self.encode(text))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, nothing added; a lone surrogate, which has no bytes, becomes "?"."""
@@ -116,6 +122,19 @@ class Policy:
             raise ValueError("a reference policy needs LoRA adapters to switch off; load the policy with lora=True")
         with self.model.disable_adapter():
             yield
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Within it the model samples fast: 4-bit layers are dense, and nothing is recomputed."""
+        checkpointed = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
+        try:
+            for module in checkpointed:  # it would switch the cache off
+                module.gradient_checkpointing = False
+            with self.unpacked():
+                yield
+        finally:
+            for module in checkpointed:
+                module.gradient_checkpointing = True
 
     @contextmanager
     def unpacked(self) -> Iterator[None]:

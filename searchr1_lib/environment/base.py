@@ -1,0 +1,235 @@
+"""What a model may do: an object for each episode that is told each turn of the model and says what happens then.
+
+    environment = SearchEnvironment([engine])
+    prompt = environment.reset(question)
+    environment.step("<think> … </think><search> Ada born </search>")        # an Observation, for the context
+    environment.step("<think> … </think><answer> Rome </answer>")            # Done("answer", "Rome")
+
+An environment owns its tags, its one parser and its limits, and knows nothing of tokens: how long a text is, it asks
+the ``measure`` that it is given. Of many episodes at once ``step_all`` gathers the calls of a turn, so that they go to
+each tool in one batch. What a tool may be is one class, ``Tool``; a new one is one file beside this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NoAnswerInTime
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..records import Hit, Passage, Question, ToolCall
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a rollout may spend.
+
+    Attributes:
+        max_turns: turns in which a tool is called; after the last one the model may still write
+            once more, to answer. A turn without a valid action counts.
+        max_turn_tokens: tokens the model may sample in one turn.
+        max_observation_tokens: tokens of one observation; documents are shortened, tags never.
+        max_completion_length: tokens of the whole completion, observations included.
+        topk: documents asked of the engine.
+        search_timeout: seconds to wait for a tool's answer to one batch, None for ever.
+    """
+
+    max_turns: int = 4
+    max_turn_tokens: int = 500
+    max_observation_tokens: int = 500
+    max_completion_length: int = 2048
+    topk: int = 3
+    search_timeout: float | None = 60.0
+
+    def __post_init__(self):
+        for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
+            if not isinstance(value := getattr(self, name), int) or value < (0 if name == "max_turns" else 1):
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+
+
+class Tool:
+    """Something that a model may call by writing ``<name> argument </name>``.
+
+    Attributes:
+        name: of its tag, lower-case letters.
+        usage: a sentence for the prompt that says what it is good for and how it is written; "" for a tool of which
+            the prompt tells already.
+        batched: whether ``run`` should be given all arguments of a turn at once; else one at a time.
+    """
+
+    name: str
+    usage: str = ""
+    batched: bool = True
+
+    def run(self, arguments: list[str], k: int) -> list:
+        """One result for each argument: passages, hits or a text, best first, at most ``k`` of them.
+
+        What it raises becomes the observation of the argument, and never stops a step.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Request:
+    """A call that a turn asks for, before it has been made."""
+
+    tool: Tool
+    argument: str
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the environment writes after a turn.
+
+    Attributes:
+        kind: of the segment: "information", or "invalid" for a message that the turn held no action.
+        decides: where not None, the text is put into the model's mouth and its turn goes on: the letter at this place
+            of the text decides for the act, the others only spell it.
+    """
+
+    text: str
+    kind: str = "information"
+    decides: int | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The episode is over: "answer", "turns" (none is left), "length" (of the completion) or "stop" (of the message)."""
+
+    reason: str
+    answer: str | None = None
+
+
+@dataclass
+class Environment:
+    """One episode. A subclass says what a turn means (``stops``, ``reset``, ``act``, ``observe``, ``parts``).
+
+    Args:
+        tools: what may be called; shared by all episodes.
+        limits: see ``Limits``.
+        measure: text -> its length in tokens.
+        prompt: template of the user message, with ``{question}``; "" for the environment's own.
+        first_action: the act that the model is made to begin with, None for its own choice.
+
+    Attributes:
+        turn: number of the turn that is being written, from 0.
+        calls: the tool calls so far.
+        invalid_turns: turns so far without a valid action.
+    """
+
+    tools: Sequence[Tool] = ()
+    limits: Limits = field(default_factory=Limits)
+    measure: Callable[[str], int] = len
+    prompt: str = ""
+    first_action: str | None = None
+    turn: int = field(default=0, init=False)
+    calls: list[ToolCall] = field(default_factory=list, init=False)
+    invalid_turns: int = field(default=0, init=False)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Where the turn that is being written ends."""
+        raise NotImplementedError
+
+    def reset(self, question: Question) -> str:
+        """Begin an episode; the text of the prompt."""
+        raise NotImplementedError
+
+    def act(self, turn: str, end: str | None = None) -> Request | Observation | Done:
+        """What a turn leads to.
+
+        Args:
+            turn: all that the model wrote in it.
+            end: None where a stop string or the limit of the turn ended it, "stop" where the model ended its message,
+                "length" where the tokens of the completion are used up, so that only an answer counts.
+        """
+        raise NotImplementedError
+
+    def observe(self, call: ToolCall) -> Observation:
+        """What the model is shown of a call that was made."""
+        raise NotImplementedError
+
+    def parts(self, turn: str) -> list[tuple[str, int, int]]:
+        """The turn cut into ``(kind, start, end)``, characters, without a gap."""
+        raise NotImplementedError
+
+    def step(self, turn: str, end: str | None = None) -> Observation | Done:
+        """``act``, and ``observe`` where a tool has to be called."""
+        return step_all([self], [turn], [end])[0]
+
+
+def step_all(
+    environments: Sequence[Environment], turns: Sequence[str], ends: Sequence[str | None]
+) -> list[Observation | Done]:
+    """``step`` of many episodes: the calls of all go to each tool in one batch."""
+    outcomes: list[Any] = [e.act(turn, end) for e, turn, end in zip(environments, turns, ends)]
+    waiting: dict[int, list[int]] = {}
+    for i, outcome in enumerate(outcomes):
+        if isinstance(outcome, Request):
+            waiting.setdefault(id(outcome.tool), []).append(i)
+    for places in waiting.values():
+        tool, limits = outcomes[places[0]].tool, environments[places[0]].limits
+        calls = call_all(tool, [outcomes[i].argument for i in places], limits.topk, limits.search_timeout)
+        for i, call in zip(places, calls):
+            environments[i].calls.append(call)
+            outcomes[i] = environments[i].observe(call)
+    return outcomes
+
+
+def call_all(tool: Tool, arguments: list[str], k: int, timeout: float | None) -> list[ToolCall]:
+    """A call for each argument. A batch that fails is tried one by one, so one argument cannot spoil all."""
+    started = time.perf_counter()
+    answers = _answers(tool, arguments, k, timeout)
+    seconds = (time.perf_counter() - started) / max(1, len(arguments))
+    return [ToolCall(tool.name, a, hits, seconds, error) for a, (hits, error) in zip(arguments, answers)]
+
+
+def _answers(tool: Tool, arguments: list[str], k: int, timeout: float | None) -> list[tuple[list[Hit], str | None]]:
+    """Hits and error for each argument."""
+    if tool.batched or len(arguments) == 1:
+        try:
+            results = _in_time(lambda: tool.run(arguments, k), timeout)
+            if len(results) != len(arguments):
+                raise ValueError(f"the {tool.name} gave {len(results)} results for {len(arguments)} arguments")
+            return [(_as_hits(result, k), None) for result in results]
+        except Exception as e:  # noqa: BLE001 - a tool is foreign code; its failure is an observation
+            if len(arguments) == 1 or isinstance(e, NoAnswerInTime):
+                return [([], _why(e))] * len(arguments)
+    return [_answers(tool, [argument], k, timeout)[0] for argument in arguments]
+
+
+def _in_time(call: Callable[[], list], timeout: float | None) -> list:
+    """The result of ``call``; raises ``NoAnswerInTime`` after ``timeout`` seconds (the call is abandoned)."""
+    if timeout is None:
+        return call()
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tool")
+    try:
+        return pool.submit(call).result(timeout)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, NoAnswerInTime):
+        return "no answer in time"
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def _as_hits(result: Any, k: int) -> list[Hit]:
+    """What a tool may return, as hits: hits, passages, plain text, or a list of these."""
+    if isinstance(result, str):
+        result = [result] if result.strip() else []
+    return [_as_hit(item, rank) for rank, item in enumerate(list(result)[:k])]
+
+
+def _as_hit(item: Any, rank: int) -> Hit:
+    """Of plain types all through, whatever an engine put there: it is escaped, shown and logged later."""
+    if isinstance(item, str):
+        return Hit(Passage("", "", item), float(-rank))
+    passage, score = (item.passage, item.score) if isinstance(item, Hit) else (item, -rank)
+    if not isinstance(passage, Passage):
+        raise TypeError(f"the engine returned {type(item).__name__}; expected Hit, Passage or str")
+    title, text = ("" if part is None else str(part) for part in (passage.title, passage.text))
+    return Hit(Passage(str(passage.id), title, text), float(score))
