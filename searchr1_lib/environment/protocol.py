@@ -46,6 +46,7 @@ INVALID_ACTION = (
     "to answer, I put the answer between <answer> and </answer>. I try again.\n"
 )
 
+
 @cache
 def _patterns(tools: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
     """What untrusted text may not hold; and an opening or a closing tag."""
