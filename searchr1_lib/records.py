@@ -87,7 +87,7 @@ class Segment:
     """A part of a completion, in order and without gaps.
 
     Attributes:
-        author: who wrote it: "environment", or the name of a policy (see ``Policy.name``). Masks and advantages follow it.
+        author: who wrote it: "environment", or the name of a policy (see ``Policy.name``); what is trained follows it.
         kind: "think", "answer", the name of a tool such as "search", "text" (a policy's, outside any tag);
             "information" (an observation) or "invalid" (a message that a turn held no action).
         text: the exact text, tags included.
@@ -179,6 +179,17 @@ class Trajectory:
         """The mean advantage of the sampled tokens; None before there is any."""
         sampled = [a for a, m in zip(self.advantages, self.mask) if m]
         return fmean(sampled) if sampled else None
+
+    def mask_of(self, author: str) -> list[int]:
+        """``mask``, with 0 also where another policy wrote, (T,).
+
+        A token is by the author of the segment that begins last before it: the end of a message stands in none.
+        """
+        if all(s.author in (author, ENVIRONMENT) for s in self.segments):
+            return self.mask
+        ends = [s.start for s in self.segments[1:]] + [len(self.mask)]
+        by_author = [s.author == author for s, end in zip(self.segments, ends) for _ in range(s.start, end)]
+        return [int(m and mine) for m, mine in zip(self.mask, by_author)]
 
     @property
     def model_text(self) -> str:

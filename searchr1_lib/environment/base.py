@@ -96,7 +96,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Done:
-    """The episode is over: "answer", "turns" (none is left), "length" (of the completion) or "stop" (of the message)."""
+    """The episode is over: "answer", "turns" (none left), "length" (of the completion) or "stop" (of the message)."""
 
     reason: str
     answer: str | None = None
@@ -194,7 +194,7 @@ def _answers(tool: Tool, arguments: list[str], k: int, timeout: float | None) ->
             if len(results) != len(arguments):
                 raise ValueError(f"the {tool.name} gave {len(results)} results for {len(arguments)} arguments")
             return [(_as_hits(result, k), None) for result in results]
-        except Exception as e:  # noqa: BLE001 - a tool is foreign code; its failure is an observation
+        except Exception as e:
             if len(arguments) == 1 or isinstance(e, NoAnswerInTime):
                 return [([], _why(e))] * len(arguments)
     return [_answers(tool, [argument], k, timeout)[0] for argument in arguments]

@@ -8,15 +8,13 @@ read only what the model wrote, through ``model_turns`` and ``final_answer``; te
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 
-from ..records import Trajectory
+from ..environment import protocol
+from ..records import Scores, Trajectory
 
 #: A reward is ``reward(trajectories) -> list[float]`` with an attribute ``name``.
 RewardFunction = Callable[[Sequence[Trajectory]], "list[float]"]
-
-_TAG = re.compile(r"<(/?)(think|search|information|answer)>")
 
 
 class RewardError(ValueError):
@@ -85,44 +83,45 @@ def checked(reward: RewardFunction, trajectories: Sequence[Trajectory]) -> list[
         raise
     except Exception as e:
         raise RewardError(f"reward {name!r} failed on {_culprit(reward, trajectories)}: {_say(e)}") from e
+    return _check_values(name, values, trajectories)
+
+
+def _check_values(name: str, values: Sequence, trajectories: Sequence[Trajectory]) -> list[float]:
+    """The values as floats."""
     if len(values) != len(trajectories):
         ids = ", ".join(repr(t.question.id) for t in trajectories[:3])
         raise RewardError(
             f"reward {name!r} returned {len(values)} value(s) for {len(trajectories)} trajectories (questions {ids}…)"
         )
+    numbers = []
     for i, (value, t) in enumerate(zip(values, trajectories)):
         try:
-            values[i] = float(value)
+            numbers.append(float(value))
         except (TypeError, ValueError):
-            values[i] = math.nan
-        if not math.isfinite(values[i]):
+            numbers.append(math.nan)
+        if not math.isfinite(numbers[-1]):
             raise RewardError(f"reward {name!r} gave {value!r} to {_which(i, t)}: not a finite number")
-    return values
+    return numbers
 
 
-def score(reward: RewardFunction, trajectories: Sequence[Trajectory]) -> list[float]:
-    """Score a batch: set ``reward``, ``rewards`` and ``turn_rewards`` of each trajectory.
+def score(reward: RewardFunction, trajectories: Sequence[Trajectory]) -> Scores:
+    """What a reward says of a batch, as a return value: no trajectory is touched (``Scores.keep`` writes it down).
 
-    ``rewards`` keeps the value under the reward's name (a ``Composite`` adds its parts). ``turn_rewards``
-    has one value per turn and sums to ``reward``; what a reward does not place in a turn stands in the last.
-
-    Returns:
-        The rewards, one per trajectory.
+    ``parts`` has the values under the reward's name; a ``Composite`` adds its parts. ``turns`` has one value per turn
+    that sum to the whole; what a reward does not place in a turn stands in the last.
 
     Raises:
-        RewardError: see ``checked``; ``reward`` is then None on every trajectory of the batch.
+        RewardError: see ``checked``.
     """
-    for t in trajectories:
-        t.reward, t.rewards, t.turn_rewards = None, {}, []
+    if hasattr(reward, "scores"):
+        scores = reward.scores(trajectories)
+        _check_values(name_of(reward), scores.values, trajectories)
+        return scores
     values = checked(reward, trajectories)
-    turns = spread(reward, trajectories, values)
-    for t, value, by_turn in zip(trajectories, values, turns):
-        t.reward, t.turn_rewards = value, by_turn
-        t.rewards[name_of(reward)] = value
-    return values
+    return Scores(values, {name_of(reward): values}, by_turn(reward, trajectories, values))
 
 
-def spread(reward: RewardFunction, trajectories: Sequence[Trajectory], values: Sequence[float]) -> list[list[float]]:
+def by_turn(reward, trajectories: Sequence[Trajectory], values: Sequence[float]) -> list[list[float]]:
     """The values by turn: as the reward's ``per_turn`` says, otherwise the whole in the last turn."""
     if hasattr(reward, "per_turn"):
         return reward.per_turn(trajectories)
@@ -177,7 +176,7 @@ def answers_in(text: str) -> list[tuple[str, bool]]:
     """
     found: list[list] = []
     opened, thinking = None, None  # where an <answer> content began; how many answers preceded <think>
-    for m in _TAG.finditer(text):
+    for m in protocol.tags_in(text):
         closing, kind = m.group(1), m.group(2)
         if kind == "think":
             if closing and thinking is not None:

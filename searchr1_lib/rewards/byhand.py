@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 
 from ..environment import protocol
-from ..records import Hit, Passage, Question, SearchCall, Segment, Trajectory
+from ..environment.base import Done, Limits, Observation, Request
+from ..environment.search import Search, SearchEnvironment
+from ..records import ENVIRONMENT, Hit, Passage, Question, Segment, ToolCall, Trajectory
 
 
 def handwritten(
@@ -28,33 +30,33 @@ def handwritten(
     >>> t.answer, t.finish_reason
     ('Ada', 'answer')
     """
+    limits = Limits(max_turns=len(turns), max_observation_tokens=10**6)
+    environment = SearchEnvironment([Search(None)], limits)
     t = Trajectory(question, [], [], [], [], finish_reason="turns", group=group)
     for number, turn in enumerate(turns):
         text, passages = (turn, None) if isinstance(turn, str) else turn
-        end, stop = protocol.find_stop(text)
+        end, stop = protocol.find_stop(text, environment.stops)
         text = text if stop is None else text[:end]
-        action = protocol.read_action(text)
-        for kind, start, stop_at in protocol.split_turn(text):
-            # a forged observation is the model's own text, and is kept as such
-            _append(t, "text" if kind == "information" else kind, text[start:stop_at], number, math.log(probability))
-        if action.kind == "answer":
-            t.answer, t.finish_reason = action.text, "answer"
-        elif action.kind == "search" and passages is not None:
+        for kind, start, stop_at in environment.parts(text):
+            _append(t, "policy", kind, text[start:stop_at], number, probability)
+        outcome = environment.act(text)
+        if isinstance(outcome, Done):
+            t.answer, t.finish_reason = outcome.answer, outcome.reason
+        elif isinstance(outcome, Request) and passages is not None:
             hits = [Hit(p, 1.0 / rank) for rank, p in enumerate(passages, 1)]
-            t.searches.append(SearchCall(action.text, hits, 0.0))
-            _append(t, "information", protocol.observation(passages), number, None)
-        elif action.kind is None:
-            t.invalid_turns += 1
-            if number + 1 < len(turns):
-                _append(t, "invalid", protocol.INVALID_ACTION, number, None)
-    t.turns = len(turns)
+            t.calls.append(ToolCall(outcome.tool.name, outcome.argument, hits))
+            _append(t, ENVIRONMENT, "information", environment.observe(t.calls[-1]).text, number)
+        elif isinstance(outcome, Observation) and number + 1 < len(turns):
+            _append(t, ENVIRONMENT, outcome.kind, outcome.text, number)
+    t.turns, t.invalid_turns = len(turns), environment.invalid_turns
     return t
 
 
-def _append(t: Trajectory, kind: str, text: str, turn: int, logprob: float | None) -> None:
+def _append(t: Trajectory, author: str, kind: str, text: str, turn: int, probability: float | None = None) -> None:
     start, n = len(t.completion_ids), len(text)
     t.completion_ids += map(ord, text)
     t.tokens += text
-    t.mask += [int(logprob is not None)] * n
-    t.logprobs += [logprob or 0.0] * n
-    t.segments.append(Segment(kind, text, turn, start, start + n))
+    t.ends += range(start + 1, start + n + 1)
+    t.mask += [int(probability is not None)] * n
+    t.logprobs += [math.log(probability) if probability else 0.0] * n
+    t.segments.append(Segment(author, kind, text, turn, start, start + n))

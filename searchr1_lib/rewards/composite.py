@@ -5,42 +5,69 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..records import Trajectory
+from ..records import Scores, Trajectory
 from .answer import ExactMatch
-from .base import RewardFunction, by_group, checked, name_of, spread, turn_count
+from .base import RewardFunction, by_group, name_of, score, turn_count
 from .cost import SearchCost
 from .process import Malformed
 
 
-class Composite:
-    """A weighted sum of rewards; each part is kept, unweighted, in ``trajectory.rewards`` under its name.
+class Combined:
+    """Rewards put together: a subclass says in ``combine`` what their values, a column a part, amount to.
+
+    Raises:
+        ValueError: no part, or two rewards of one name, whose values could not be told apart.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, RewardFunction]], name: str):
+        self.parts, self.name = [(float(w), r) for w, r in parts], name
+        if not self.parts:
+            raise ValueError(f"{type(self).__name__} needs at least one reward")
+        names = _names(self)
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"{type(self).__name__}: two rewards are named {twice[0]!r}; give one another name")
+
+    def combine(self, columns: list[list[float]], trajectories: Sequence[Trajectory]) -> list[float]:
+        raise NotImplementedError
+
+    def scores(self, trajectories: Sequence[Trajectory]) -> Scores:
+        """Values, parts and turns, see ``base.score``; each part stands there unweighted, under its name."""
+        each = [score(reward, trajectories) for _, reward in self.parts]
+        values = self.combine([part.values for part in each], trajectories)
+        named = {name: column for part in each for name, column in part.parts.items()}
+        return Scores(values, {**named, self.name: values}, self.turns(each, trajectories, values))
+
+    def turns(self, each: list[Scores], trajectories, values) -> list[list[float]]:
+        """A combination that is no sum belongs to no turn but the last."""
+        return [[0.0] * (turn_count(t) - 1) + [v] for t, v in zip(trajectories, values)]
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        """One float per trajectory. Raises RewardError, see ``base.checked``."""
+        return self.scores(trajectories).values
+
+
+class Composite(Combined):
+    """A weighted sum of rewards.
 
     >>> Composite([(0.7, ExactMatch()), (1.0, SearchCost(0.1))])
     Composite(0.7 * exact_match + 1.0 * search_cost)
 
     Raises:
-        ValueError: no part, a weight that is not a finite number, or two parts of one name.
+        ValueError: see ``Combined``, or a weight that is not a finite number.
     """
 
     def __init__(self, parts: Sequence[tuple[float, RewardFunction]], name: str = "composite"):
-        self.parts, self.name = [(float(w), r) for w, r in parts], name
-        if not self.parts:
-            raise ValueError("Composite needs at least one (weight, reward) pair")
+        super().__init__(parts, name)
         if bad := [name_of(r) for w, r in self.parts if not math.isfinite(w)]:
             raise ValueError(f"Composite: the weight of {bad[0]!r} is not a finite number")
-        _unique(self)
 
-    def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
-        """One float per trajectory, ``sum(weight * part)``. Raises RewardError, see ``checked``."""
-        columns = _columns([r for _, r in self.parts], trajectories)
+    def combine(self, columns, trajectories):
         return [math.fsum(w * v for (w, _), v in zip(self.parts, row)) for row in zip(*columns)]
 
-    def per_turn(self, trajectories: Sequence[Trajectory]) -> list[list[float]]:
-        """The sum by turn, of trajectories that this composite has just scored (see ``score``)."""
+    def turns(self, each, trajectories, values):
         total = [[0.0] * turn_count(t) for t in trajectories]
-        for w, r in self.parts:
-            turns = spread(r, trajectories, [t.rewards[name_of(r)] for t in trajectories])
-            total = [[a + w * b for a, b in zip(row, new)] for row, new in zip(total, turns)]
+        for (w, _), part in zip(self.parts, each):
+            total = [[a + w * b for a, b in zip(row, new)] for row, new in zip(total, part.turns)]
         return total
 
     def __repr__(self) -> str:
@@ -65,32 +92,28 @@ class SearchR1Reward(Composite):
         super().__init__([(1.0, part) for part in parts], name="search_r1")
 
 
-class Product:
-    """The product of rewards, each kept in ``trajectory.rewards``: nothing is earned where one part is 0."""
+class Product(Combined):
+    """The product of rewards: nothing is earned where one part is 0."""
 
     def __init__(self, parts: Sequence[RewardFunction], name: str = "product"):
-        self.parts, self.name = [(1.0, r) for r in parts], name
-        if not self.parts:
-            raise ValueError("Product needs at least one reward")
-        _unique(self)
+        super().__init__([(1.0, r) for r in parts], name)
 
-    def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
-        """One float per trajectory. Raises RewardError, see ``checked``."""
-        return [math.prod(row) for row in zip(*_columns([r for _, r in self.parts], trajectories))]
+    def combine(self, columns, trajectories):
+        return [math.prod(row) for row in zip(*columns)]
 
 
-class Threshold:
+class Threshold(Combined):
     """1.0 where a reward is at least ``at``, else 0.0."""
 
     def __init__(self, reward: RewardFunction, at: float, name: str = ""):
-        self.parts, self.at, self.name = [(1.0, reward)], at, name or f"{name_of(reward)}>={at:g}"
+        super().__init__([(1.0, reward)], name or f"{name_of(reward)}>={at:g}")
+        self.at = at
 
-    def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
-        (values,) = _columns([self.parts[0][1]], trajectories)
-        return [float(v >= self.at) for v in values]
+    def combine(self, columns, trajectories):
+        return [float(v >= self.at) for v in columns[0]]
 
 
-class Scaled:
+class Scaled(Combined):
     """A reward mapped from [low, high] to [0, 1], and cut there.
 
     Raises:
@@ -100,15 +123,14 @@ class Scaled:
     def __init__(self, reward: RewardFunction, low: float, high: float, name: str = ""):
         if not low < high:
             raise ValueError(f"Scaled: low ({low}) must be below high ({high})")
-        self.parts, self.low, self.high = [(1.0, reward)], low, high
-        self.name = name or f"{name_of(reward)}_scaled"
+        super().__init__([(1.0, reward)], name or f"{name_of(reward)}_scaled")
+        self.low, self.high = low, high
 
-    def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
-        (values,) = _columns([self.parts[0][1]], trajectories)
-        return [min(1.0, max(0.0, (v - self.low) / (self.high - self.low))) for v in values]
+    def combine(self, columns, trajectories):
+        return [min(1.0, max(0.0, (v - self.low) / (self.high - self.low))) for v in columns[0]]
 
 
-class Standardized:
+class Standardized(Combined):
     """A reward with mean 0 and standard deviation 1 within each group (0 where all are equal).
 
     Normalising each part before summing keeps a part of small spread from being drowned by another
@@ -116,10 +138,10 @@ class Standardized:
     """
 
     def __init__(self, reward: RewardFunction, name: str = ""):
-        self.parts, self.name = [(1.0, reward)], name or f"{name_of(reward)}_standardized"
+        super().__init__([(1.0, reward)], name or f"{name_of(reward)}_standardized")
 
-    def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
-        (values,) = _columns([self.parts[0][1]], trajectories)
+    def combine(self, columns, trajectories):
+        (values,) = columns
         out = [0.0] * len(values)
         for places in by_group(trajectories).values():
             mean = math.fsum(values[i] for i in places) / len(places)
@@ -129,21 +151,6 @@ class Standardized:
         return out
 
 
-def _columns(rewards: list[RewardFunction], trajectories: Sequence[Trajectory]) -> list[list[float]]:
-    """The values of each reward; written into ``trajectory.rewards`` once all of them succeeded."""
-    columns = [checked(r, trajectories) for r in rewards]
-    for r, values in zip(rewards, columns):
-        for t, value in zip(trajectories, values):
-            t.rewards[name_of(r)] = value
-    return columns
-
-
 def _names(reward) -> list[str]:
     """The reward's name and those of all its parts."""
     return [name_of(reward)] + [n for _, r in getattr(reward, "parts", ()) for n in _names(r)]
-
-
-def _unique(reward) -> None:
-    names = _names(reward)
-    if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise ValueError(f"{type(reward).__name__}: two rewards are named {twice[0]!r}; give one another name")

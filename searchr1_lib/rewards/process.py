@@ -107,7 +107,7 @@ class Malformed(Reward):
 
 def answer_retrieved(trajectory: Trajectory) -> bool:
     """Does a gold answer stand in the title or text of a hit, as whole words after normalisation?"""
-    return any(_holds(hit, trajectory.question.answers) for s in trajectory.searches for hit in s.hits)
+    return any(_holds(hit, trajectory.question.answers) for s in trajectory.searches for hit in s.result)
 
 
 def _holds(hit, answers) -> bool:
@@ -124,7 +124,7 @@ class Retrieval(Reward):
 
     def value(self, trajectory: Trajectory) -> float:
         gold = set(trajectory.question.passages)
-        found = any(hit.passage.id in gold for s in trajectory.searches for hit in s.hits)
+        found = any(hit.passage.id in gold for s in trajectory.searches for hit in s.result)
         return float(found or answer_retrieved(trajectory))
 
 
@@ -164,11 +164,11 @@ class InformationGain(TurnReward):
         gold = set(trajectory.question.passages)
         found, seen = set(), set()
         for turn, search in zip(search_turns(trajectory), trajectory.searches):
-            ids = {hit.passage.id for hit in search.hits}
+            ids = {hit.passage.id for hit in search.result}
             if gold:
                 new = (ids & gold) - found
             else:
-                new = {"answer"} - found if any(_holds(h, trajectory.question.answers) for h in search.hits) else set()
+                new = {"answer"} - found if any(_holds(h, trajectory.question.answers) for h in search.result) else set()
             values[turn] += len(new) / max(1, len(gold))
             values[turn] -= self.redundancy * len(ids & seen) / max(1, len(ids))
             found |= new

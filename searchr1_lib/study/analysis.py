@@ -305,11 +305,11 @@ def error_of(t: Trajectory, passages: Mapping[str, Passage] = {}) -> str | None:
     gold = t.question.passages
     if not gold:
         return "found but not used" if answer_retrieved(t) else "passage not found"
-    missing = set(gold) - {hit.passage.id for call in t.searches for hit in call.hits}
+    missing = set(gold) - {hit.passage.id for call in t.searches for hit in call.result}
     if not missing:
         return "copied wrongly" if _miscopied(t) else "found but not used"
     titles = [passages[i].title if i in passages else "" for i in missing]
-    if any(_names(call.query, title) for call in t.searches for title in titles):
+    if any(_names(call.argument, title) for call in t.searches for title in titles):
         return "passage not found"
     return "wrong hop" if len(missing) < len(set(gold)) else "bad query"
 
@@ -325,7 +325,7 @@ def _names(query: str, title: str) -> bool:
 
 def _miscopied(t: Trajectory) -> bool:
     said = normalize_answer(t.answer)
-    if any(said in normalize_answer(hit.passage.text) for call in t.searches for hit in call.hits):
+    if any(said in normalize_answer(hit.passage.text) for call in t.searches for hit in call.result):
         return False
     return any(
         SequenceMatcher(None, said, normalize_answer(gold), autojunk=False).ratio() >= 0.6
@@ -349,7 +349,7 @@ def first_query_finds(t: Trajectory) -> bool | None:
     """Whether the first search returned a gold passage; None without a search or without gold passages."""
     if not t.searches or not t.question.passages:
         return None
-    return any(hit.passage.id in t.question.passages for hit in t.searches[0].hits)
+    return any(hit.passage.id in t.question.passages for hit in t.searches[0].result)
 
 
 def query_quality(trajectories: Iterable[Trajectory]) -> float | None:

@@ -35,8 +35,10 @@ from typing import Any
 
 from ..data import load_passages, load_questions
 from ..environment import protocol
+from ..environment.base import call_all
+from ..environment.search import Search, SearchEnvironment, fit_observation
 from ..files import write_whole
-from ..records import Question, SearchCall, Segment, Trajectory
+from ..records import ENVIRONMENT, Question, Segment, ToolCall, Trajectory
 from ..rewards import SearchR1Reward, score
 from ..worlds.almanac import build_world
 from .analysis import bootstrap, markdown_table
@@ -93,36 +95,27 @@ def retrieve_first(
         rounds: searches at most (None: ``max_turns``); 1 is RAG.
         how: other arguments of ``evaluate``.
     """
-    from ..training.rollout import ask_engine, fit_observation
-
     stories = [_Story(q, q.text) for q in questions]
     rounds = rounds or max_turns
     for number in range(1, rounds + 1):
         going = [s for s in stories if s.answered is None]
         if not going:
             break
-        answers = ask_engine(engine, [s.query for s in going], topk, search_timeout)
-        for s, (hits, error) in zip(going, answers):
-            note = f"The search failed: {error}" if error else "Nothing was found."
-            found = fit_observation(policy, hits, max_observation_tokens, note)
-            s.add_environment(policy, f"<search> {protocol.escape(s.query)} </search>{found}")
-            s.searches.append(SearchCall(s.query, hits, 0.0, error))
+        calls = call_all(Search(engine), [s.query for s in going], topk, search_timeout)
+        for s, call in zip(going, calls):
+            note = f"The search failed: {call.error}" if call.error else "Nothing was found."
+            seen = fit_observation(policy.measure, call.result, max_observation_tokens, note)
+            s.add_environment(policy, f"<search> {protocol.escape(s.query)} </search>{seen}")
+            s.calls.append(replace(call, seconds=0.0))
         last = number == rounds
-        stand_ins = [_with_text(s.question, str(i)) for i, s in enumerate(going)]
-        report = evaluate(
-            _Primed(policy, [s.prompt(policy) for s in going]),
-            stand_ins,
-            engine,
-            max_turns=0,
-            topk=topk,
-            first_action="answer" if last else None,
-            **how,
-        )
+        begun = [_with_text(s.question, s.prompt(policy)) for s in going]
+        limits = {"max_turns": 0, "topk": topk, "first_action": "answer" if last else None}
+        report = evaluate(_AsIs(policy), begun, engine, environment=_Whole, **limits, **how)
         for s, t in zip(going, report.trajectories):
             s.add_turn(t, last)
     trajectories = [s.trajectory(policy) for s in stories]
     if reward is not None:
-        score(reward, trajectories)
+        score(reward, trajectories).keep(trajectories)
     return Report([row_of(t) for t in trajectories], trajectories)
 
 
@@ -132,17 +125,24 @@ def _with_text(question: Question, text: str) -> Question:
     return Question(fields.pop("id"), fields.pop("text"), fields.pop("answers"), **fields)
 
 
-class _Primed:
-    """A policy whose prompts are given: question text "3" has the fourth of them."""
+class _Whole(SearchEnvironment):
+    """Its questions are whole prompts."""
 
-    def __init__(self, policy, prompts: list[str]):
-        self._policy, self._prompts = policy, prompts
+    def reset(self, question: Question) -> str:
+        return question.text
+
+
+class _AsIs:
+    """A policy that takes a prompt as it is."""
+
+    def __init__(self, policy):
+        self._policy = policy
 
     def __getattr__(self, name: str):
         return getattr(self._policy, name)
 
-    def prompt_text(self, question: str) -> str:
-        return self._prompts[int(question)]
+    def chat(self, user: str) -> str:
+        return user
 
 
 @dataclass
@@ -153,7 +153,7 @@ class _Story:
     query: str
     text: str = ""  # all that stands behind the prompt
     made: Trajectory = field(default_factory=lambda: Trajectory(None, [], [], [], []))
-    searches: list[SearchCall] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     answered: bool | None = None  # None: it goes on
 
     def prompt(self, policy) -> str:
@@ -163,7 +163,7 @@ class _Story:
         ids = policy.encode(text)
         start, n = len(self.made.completion_ids), len(ids)
         self.made.tokens += [policy.token_bytes[i].decode("utf-8", "replace") for i in ids]
-        self._add(ids, [0] * n, [0.0] * n, [Segment("information", text, self.made.turns, start, start + n)])
+        self._add(ids, [0] * n, [0.0] * n, [Segment(ENVIRONMENT, "information", text, self.made.turns, start, start + n)])
 
     def add_turn(self, t: Trajectory, last: bool) -> None:
         """Take over what the model wrote: all of it if it is the end, otherwise up to the end of its last thought."""
@@ -199,7 +199,7 @@ class _Story:
     def trajectory(self, policy) -> Trajectory:
         prompt = policy.prompt_text(self.question.text)
         return replace(
-            self.made, question=self.question, prompt=prompt, prompt_ids=policy.encode(prompt), searches=self.searches
+            self.made, question=self.question, prompt=prompt, prompt_ids=policy.encode(prompt), calls=self.calls
         )
 
 
@@ -216,7 +216,6 @@ def demonstrations(
     Raises:
         ValueError: ``data`` holds no almanac, or a question is not of it: the chains of facts are missing then.
     """
-    from ..training.rollout import fit_observation
     from .warmstart import demonstrate
 
     world = _world_of(data)
@@ -228,7 +227,7 @@ def demonstrations(
         chain = world.chains[q.id]
         found = [] if q.known else engine.search_batch([hop.query for hop in chain], k=topk)
         if all(hop.passage in {h.passage.id for h in hits} for hop, hits in zip(chain, found)):
-            seen = [fit_observation(policy, hits, 500) for hits in found]
+            seen = [fit_observation(policy.measure, hits, 500) for hits in found]
             made.append(_written(policy, q, demonstrate(q, chain, seen, search=not q.known)))
     return made
 
@@ -293,8 +292,8 @@ def fine_tune(
     """
     import torch
 
-    from ..training.grpo import token_logprobs_and_entropy
     from ..training.learner import Batch, micro_batches
+    from ..training.logits import token_logprobs_and_entropy
 
     if not examples:
         raise ValueError("fine_tune: no examples (was no sampled rollout right?)")
@@ -307,7 +306,7 @@ def fine_tune(
             group["lr"] = learning_rate * (1 - 0.9 * number / len(batches))
         total, loss = sum(sum(t.mask) for t in batch), 0.0
         for part in micro_batches(batch, token_budget):
-            rows = Batch.of(part, policy.pad_id, policy.device)
+            rows = Batch.of(part, policy)
             hidden = policy.decoder(input_ids=rows.ids, use_cache=False).last_hidden_state
             logprobs, _ = token_logprobs_and_entropy(
                 hidden[:, :-1], policy.lm_head.weight, rows.ids[:, 1:], bias=policy.lm_head.bias, mask=rows.mask

@@ -193,7 +193,7 @@ def evaluate(
         if report:
             report(f"evaluated {min(i + per_batch, len(questions))} of {len(questions)} questions")
     if reward is not None:
-        score(reward, trajectories)
+        score(reward, trajectories).keep(trajectories)
     return Report([row_of(t) for t in trajectories], trajectories)
 
 
@@ -459,9 +459,9 @@ def _positive(text: str) -> int:
 
 def _evaluate_from_shell(args: argparse.Namespace) -> str:
     """The table's text; everything that can be refused is refused before the model is loaded."""
+    from ..environment.base import Limits
     from ..search import RemoteSearch
     from ..training.policy import check_model_folder, load_policy
-    from ..training.rollout import Limits
 
     say = lambda line: print(line, file=sys.stderr, flush=True)
     limits = asdict(Limits(**{name: vars(args)[name] for name in Limits.__dataclass_fields__ if name in args}))

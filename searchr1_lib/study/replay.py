@@ -10,13 +10,14 @@ from __future__ import annotations
 import heapq
 import math
 import random
-import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from ..records import Hit, SearchCall, Trajectory
+from ..environment.base import call_all
+from ..environment.search import Search
+from ..records import Hit, ToolCall, Trajectory
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Replayed:
     """
 
     trajectory: Trajectory
-    searches: list[SearchCall] = field(default_factory=list)
+    searches: list[ToolCall] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     choices: list[int | None] = field(default_factory=list)
     instead: str = ""
@@ -87,7 +88,7 @@ class ReplayReport:
         return {
             "searches": len(calls),
             "same_observation": _mean(_read(old) == _read(new) for old, new in calls),
-            "shared_documents": _mean(_document(h) in map(_document, new.hits) for old, new in calls for h in old.hits),
+            "shared_documents": _mean(_document(h) in map(_document, new.result) for old, new in calls for h in old.result),
             "failed": sum(new.error is not None for _, new in calls),
             "parted_at_search": sum(r.search_parts is not None for r in self.rows),
             "tokens": len(scored),
@@ -150,7 +151,7 @@ def replay(
         raise ValueError(f"temperature must not be negative, got {temperature}")
     rows = [Replayed(t) for t in trajectories]
     if topk is None:
-        topk = max([1, *(len(call.hits) for r in rows for call in r.trajectory.searches)])
+        topk = max([1, *(len(call.result) for r in rows for call in r.trajectory.searches)])
     if topk < 1:
         raise ValueError(f"topk must be at least 1, got {topk}")
     for i in range(0, len(rows), batch_size):
@@ -163,15 +164,10 @@ def replay(
 
 
 def _search_again(rows: Sequence[Replayed], engine, topk: int, timeout: float | None) -> None:
-    from ..training.rollout import ask_engine
-
-    queries = [call.query for r in rows for call in r.trajectory.searches]
+    queries = [call.argument for r in rows for call in r.trajectory.searches]
     if not queries:
         return
-    started = time.perf_counter()
-    found = ask_engine(engine, queries, topk, timeout)
-    seconds = (time.perf_counter() - started) / len(queries)
-    calls = iter([SearchCall(query, hits, seconds, error) for query, (hits, error) in zip(queries, found)])
+    calls = iter(call_all(Search(engine), queries, topk, timeout))
     for r in rows:
         r.searches = [next(calls) for _ in r.trajectory.searches]
 
@@ -180,12 +176,12 @@ def _read_again(rows: Sequence[Replayed], policy, temperature: float) -> None:
     """Fill in ``logprobs`` and ``choices``, from one forward pass over the whole sequences."""
     import torch
 
-    from ..training.grpo import head_logits
     from ..training.learner import Batch
+    from ..training.logits import head_logits
 
     for r in rows:
         _same_tokenizer(r.trajectory, policy)
-    batch = Batch.of([r.trajectory for r in rows], policy.pad_id, policy.device)
+    batch = Batch.of([r.trajectory for r in rows], policy)
     head = policy.lm_head
     with torch.no_grad():
         hidden = policy.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
@@ -223,25 +219,25 @@ def _document(hit: Hit) -> tuple[str, str]:
     return hit.passage.title, hit.passage.text
 
 
-def _read(call: SearchCall) -> tuple:
+def _read(call: ToolCall) -> tuple:
     """What the model reads of a search, apart from the wording of an error."""
-    return call.error is None, [_document(h) for h in call.hits]
+    return call.error is None, [_document(h) for h in call.result]
 
 
 def _search_line(r: Replayed, number: int) -> str:
     old, new = r.trajectory.searches[number], r.searches[number]
-    pairs = enumerate(zip(old.hits, new.hits))
-    rank = next((i for i, (a, b) in pairs if _document(a) != _document(b)), min(len(old.hits), len(new.hits)))
+    pairs = enumerate(zip(old.result, new.result))
+    rank = next((i for i, (a, b) in pairs if _document(a) != _document(b)), min(len(old.result), len(new.result)))
     return (
-        f"{r.trajectory.question.id}, search {number + 1}, rank {rank + 1}: {_cut(old.query)} "
+        f"{r.trajectory.question.id}, search {number + 1}, rank {rank + 1}: {_cut(old.argument)} "
         f"gave {_name(old, rank)}, now {_name(new, rank)}"
     )
 
 
-def _name(call: SearchCall, rank: int) -> str:
+def _name(call: ToolCall, rank: int) -> str:
     if call.error is not None:
         return f"an error ({call.error})"
-    return _cut(call.hits[rank].passage.title or call.hits[rank].passage.text) if rank < len(call.hits) else "nothing"
+    return _cut(call.result[rank].passage.title or call.result[rank].passage.text) if rank < len(call.result) else "nothing"
 
 
 def _token_line(r: Replayed, place: int) -> str:

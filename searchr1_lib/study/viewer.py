@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from ..records import SearchCall, Segment, Trajectory
+from ..records import Segment, ToolCall, Trajectory
 from ..rewards import exact_match, record_choice
 
 #: Questions longer than this are cut where they only name a row of a list.
@@ -296,14 +296,14 @@ def _read_html(segment: Segment, pieces: str, again: dict[tuple[int, int], str],
     return f"<details{'' if folded else ' open'}><summary>{summary}</summary><div class=said>{pieces}</div></details>"
 
 
-def _documents_html(search: SearchCall, gold: Sequence[str]) -> str:
+def _documents_html(search: ToolCall, gold: Sequence[str]) -> str:
     took = f"<small>{search.seconds * 1000:,.1f} ms</small>"
     if search.error is not None:
         return f"<p><strong class=bad>✗ search failed: {_e(search.error)}</strong> {took}</p>"
-    if not search.hits:
+    if not search.result:
         return f"<p><strong>nothing found</strong> {took}</p>"
     rows = []
-    for hit in search.hits:
+    for hit in search.result:
         mark = " <mark>★ gold</mark>" if hit.passage.id in gold else ""
         rows.append(f"<li>{_e(hit.passage.title)} <small>score {hit.score:.4g}</small>{mark}</li>")
     return f"<ol>{''.join(rows)}</ol>{took}"

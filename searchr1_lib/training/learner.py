@@ -13,16 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from ..records import Trajectory
-from .grpo import (
-    ADVANTAGE_EPS,
-    gae,
-    group_advantages,
-    merge_metrics,
-    policy_loss,
-    token_logprobs_and_entropy,
-    turn_advantages,
-    value_loss,
-)
+from .grpo import ADVANTAGE_EPS, gae, group_advantages, merge_metrics, policy_loss, turn_advantages, value_loss
+from .logits import token_logprobs_and_entropy
 from .policy import Policy
 from .settings import Settings
 
@@ -66,39 +58,30 @@ class Learner:
     # -- advantages ----------------------------------------------------------------------------------
 
     def assign_advantages(self, trajectories: Sequence[Trajectory]) -> None:
-        """Set ``advantage`` of scored rollouts, the G of a question next to each other.
-
-        With credit per token (``credit="turn"``, ``baseline="value"``) each token's advantage stands in
-        ``token_values["advantage"]``, and ``advantage`` is the mean over the sampled tokens.
-        """
+        """Set the ``advantages`` of scored rollouts, one a token; the G of a question stand next to each other."""
         s = self.settings
-        for t in trajectories:
-            t.token_values.pop("advantage", None)  # of other settings
         if s.baseline == "value":
-            by_token = self._by_value(trajectories)
+            rows = self._by_value(trajectories).tolist()
         elif s.credit == "turn":
-            by_token = self._by_turn(trajectories)
+            rows = self._by_turn(trajectories).tolist()
         else:
-            found = group_advantages(
-                [t.reward for t in trajectories], s.num_generations, scale_rewards=s.scale_rewards, baseline=s.baseline
-            )
-            for t, advantage in zip(trajectories, found.tolist()):
-                t.advantage = advantage
+            how = {"scale_rewards": s.scale_rewards, "baseline": s.baseline}
+            each = group_advantages([t.reward for t in trajectories], s.num_generations, **how).tolist()
+            rows = [[advantage] * len(t.mask) for t, advantage in zip(trajectories, each)]
             if s.top_entropy_quantile < 1:
-                self._only_where_undecided(trajectories)
-            return
-        for t, row in zip(trajectories, by_token.tolist()):
-            row = row[: len(t.mask)]
-            t.token_values["advantage"] = row
-            t.advantage = sum(a for a, m in zip(row, t.mask) if m) / max(1, sum(t.mask))
+                rows = self._only_where_undecided(trajectories, rows)
+        for t, row in zip(trajectories, rows):
+            t.advantages = row[: len(t.mask)]
 
-    def _only_where_undecided(self, trajectories: Sequence[Trajectory]) -> None:
-        """Take the advantage away from the sampled tokens of lower entropy, seen over all of the step."""
+    def _only_where_undecided(self, trajectories: Sequence[Trajectory], rows: list[list[float]]) -> list[list[float]]:
+        """The advantages, but 0 for the sampled tokens of lower entropy, seen over all of the step."""
         entropy = [t.token_values["entropy"] for t in trajectories]
         sampled = torch.tensor([e for row, t in zip(entropy, trajectories) for e, m in zip(row, t.mask) if m])
         least = float(sampled.quantile(1 - self.settings.top_entropy_quantile))
-        for row, t in zip(entropy, trajectories):
-            t.token_values["advantage"] = [t.advantage * (not m or e >= least) for e, m in zip(row, t.mask)]
+        return [
+            [a * (not m or e >= least) for a, e, m in zip(row, undecided, t.mask)]
+            for row, undecided, t in zip(rows, entropy, trajectories)
+        ]
 
     def _by_turn(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         width = max(len(t.turn_rewards) for t in trajectories)
@@ -176,7 +159,7 @@ class Learner:
 
     def _backward(self, trajectories: Sequence[Trajectory], references: dict[int, list[float]] | None) -> dict:
         """Leave ``loss_scale`` times the gradient in ``.grad``; returns the loss's metrics."""
-        trained = sum(sum(_trained(t, self.settings.mask_observations)) for t in trajectories)
+        trained = sum(self._trained_tokens(t) for t in trajectories)
         counts = {"num_sequences": len(trajectories), "num_tokens": max(1, trained)}
         for p in self.parameters():
             p.grad = torch.zeros_like(p)
@@ -191,11 +174,13 @@ class Learner:
                 parts.append(metrics)
         return merge_metrics(parts)
 
+    def _trained_tokens(self, t: Trajectory) -> int:
+        own = sum(t.mask_of(self.policy.name)) + (t.forced is not None)
+        return own if self.settings.mask_observations else len(t.mask)
+
     def _is_idle(self, t: Trajectory) -> bool:
         s = self.settings
-        return not (
-            s.beta or s.entropy_coef or s.baseline == "value" or any(t.token_values.get("advantage", ())) or t.advantage
-        )
+        return not (s.beta or s.entropy_coef or s.baseline == "value" or any(t.advantages))
 
     def _loss(self, part, references, counts) -> tuple[torch.Tensor, dict]:
         s = self.settings
@@ -205,10 +190,7 @@ class Learner:
         sampled = batch.sampled.bool()
         old = torch.where(sampled, old, logprobs.detach())  # what the policy did not sample has ratio 1 and no KL
         reference = _column([references[id(t)] for t in part], batch) if references else None
-        if "advantage" in part[0].token_values:
-            advantages = _column([t.token_values["advantage"] for t in part], batch)
-        else:
-            advantages = torch.tensor([t.advantage for t in part], device=logprobs.device)
+        advantages = _column([t.advantages for t in part], batch)
         if batch.forced.any():
             advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
         loss, metrics = policy_loss(
@@ -277,7 +259,7 @@ class Learner:
 
     def _hidden(self, part: Sequence[Trajectory]) -> tuple[torch.Tensor, Batch]:
         """The states (B, T, H) that predict each token, and the tokens."""
-        batch = Batch.of(part, self.policy.pad_id, self.policy.device, self.settings.mask_observations)
+        batch = Batch.of(part, self.policy, mask_observations=self.settings.mask_observations)
         # padding stands on the right, where no token looks: without a mask attention takes its faster causal path
         hidden = self.policy.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
         return hidden[:, :-1], batch
@@ -410,17 +392,22 @@ class Batch:
     starts: list[int]
 
     @classmethod
-    def of(cls, part: Sequence[Trajectory], pad: int, device, mask_observations: bool = True) -> Batch:
+    def of(cls, part: Sequence[Trajectory], policy: Policy, *, mask_observations: bool = True) -> Batch:
+        """The batch for a policy: what another one wrote is as little its own as an observation."""
         width = max(map(_length, part))
         ids, sampled, forced, mask = [], [], [], []
         for t in part:
-            before, after, at = [0] * (len(t.prompt_ids) - 1), [0] * (width - _length(t)), _forced(t)
-            ids.append(t.prompt_ids + t.completion_ids + [pad] * len(after))
-            sampled.append(before + t.mask + after)
-            forced.append(before + [int(i == at) for i in range(len(t.mask))] + after)
-            mask.append(before + _trained(t, mask_observations) + after)
-        made = [torch.tensor(x, device=device) for x in (ids, sampled, forced, mask)]
-        return cls(*made, starts=[len(t.prompt_ids) - 1 for t in part])
+            before, after = [0] * (len(t.prompt_ids) - 1), [0] * (width - _length(t))
+            own, decides = t.mask_of(policy.name), [int(i == t.forced) for i in range(len(t.mask))]
+            ids.append(t.prompt_ids + t.completion_ids + [policy.pad_id] * len(after))
+            sampled.append(before + own + after)
+            forced.append(before + decides + after)
+            # of a forced tag only the token that decides: the others are certain, and blame on what is certain spoils
+            # it without any gain (the tag of a blamed answer was misspelt after some dozens of steps)
+            trained = [int(m or d) for m, d in zip(own, decides)] if mask_observations else [1] * len(own)
+            mask.append(before + trained + after)
+        tensors = [torch.tensor(x, device=policy.device) for x in (ids, sampled, forced, mask)]
+        return cls(*tensors, starts=[len(t.prompt_ids) - 1 for t in part])
 
 
 def _blame_what_it_would_do(advantages: torch.Tensor, logprobs: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
@@ -430,7 +417,6 @@ def _blame_what_it_would_do(advantages: torch.Tensor, logprobs: torch.Tensor, fo
     has none: the rarer the token already, the larger its share. Times pi, it is the gradient of the policy's own
     expected blame, A d(pi), which ends when the policy would not do it any more.
     """
-    advantages = advantages.unsqueeze(1).expand_as(logprobs) if advantages.ndim == 1 else advantages
     return torch.where(forced.bool() & (advantages < 0), advantages * logprobs.exp(), advantages)
 
 
@@ -439,30 +425,6 @@ def _column(values: list[list[float]], batch: Batch) -> torch.Tensor:
     width = batch.mask.shape[1]
     rows = [[0.0] * start + v + [0.0] * (width - start - len(v)) for v, start in zip(values, batch.starts)]
     return torch.tensor(rows, device=batch.mask.device)
-
-
-def _trained(t: Trajectory, mask_observations: bool) -> list[int]:
-    """1 for each token of the completion that is trained."""
-    if not mask_observations:
-        return [1] * len(t.mask)
-    forced = _forced(t)
-    return [int(m or i == forced) for i, m in enumerate(t.mask)]
-
-
-def _forced(t: Trajectory) -> int | None:
-    """The token that decides for ``t.first_action``: the one in which the tag's name begins. The rest is spelling.
-
-    None where nothing was forced. Not the whole tag: its other tokens are certain, and blame on what is certain
-    spoils it without any gain (the tag of a blamed answer was misspelt after some dozens of steps).
-    """
-    seen = ""
-    for segment in t.segments if t.first_action else ():
-        for i in range(segment.start, segment.end) if segment.by_model else ():
-            if not t.mask[i]:
-                seen += t.tokens[i]
-                if f"<{t.first_action[0]}" in seen:
-                    return i
-    return None
 
 
 def _length(t: Trajectory) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from ..environment.base import Limits
 from .grpo import BASELINES, KL_ESTIMATORS, LOSS_TYPES
-from .rollout import Limits
 
 OPTIMISERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit")
 _ALLOWED = {

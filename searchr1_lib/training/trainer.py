@@ -29,14 +29,13 @@ import torch
 from ..files import TrajectoryLog, write_whole
 from ..records import Question, Trajectory
 from ..rewards import SearchR1Reward, score
-from ..study.evaluate import row_of
 from .grpo import groups_without_variance
 from .learner import Learner, TrainingError
 from .policy import Policy, attach_lora
 from .rollout import rollout
 from .settings import Settings
 
-FORMAT = 2  # of a run's folder; another number is another layout
+FORMAT = 3  # of a run's folder; another number is another layout
 
 
 class Trainer:
@@ -149,25 +148,21 @@ class Trainer:
         s, size = self.settings, self.settings.num_generations
         generator = torch.Generator(device=self.policy.device).manual_seed(s.seed * 1_000_003 + self.step)
         questions, drawn, chosen = self.questions_of(self.step), [], []
+        how = {"num_generations": size, "temperature": s.temperature, "generator": generator, **s.limits()}
         for attempt in range(s.dynamic_sampling + 1):
-            made = rollout(
-                self.policy,
-                questions,
-                self.engine,
-                num_generations=size,
-                temperature=s.temperature,
-                generator=generator,
-                first_action=s.first_actions(self.step),
-                **s.limits(),
-            )
-            score(self.reward, made)
-            for i, t in enumerate(made):
-                t.step, t.group, t.advantage = self.step, f"{self.step}:{len(drawn) // size + i // size}", 0.0
-            drawn += made
-            flat = groups_without_variance([t.reward for t in made], size).tolist() if s.dynamic_sampling else []
+            fresh = rollout(self.policy, questions, self.engine, first_action=s.first_actions(self.step), **how)
+            score(self.reward, fresh).keep(fresh)
+            for i, t in enumerate(fresh):
+                t.step, t.group = self.step, f"{self.step}:{(len(drawn) + i) // size}"
+            drawn += fresh
+            flat = groups_without_variance([t.reward for t in fresh], size).tolist() if s.dynamic_sampling else []
             if not any(flat) or attempt == s.dynamic_sampling:
-                return drawn, chosen + made
-            chosen += [t for i, t in enumerate(made) if not flat[i // size]]
+                return drawn, chosen + fresh
+            for i, t in enumerate(fresh):
+                if flat[i // size]:
+                    t.advantages = [0.0] * len(t.mask)  # it is logged, not trained on
+                else:
+                    chosen.append(t)
             questions = random.Random(f"{s.seed}/{self.step}/{attempt}").choices(self.questions, k=sum(flat))
 
     def questions_of(self, step: int) -> list[Question]:
