@@ -21,6 +21,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from ..metrics import EQUAL_REWARDS
+
 ADVANTAGE_EPS = 1e-4  #: added to every standard deviation, as TRL does
 CISPO_CAP = 5.0  #: cap of the ratio in ``cispo`` when none is given (ScaleRL, arXiv 2510.13786)
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo")
