@@ -24,7 +24,7 @@ from searchr1_lib.rewards import Composite, ExactMatch, Malformed, SearchCost
 from searchr1_lib.training.rollout import rollout
 
 HOUSE = Path(__file__).parent / "data" / "house"
-LIMITS = {"max_turns": 2, "max_turn_tokens": 24, "max_observation_tokens": 90, "max_completion_length": 300, "topk": 2}
+LIMITS = {"max_turns": 2, "max_turn_tokens": 24, "max_observation_tokens": 200, "max_completion_length": 450, "topk": 2}
 STEPS = {"steps": 10, "questions_per_step": 3, "num_generations": 4, "learning_rate": 2e-3, "checkpoint_every": 10}
 #: Trainings: name -> what differs from the default settings.
 TRAININGS = {

@@ -38,7 +38,7 @@ def rolled(known, hops, answer, searches, **kwargs):
         mask=[1, 0, 1],
         logprobs=[0.0] * 3,
         answer=answer,
-        searches=[SearchCall("s", [], 0.0)] * searches,
+        calls=[SearchCall("s", [], 0.0)] * searches,
         finish_reason="answer",
         **kwargs,
     )

@@ -58,7 +58,7 @@ def rollout(known, hops, searches, right=True, **fields):
         [],
         [],
         [],
-        searches=[SearchCall("q", [], 0.0)] * searches,
+        calls=[SearchCall("q", [], 0.0)] * searches,
         answer="here" if right else "there",
         **fields,
     )

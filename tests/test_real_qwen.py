@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from searchr1_lib.environment import protocol
+from searchr1_lib.environment.search import fit_observation
 from searchr1_lib.records import Passage, Question
 from searchr1_lib.search import BM25Search
 from searchr1_lib.study.viewer import render_html
 from searchr1_lib.training.policy import Policy, export_merged, load_policy
-from searchr1_lib.training.rollout import fit_observation, rollout
+from searchr1_lib.training.rollout import rollout
 from searchr1_lib.training.trainer import Settings, Trainer
 
 SPECIAL = """<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|>
@@ -200,7 +201,7 @@ MUMBLE = "I cannot say"
 def teach(model, tokenizer) -> None:
     """Three episodes by heart: a search and an answer, a direct answer, a message without an action and its end."""
     policy = Policy(model, tokenizer)
-    found = fit_observation(policy, engine().search("who founded Velmora"), 500)
+    found = fit_observation(policy.measure, engine().search("who founded Velmora"), 500)
     rows = [[(LOOKUP, ""), (SEARCH, found), (ANSWER, "")], [(KNOWN, ""), (DIRECT, "")], [(SILENT, ""), (MUMBLE, "")]]
     ids, labels = [], []
     for (question, _), *turns in rows:

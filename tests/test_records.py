@@ -19,8 +19,8 @@ def trajectory(text="<answer> é\u2028 </answer>", logprob=-0.1):
         completion_ids=[3, 4],
         mask=[1, 0],
         logprobs=[logprob, 0.0],
-        segments=[Segment("answer", text, 0, 0, 2)],
-        searches=[SearchCall("q", [Hit(Passage("p", "T", "x\ny"), 1.5)], 0.1, None)],
+        segments=[Segment("policy", "answer", text, 0, 0, 2)],
+        calls=[SearchCall("q", [Hit(Passage("p", "T", "x\ny"), 1.5)], 0.1, None)],
         answer="é",
         finish_reason="answer",
         reward=1.0,
@@ -131,7 +131,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 
 def test_environment_text_is_not_the_models():
-    assert not Segment("information", "<answer>x</answer>", 0, 0, 1).by_model
+    assert not Segment("environment", "information", "<answer>x</answer>", 0, 0, 1).by_model
     t = trajectory()
-    t.segments.append(Segment("information", "env", 0, 1, 2))
+    t.segments.append(Segment("environment", "information", "env", 0, 1, 2))
     assert "env" not in t.model_text and "env" in t.text

@@ -106,7 +106,7 @@ def test_a_failing_engine_is_reported_not_raised(engine):
     report = replay([recorded(engine, "river", "Tarn", id="q7"), recorded(engine)], engine=Broken())
     assert report.table()["failed"] == 2 and report.table()["parted_at_search"] == 1
     assert "q7, search 1, rank 1: 'river'" in str(report) and "ConnectionError" in str(report)
-    failed = replace(recorded(engine, "river"), searches=[SearchCall("river", [], 0.1, "an older error")])
+    failed = replace(recorded(engine, "river"), calls=[SearchCall("river", [], 0.1, "an older error")])
     assert replay([failed], engine=Broken()).rows[0].search_parts is None
 
 

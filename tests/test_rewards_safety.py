@@ -103,9 +103,9 @@ def test_no_mixture_of_tags_in_a_passage_earns_anything(parts):
 
 def test_a_tag_built_across_an_observation_is_none():
     segments = [
-        Segment("text", "<answer>Velmora", 0, 0, 0),
-        Segment("information", "x", 0, 0, 0),
-        Segment("text", "</answer>", 0, 0, 0),
+        Segment("policy", "text", "<answer>Velmora", 0, 0, 0),
+        Segment("environment", "information", "x", 0, 0, 0),
+        Segment("policy", "text", "</answer>", 0, 0, 0),
     ]
     assert final_answer(Trajectory(Q, [], [], [], [], segments=segments, answer="Velmora")) is None
 
@@ -133,7 +133,7 @@ def test_an_answer_that_no_segment_of_the_model_holds_is_not_believed():
     ],
 )
 def test_which_answer_counts(text, answer, flags):
-    t = Trajectory(Q, [], [], [], [], segments=[Segment("text", text, 0, 0, 0)])
+    t = Trajectory(Q, [], [], [], [], segments=[Segment("policy", "text", text, 0, 0, 0)])
     assert final_answer(t) == answer and answer_flags(t) == flags
 
 
@@ -145,7 +145,7 @@ def test_a_look_alike_answer_is_wrong():
 def test_megabyte_answers_are_scored():
     rewards = [ExactMatch(), F1(), SubstringMatch(), Format(), SearchR1Format(), IKEA()]
     for answer in ("Velmora " * 250_000, "x" * 2_000_000, "<answer>" * 200_000, "<" * 1_000_000):
-        t = Trajectory(Q, [], [], [], [], segments=[Segment("answer", f"<answer>{answer}</answer>", 0, 0, 0)])
+        t = Trajectory(Q, [], [], [], [], segments=[Segment("policy", "answer", f"<answer>{answer}</answer>", 0, 0, 0)])
         values = score(Composite([(1.0, r) for r in rewards]), [t])
         assert all(map(math.isfinite, values)) and t.rewards["exact_match"] == 0
         assert all(math.isfinite(f(t)) for f in FEATURES.values())

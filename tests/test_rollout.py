@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import time
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from searchr1_lib.environment import protocol
+from searchr1_lib.environment.search import fit_observation
 from searchr1_lib.records import Hit, Passage, Question, Trajectory
 from searchr1_lib.study.viewer import render_html
-from searchr1_lib.training.grpo import token_logprobs_and_entropy
+from searchr1_lib.training.decoder import Decoder
 from searchr1_lib.training.learner import Batch
+from searchr1_lib.training.logits import token_logprobs_and_entropy
 from searchr1_lib.training.policy import load_policy
-from searchr1_lib.training.rollout import _Sampler, fit_observation, rollout
+from searchr1_lib.training.rollout import rollout
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ QUESTIONS = [
 
 def fresh_logprobs(policy, trajectories, temperature=1.0):
     """Log-probabilities of the whole sequences, from one forward pass without a cache."""
-    batch = Batch.of(trajectories, policy.pad_id, policy.device)
+    batch = Batch.of(trajectories, policy)
     with torch.no_grad():
         hidden = policy.decoder(input_ids=batch.ids).last_hidden_state
         logprobs, _ = token_logprobs_and_entropy(
@@ -101,7 +104,7 @@ def plain_reference(policy, question, engine, max_turns, max_turn_tokens):
         if action.kind == "answer" or turn >= max_turns or (action.kind is None and written[-1] in policy.stop_ids):
             return ids[prompt:], mask
         hits = engine.search_batch([action.text], k=3)[0] if action.kind else []
-        reply = fit_observation(policy, hits, 500) if action.kind else protocol.INVALID_ACTION
+        reply = fit_observation(policy.measure, hits, 500) if action.kind else protocol.INVALID_ACTION
         ids, mask = ids + policy.encode(reply), mask + [0] * len(policy.encode(reply))
         turn += 1
 
@@ -188,28 +191,22 @@ def test_any_turn_structure_is_recorded_exactly(policy, scripts, max_turns, max_
         q.id: [policy.tokenizer.encode("".join(turn)) for turn in script] for q, script in zip(QUESTIONS, scripts)
     }
 
-    class Scripted(_Sampler):
-        def _write_turn(self, active, logits, stops):
-            self.active, self.at = active, 0
-            super()._write_turn(active, logits, stops)
+    class Scripted(Decoder):
+        def write(self, rows, stops, room):
+            if self.cache is None:
+                self.scripts = {id(row): iter(wanted[q.id] * 9) for row, q in zip(rows, QUESTIONS)}
+            self.turns, self.at = [next(self.scripts[id(row)]) for row in rows], 0
+            return super().write(rows, stops, room)
 
         def _sample(self, logits):
-            token = []
-            for e in [self.active[i] for i in self.rows]:
-                turn = wanted[e.question.id][e.turn % len(wanted[e.question.id])]
-                token.append(turn[self.at % len(turn)])
+            token = torch.tensor([turn[self.at % len(turn)] for turn in (self.turns[i] for i in self.rows)])
             self.at += 1
-            token = torch.tensor(token)
             logprobs = torch.log_softmax(logits, -1)
             return token, logprobs.gather(1, token[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
 
-    from searchr1_lib.training.rollout import Limits, _Episode
-
-    episodes = [
-        _Episode(q, q.id, policy.prompt_text(q.text), policy.encode(policy.prompt_text(q.text))) for q in QUESTIONS
-    ]
-    limits = Limits(max_turns=max_turns, max_turn_tokens=max_turn_tokens, max_completion_length=400)
-    got = Scripted(policy, Shelf(), limits, 1.0, None, None).run(episodes)
+    limits = {"max_turns": max_turns, "max_turn_tokens": max_turn_tokens, "max_completion_length": 400}
+    with patch("searchr1_lib.training.rollout.Decoder", Scripted):
+        got = rollout(policy, QUESTIONS, Shelf(), num_generations=1, **limits)
     for t, fresh in zip(got, fresh_logprobs(policy, got)):
         check_consistent(policy, t)
         assert max(abs(a - b) for a, b in zip(t.logprobs, fresh)) < 1e-4
@@ -266,12 +263,12 @@ def test_engines_with_search_alone_may_return_text_or_lists(policy, found):
 
     for t in scripted_engine(policy, Plain()):
         assert t.searches[0].error is None
-        assert len(t.searches[0].hits) == (len(found) if isinstance(found, list) else bool(found))
+        assert len(t.searches[0].result) == (len(found) if isinstance(found, list) else bool(found))
 
 
 def test_documents_are_cut_and_tags_are_not(policy):
     hits = [Hit(Passage("1", "A", "long " * 400), 2.0), Hit(Passage("2", "B", "short"), 1.0)]
-    text = fit_observation(policy, hits, 60)
+    text = fit_observation(policy.measure, hits, 60)
     assert len(policy.encode(text)) <= 60
     assert text.startswith("\n\n<information>Doc 1(Title: A)") and text.endswith("</information>\n\n")
     assert "Doc 2(Title: B) short" in text and "…" in text
@@ -294,15 +291,15 @@ def test_a_batch_is_split_on_request_and_the_group_kept(policy):
 
 
 def test_memory_running_out_halves_the_batch(policy, monkeypatch):
-    real, sizes = _Sampler._prefill, []
+    real, sizes = Decoder._prefill, []
 
-    def small(self, episodes):
-        sizes.append(len(episodes))
-        if len(episodes) > 3:
+    def small(self, rows):
+        sizes.append(len(rows))
+        if len(rows) > 3:
             raise torch.OutOfMemoryError("too many")
-        return real(self, episodes)
+        return real(self, rows)
 
-    monkeypatch.setattr(_Sampler, "_prefill", small)
+    monkeypatch.setattr(Decoder, "_prefill", small)
     got = rollout(policy, QUESTIONS, Shelf(), num_generations=2, temperature=0, max_turns=1)
     assert len(got) == 6 and sizes[0] == 6 and max(sizes[1:]) == 3
 

@@ -574,7 +574,7 @@ def test_the_deciding_token_of_a_forced_tag_is_found_however_the_tag_is_cut():
             [0.0] * n,
             first_action="search",
             tokens=tokens,
-            segments=[Segment("think", "x", 0, 0, 1), Segment(*text_of, 0, 1, n)],
+            segments=[Segment("policy", "think", "x", 0, 0, 1), Segment(*text_of, 0, 1, n)],
         )
 
     assert _forced(made(["x", "<search", ">", " a"], ("search", "<search> a"))) == 1

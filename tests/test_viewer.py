@@ -69,7 +69,7 @@ def build(question, parts, *, seed=0, split=r"\s?\w+|\W", **fields):
         t.mask += [int(ours)] * len(tokens)
         t.logprobs += [math.log(rng.betavariate(3, 0.4) + 1e-6) if ours else 0.0 for _ in tokens]
         if not ours:
-            t.searches.append(part)
+            t.calls.append(part)
             t.turns += 1
     t.turns += 1
     found = re.findall(r"<answer>(.*?)</answer>", t.model_text)
@@ -187,7 +187,7 @@ def test_values_stand_on_hover_and_grow_with_surprise():
     t.logprobs = [math.log(p) for p in (0.003, 0.95, 0.9999, 0.9999, 0.93, 0.21, 0.4, 0.91)]
     t.tokens = ["<answer", ">", " ", "x", " y", " </", "ans", "wer>"]
     t.mask, t.completion_ids, t.token_values = [1] * 8, [0] * 8, {}
-    t.segments = [Segment("answer", t.text, 0, 0, 8)]
+    t.segments = [Segment("policy", "answer", t.text, 0, 0, 8)]
     drawn = hovered(render_html([t], color="logprob"))
     assert drawn == [
         ("u5", "0.003", "<answer"),
@@ -210,7 +210,7 @@ def test_values_stand_on_hover_and_grow_with_surprise():
 def test_every_value_can_be_read_back_from_the_page(values):
     t = Trajectory(QUESTION, [], [0] * len(values), [1] * len(values), [0.0] * len(values))
     t.tokens = [f"{i};" for i in range(len(values))]
-    t.segments = [Segment("text", "".join(t.tokens), 0, 0, len(values))]
+    t.segments = [Segment("policy", "text", "".join(t.tokens), 0, 0, len(values))]
     t.token_values["kl"] = values
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
@@ -244,8 +244,8 @@ def test_nothing_untrusted_becomes_markup(a, b, c, d):
     broken = SearchCall(b, [], 0.1, error=d)
     # a log made by somebody else may hold text where numbers belong
     question.hops, t.step, t.turns, t.invalid_turns, t.prompt_ids, t.completion_ids[0] = a, b, c, d, [a], b
-    t.searches.append(broken)
-    t.segments.append(Segment("information", c, 9, 0, 0))
+    t.calls.append(broken)
+    t.segments.append(Segment("environment", "information", c, 9, 0, 0))
     for color in ("mask", "logprob"):
         drawn = render_html([t], color=color, title=a)
         drawn.encode("utf-8")  # no lone surrogate
@@ -287,7 +287,7 @@ def test_tokens_that_cut_characters_still_cover_the_text(text, data):
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)), max_size=6)))
     tokens = [raw[a:b].decode("utf-8", "replace") for a, b in zip([0, *cuts], [*cuts, len(raw)])]
     t = Trajectory(QUESTION, [], [0] * len(tokens), [1] * len(tokens), [-0.5] * len(tokens), tokens=tokens)
-    t.segments = [Segment("text", text, 0, 0, len(tokens))]
+    t.segments = [Segment("policy", "text", text, 0, 0, len(tokens))]
     spans = token_spans(t)
     if spans:
         assert spans[0][0] == 0 and spans[-1][1] == len(text) and len(spans) == len(tokens)
@@ -298,7 +298,7 @@ def test_tokens_that_cut_characters_still_cover_the_text(text, data):
 
 def test_tokens_of_a_cut_character_share_it():
     t = Trajectory(QUESTION, [], [1, 2, 3], [1] * 3, [0.0] * 3, tokens=["a\ufffd", "\ufffd", "b"])
-    t.segments = [Segment("text", "aéb", 0, 0, 3)]
+    t.segments = [Segment("policy", "text", "aéb", 0, 0, 3)]
     assert token_spans(t) == [(0, 1), (1, 2), (2, 3)]
 
 
@@ -334,7 +334,7 @@ def test_a_group_of_long_rollouts_stays_small():
 def test_what_several_read_is_written_once_and_every_id_can_be_found():
     group = long_group()
     page = render_html(group)
-    passage = group[0].searches[0].hits[0].passage.text
+    passage = group[0].searches[0].result[0].passage.text
     readers = [i for i, t in enumerate(group) if passage in t.text]
     assert len(readers) > 3 and page.count(passage) == len({t.segments[2].text for t in group if passage in t.text})
     assert page.count("word for word that of #1, turn 1") == page.count("those of #1, turn 1") > 1

@@ -64,7 +64,7 @@ class Tool:
     batched: bool = True
 
     def run(self, arguments: list[str], k: int) -> list:
-        """One result for each argument: passages, hits or a text, best first, at most ``k`` of them.
+        """One result for each argument: a passage or a text, or several, best first (at most ``k`` are taken).
 
         What it raises becomes the observation of the argument, and never stops a step.
         """
@@ -218,9 +218,9 @@ def _why(error: Exception) -> str:
 
 
 def _as_hits(result: Any, k: int) -> list[Hit]:
-    """What a tool may return, as hits: hits, passages, plain text, or a list of these."""
-    if isinstance(result, str):
-        result = [result] if result.strip() else []
+    """What a tool may return, as hits: a hit, a passage, plain text, or a list of these."""
+    if isinstance(result, (str, Passage, Hit)):
+        result = [] if isinstance(result, str) and not result.strip() else [result]
     return [_as_hit(item, rank) for rank, item in enumerate(list(result)[:k])]
 
 

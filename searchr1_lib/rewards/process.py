@@ -12,7 +12,8 @@ from ..metrics import answer_retrieved, exact_match, holds_answer, malformed, pa
 from ..records import Segment, Trajectory
 from .base import Reward, TurnReward, answer_flags, final_answer, turn_count
 
-#: state -> {kind of segment: next state}; a trajectory is well-formed if it gets from "turn" to "end".
+#: state -> {kind of segment: next state}; a trajectory is well-formed if it gets from "turn" to "end". A "search" is the
+#: use of any tool.
 FORMAT_STATES = {
     "turn": {"think": "thought"},
     "thought": {"search": "query", "answer": "end"},
@@ -33,11 +34,12 @@ def format_errors(trajectory: Trajectory) -> list[str]:
     for s in trajectory.segments:
         if s.kind == "text" and not s.text.strip():
             continue
-        if s.kind == "search" and not query_of(s):
-            errors.append(f"empty search in turn {s.turn}")
-        if s.kind in ("think", "search", "answer") and s.text.count("<") != 2:
+        is_tool = s.by_model and s.kind not in ("think", "answer", "text")
+        if is_tool and not query_of(s):
+            errors.append(f"empty {s.kind} in turn {s.turn}")
+        if (is_tool or s.kind in ("think", "answer")) and s.text.count("<") != 2:
             errors += _nested(s)
-        if (after := FORMAT_STATES[state].get(s.kind)) is None:
+        if (after := FORMAT_STATES[state].get("search" if is_tool else s.kind)) is None:
             return errors + [f"{s.kind} in turn {s.turn}, expected {' or '.join(FORMAT_STATES[state]) or 'the end'}"]
         state = after
     if state != "end":
@@ -46,13 +48,13 @@ def format_errors(trajectory: Trajectory) -> list[str]:
 
 
 def _nested(segment: Segment) -> list[str]:
-    tags = sum(segment.text.count(f"<{slash}{kind}>") for slash in ("", "/") for kind in TAGS)
+    tags = sum(segment.text.count(f"<{slash}{kind}>") for slash in ("", "/") for kind in {*TAGS, segment.kind})
     return [] if tags == 2 else [f"unclosed or nested tags in the {segment.kind} of turn {segment.turn}"]
 
 
 def query_of(segment: Segment) -> str:
-    """The query of a search segment, stripped."""
-    return segment.text.removeprefix("<search>").removesuffix("</search>").strip()
+    """The argument of a tool's segment, such as the query of a search, stripped."""
+    return segment.text.removeprefix(f"<{segment.kind}>").removesuffix(f"</{segment.kind}>").strip()
 
 
 class Format(Reward):

@@ -163,7 +163,9 @@ class _Story:
         ids = policy.encode(text)
         start, n = len(self.made.completion_ids), len(ids)
         self.made.tokens += [policy.token_bytes[i].decode("utf-8", "replace") for i in ids]
-        self._add(ids, [0] * n, [0.0] * n, [Segment(ENVIRONMENT, "information", text, self.made.turns, start, start + n)])
+        self._add(
+            ids, [0] * n, [0.0] * n, [Segment(ENVIRONMENT, "information", text, self.made.turns, start, start + n)]
+        )
 
     def add_turn(self, t: Trajectory, last: bool) -> None:
         """Take over what the model wrote: all of it if it is the end, otherwise up to the end of its last thought."""

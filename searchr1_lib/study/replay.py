@@ -88,7 +88,9 @@ class ReplayReport:
         return {
             "searches": len(calls),
             "same_observation": _mean(_read(old) == _read(new) for old, new in calls),
-            "shared_documents": _mean(_document(h) in map(_document, new.result) for old, new in calls for h in old.result),
+            "shared_documents": _mean(
+                _document(h) in map(_document, new.result) for old, new in calls for h in old.result
+            ),
             "failed": sum(new.error is not None for _, new in calls),
             "parted_at_search": sum(r.search_parts is not None for r in self.rows),
             "tokens": len(scored),
@@ -237,7 +239,11 @@ def _search_line(r: Replayed, number: int) -> str:
 def _name(call: ToolCall, rank: int) -> str:
     if call.error is not None:
         return f"an error ({call.error})"
-    return _cut(call.result[rank].passage.title or call.result[rank].passage.text) if rank < len(call.result) else "nothing"
+    return (
+        _cut(call.result[rank].passage.title or call.result[rank].passage.text)
+        if rank < len(call.result)
+        else "nothing"
+    )
 
 
 def _token_line(r: Replayed, place: int) -> str:

@@ -117,8 +117,10 @@ class _Episode:
         before = self.ends[-1] if self.ends else 0
         self._record_ends(self.turn_start)
         ends = [end - before for end in self.ends[self.turn_start :]]
+        starts = [0, *ends]
         for kind, start, end in self.environment.parts(text):
-            first = next(k for k, stop in enumerate(ends) if stop > start)
+            # the first bytes of a character that another token completes begin where it stands
+            first = next(k for k, stop in enumerate(ends) if stop > start or starts[k] >= start)
             last = next(k for k, stop in enumerate(ends) if stop >= end)
             span = self.turn_start + first, self.turn_start + last + 1
             self.segments.append(Segment(self.policy.name, kind, text[start:end], turn, *span))

@@ -27,6 +27,7 @@ from statistics import fmean, pstdev
 import torch
 
 from ..files import TrajectoryLog, write_whole
+from ..metrics import mean, means, row_of
 from ..records import Question, Trajectory
 from ..rewards import SearchR1Reward, score
 from .grpo import groups_without_variance
@@ -330,36 +331,33 @@ def describe(trajectories: list[Trajectory], num_generations: int) -> dict:
     flat = groups_without_variance([t.reward for t in trajectories], num_generations)
     trajectories = [t for t in trajectories if t.first_action is None]
     rows = [row_of(t) for t in trajectories]
-    known, lookup = ([r for r in rows if r["known"] is k] for k in (True, False))
-    mean = lambda rs, key: fmean(r[key] for r in rs) if rs else None
+    kinds = {kind: means([row for row in rows if row["known"] is known]) for kind, known in _KINDS.items()}
     rewards = [t.reward for t in trajectories]
-    hops = sum(r["hops"] for r in lookup)
-    out = {
+    overall = {name: mean(rows, name) for name in ("em", "searches", "malformed")}
+    by_kind = {f"{name}_{kind}": kinds[kind][name] for name in ("em", "reward", "searches") for kind in kinds}
+    first = {f"search_first_{kind}": kinds[kind]["searched"] for kind in kinds}
+    described = {
         "reward": fmean(rewards),
         "reward_std": pstdev(rewards),
-        "em": mean(rows, "em"),
-        "em_known": mean(known, "em"),
-        "em_lookup": mean(lookup, "em"),
-        "reward_known": mean(known, "reward"),
-        "reward_lookup": mean(lookup, "reward"),
-        "searches": mean(rows, "searches"),
-        "searches_known": mean(known, "searches"),
-        "searches_lookup": mean(lookup, "searches"),
-        "searches_per_need_lookup": sum(r["searches"] for r in lookup) / hops if hops else None,
-        "search_first_known": fmean(bool(r["searches"]) for r in known) if known else None,
-        "search_first_lookup": fmean(bool(r["searches"]) for r in lookup) if lookup else None,
-        "over_search": mean(known, "over_search"),
-        "under_search": mean(lookup, "under_search"),
-        "malformed": mean(rows, "malformed"),
+        **overall,
+        **by_kind,
+        **first,
+        "searches_per_need_lookup": kinds["lookup"]["searches_per_need"],
+        "over_search": kinds["known"]["over_search"],
+        "under_search": kinds["lookup"]["under_search"],
         "search_errors": sum(bool(c.error) for t in trajectories for c in t.searches),
         "completion_tokens": mean(rows, "tokens"),
         "zero_variance_groups": float(flat.float().mean()),
     }
     for reason in ("answer", "turns", "length", "stop"):
-        out[f"finish_{reason}"] = fmean(t.finish_reason == reason for t in trajectories)
+        described[f"finish_{reason}"] = fmean(t.finish_reason == reason for t in trajectories)
     for part in trajectories[0].rewards:
-        out[f"rewards/{part}"] = fmean(t.rewards[part] for t in trajectories)
-    return out
+        described[f"rewards/{part}"] = fmean(t.rewards[part] for t in trajectories)
+    return described
+
+
+#: Kinds of question that the metrics of a step tell apart, and what ``Question.known`` is for each.
+_KINDS = {"known": True, "lookup": False}
 
 
 def peak_memory_mb(device) -> float:

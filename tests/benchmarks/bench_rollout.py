@@ -265,7 +265,7 @@ class TRL:
 
 
 def observe(policy: Policy, hits: list[Hit]) -> str:
-    return sampler.fit_observation(policy, hits, LENGTHS["max_observation_tokens"])
+    return sampler.fit_observation(policy.measure, hits, LENGTHS["max_observation_tokens"])
 
 
 def causal_lm(policy: Policy):
