@@ -8,15 +8,15 @@ from __future__ import annotations
 import re
 
 from ..environment.protocol import TAGS
+from ..metrics import answer_retrieved, exact_match, holds_answer, malformed, passages_read
 from ..records import Segment, Trajectory
-from .answer import exact_match, substring_match
 from .base import Reward, TurnReward, answer_flags, final_answer, turn_count
 
 #: state -> {kind of segment: next state}; a trajectory is well-formed if it gets from "turn" to "end".
 FORMAT_STATES = {
     "turn": {"think": "thought"},
-    "thought": {"search": "asked", "answer": "end"},
-    "asked": {"information": "turn"},
+    "thought": {"search": "query", "answer": "end"},
+    "query": {"information": "turn"},
     "end": {},
 }
 
@@ -102,16 +102,7 @@ class Malformed(Reward):
     name = "malformed"
 
     def value(self, trajectory: Trajectory) -> float:
-        return -1.0 if trajectory.invalid_turns else 0.0
-
-
-def answer_retrieved(trajectory: Trajectory) -> bool:
-    """Does a gold answer stand in the title or text of a hit, as whole words after normalisation?"""
-    return any(_holds(hit, trajectory.question.answers) for s in trajectory.searches for hit in s.hits)
-
-
-def _holds(hit, answers) -> bool:
-    return bool(substring_match(f"{hit.passage.title} {hit.passage.text}", answers))
+        return -1.0 if malformed(trajectory) else 0.0
 
 
 class Retrieval(Reward):
@@ -124,19 +115,19 @@ class Retrieval(Reward):
 
     def value(self, trajectory: Trajectory) -> float:
         gold = set(trajectory.question.passages)
-        found = any(hit.passage.id in gold for s in trajectory.searches for hit in s.hits)
-        return float(found or answer_retrieved(trajectory))
+        gold_read = any(passage.id in gold for passage in passages_read(trajectory))
+        return float(gold_read or answer_retrieved(trajectory))
 
 
 def search_turns(trajectory: Trajectory) -> list[int]:
     """The turn in which each executed search was asked: the model's search before each observation."""
-    turns, asked = [], None
+    turns, pending = [], None
     for s in trajectory.segments:
         if s.kind == "search":
-            asked = s.turn
-        elif s.kind == "information" and asked is not None:
-            turns.append(asked)
-            asked = None
+            pending = s.turn
+        elif s.kind == "information" and pending is not None:
+            turns.append(pending)
+            pending = None
     missing = len(trajectory.searches) - len(turns)
     return turns[: len(trajectory.searches)] + [turn_count(trajectory) - 1] * max(0, missing)
 
@@ -162,16 +153,15 @@ class InformationGain(TurnReward):
     def turn_values(self, trajectory: Trajectory) -> list[float]:
         values = [0.0] * turn_count(trajectory)
         gold = set(trajectory.question.passages)
-        found, seen = set(), set()
+        gained, seen = set(), set()
         for turn, search in zip(search_turns(trajectory), trajectory.searches):
             ids = {hit.passage.id for hit in search.hits}
-            if gold:
-                new = (ids & gold) - found
-            else:
-                new = {"answer"} - found if any(_holds(h, trajectory.question.answers) for h in search.hits) else set()
-            values[turn] += len(new) / max(1, len(gold))
+            useful = ids & gold
+            if not gold and any(holds_answer(hit.passage, trajectory.question) for hit in search.hits):
+                useful = {"answer"}
+            values[turn] += len(useful - gained) / max(1, len(gold))
             values[turn] -= self.redundancy * len(ids & seen) / max(1, len(ids))
-            found |= new
+            gained |= useful
             seen |= ids
         return values
 
