@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from searchr1_lib import metrics
+from searchr1_lib.metrics import row_of
 from searchr1_lib.records import Passage, Question, TrajectoryLog
 from searchr1_lib.rewards import SearchR1Reward, handwritten, score
 from searchr1_lib.study import analysis
-from searchr1_lib.study.evaluate import Report, row_of
+from searchr1_lib.study.evaluate import Report
 
 FIRM = Passage("p1", "Gestath Works", "Gestath Works was founded by Ada Miller.")
 ADA = Passage("p2", "Ada Miller", "Ada Miller was a potter.")
@@ -157,9 +159,9 @@ def test_cause_by_how_the_rollout_ended():
 
 
 def test_a_query_names_a_title_by_its_words_of_weight():
-    assert analysis._names("where was Ada Miller born", "Ada Miller")
-    assert not analysis._names("The Distant Bridge of D Hatenmora", "The Distant Winter of Stearrott")
-    assert analysis._names("the of", "The Of")  # a title of nothing else
+    assert metrics._names("where was Ada Miller born", "Ada Miller")
+    assert not metrics._names("The Distant Bridge of D Hatenmora", "The Distant Winter of Stearrott")
+    assert metrics._names("the of", "The Of")  # a title of nothing else
 
 
 def test_cause_without_titles_or_gold_passages():

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from searchr1_lib.data import load_questions, save_questions
+from searchr1_lib.metrics import row_of
 from searchr1_lib.records import Question, SearchCall, Trajectory, TrajectoryLog
 from searchr1_lib.search import BM25Search, SearchError
 from searchr1_lib.study import evaluate as module
+from searchr1_lib.study.analysis import wilson
 from searchr1_lib.study.evaluate import (
     PAPER,
     Report,
@@ -22,8 +24,6 @@ from searchr1_lib.study.evaluate import (
     open_engine,
     paper_table,
     read_sets,
-    row_of,
-    wilson,
 )
 
 SHARED = Path("../shared/data/hotpotqa_train100")
