@@ -126,7 +126,7 @@ def test_the_layout_is_the_papers():
 
 
 def test_sources_name_their_sets(tmp_path):
-    pa = pytest.importorskip("pyarrow")
+    pa, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
 
     rows = [
         {
@@ -138,7 +138,7 @@ def test_sources_name_their_sets(tmp_path):
         for name in PAPER
         for i in range(3)
     ]
-    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")  # Search-R1's own test file
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")  # Search-R1's own test file
     got = read_sets([str(tmp_path / "test.parquet")], limit=2)
     assert [key_of(q)[0] for q in got] == [name for name in PAPER for _ in range(2)]
     plain = tmp_path / "mine.jsonl"

@@ -62,7 +62,7 @@ class Table:
 
     def of_error(self, cause: str) -> np.ndarray:
         """The numbers of the rollouts that are wrong for this reason, a key of ``ERRORS``."""
-        return np.flatnonzero(self["error"] == list(ERRORS).index(cause))
+        return np.flatnonzero(self["error"] == _CAUSES[cause])
 
 
 def read_table(path: str | os.PathLike, passages: Mapping[str, Passage] = {}) -> Table:
@@ -164,9 +164,8 @@ def bootstrap(
     from scipy import stats
 
     ratio = lambda d, w, axis: d.sum(axis) / w.sum(axis)
-    how = {"paired": True, "vectorized": True, "method": "percentile"}
-    low, high = stats.bootstrap((d, w), ratio, n_resamples=samples, rng=seed, **how).confidence_interval
-    return float(low), float(high)
+    drawn = stats.bootstrap((d, w), ratio, paired=True, n_resamples=samples, method="percentile", rng=seed)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def paired(before: Rollouts, after: Rollouts, value: Callable[[Trajectory], float]) -> list[tuple[float, float]]:
@@ -252,8 +251,7 @@ def query_quality(trajectories: Rollouts) -> float | None:
 
     Known questions are left out: they need no search, and the more of them are searched for, the easier the queries.
     """
-    finds = [first_query_finds(t) for t in trajectories if not t.question.known]
-    judged = [f for f in finds if f is not None]
+    judged = [f for t in trajectories if not t.question.known and (f := first_query_finds(t)) is not None]
     return fmean(judged) if judged else None
 
 
@@ -365,7 +363,6 @@ def headline(
         always, never: tables of policies that are made to search, or to answer, first; of several the one
             with the highest reward counts.
     """
-
     get = lambda table, group, metric: table.get(group, {}).get(metric)
     both = lambda group, metric: {"before": get(before, group, metric), "after": get(after, group, metric)}
     forced = {"always searching": always, "never searching": never}
@@ -506,11 +503,7 @@ def setting_table(groups: Sequence[Mapping[str, Any]], figures: Sequence[str]) -
     """``by_setting`` as a Markdown table: the setting, its runs, and each figure with its interval."""
     names = list(groups[0]["setting"]) if groups else []
 
-    def cell(f):
-        if f is None:
-            return None
-        return f"{f['mean']:.3f}" + (f" ({f['low']:.3f} to {f['high']:.3f})" if f["n"] > 1 else "")
-
+    cell = lambda f: f and f"{f['mean']:.3f}" + f" ({f['low']:.3f} to {f['high']:.3f})" * (f["n"] > 1)
     rows = [
         (*map(str, g["setting"].values()), g["runs"], g["failed"], *(cell(g["figures"].get(f)) for f in figures))
         for g in groups

@@ -70,10 +70,9 @@ class Report:
             raise ValueError(f"{path} is not a saved report ({e})") from None
 
     def __str__(self) -> str:
-        head = ("", "n", "EM", "F1", "searches", "per need", "reward")
-        lines = [head]
+        lines = [("", "n", "EM", "F1", "searches", "per need", "reward")]
         for name, m in self.table().items():
-            cells = [m["em"], m["f1"], m["searches"], m["searches_per_need"], m["reward"]]
+            cells = [m[metric] for metric in ("em", "f1", "searches", "searches_per_need", "reward")]
             lines.append((name, str(m["n"]), *("–" if c is None else f"{c:.3f}" for c in cells)))
         return "\n".join("".join(c.ljust(17) if i == 0 else c.rjust(10) for i, c in enumerate(line)) for line in lines)
 
