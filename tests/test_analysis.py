@@ -1,4 +1,4 @@
-"""The analysis: tests and intervals against SciPy and by hand, the taxonomy on rollouts written by hand."""
+"""The analysis: tests and intervals against their formulas and by hand, the taxonomy on rollouts written by hand."""
 
 import math
 import re
@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from searchr1_lib import metrics
 from searchr1_lib.files import TrajectoryLog
+from searchr1_lib.metrics import row_of
 from searchr1_lib.records import Passage, Question
 from searchr1_lib.rewards import SearchR1Reward, handwritten, score
 from searchr1_lib.study import analysis
-from searchr1_lib.study.evaluate import Report, row_of
+from searchr1_lib.study.evaluate import Report
 
 FIRM = Passage("p1", "Gestath Works", "Gestath Works was founded by Ada Miller.")
 ADA = Passage("p2", "Ada Miller", "Ada Miller was a potter.")
@@ -42,8 +44,8 @@ def answer(text, question=BRIDGE, searches=0):
 
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_the_exact_binomial_test(fixed, broken):
-    stats = pytest.importorskip("scipy.stats")
-    wanted = stats.binomtest(fixed, fixed + broken, 0.5).pvalue if fixed + broken else 1.0
+    n = fixed + broken
+    wanted = min(1.0, 2 * sum(math.comb(n, k) for k in range(min(fixed, broken) + 1)) / 2**n)
     assert analysis.mcnemar(fixed, broken) == pytest.approx(wanted, rel=1e-9)
 
 
@@ -52,12 +54,13 @@ def test_mcnemar_refuses_negative_counts():
         analysis.mcnemar(-1, 3)
 
 
-def test_bootstrap_agrees_with_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    d = np.random.default_rng(1).normal(0.3, 1, 80)
-    low, high = analysis.bootstrap(d, samples=9999)
-    wanted = stats.bootstrap((d,), np.mean, method="percentile", rng=2).confidence_interval
-    assert (low, high) == pytest.approx((wanted.low, wanted.high), abs=0.02)
+def test_bootstrap_is_the_spread_of_samples_drawn_anew():
+    d, hops = np.random.default_rng(1).normal(0.3, 1, 80), np.tile([1, 2], 40)
+    drawn = np.random.default_rng(2).multinomial(80, [1 / 80] * 80, size=9999)  # how often each question is drawn
+    for weights in (np.ones(80), hops):
+        wanted = np.quantile(drawn @ d / (drawn @ weights), (0.025, 0.975))
+        assert analysis.bootstrap(d, weights, samples=9999) == pytest.approx(tuple(wanted), abs=0.02)
+    assert analysis.bootstrap(d, samples=9999) == analysis.bootstrap(d, np.ones(80), samples=9999)
 
 
 def test_bootstrap_of_a_ratio_and_of_equal_differences():
@@ -158,9 +161,9 @@ def test_cause_by_how_the_rollout_ended():
 
 
 def test_a_query_names_a_title_by_its_words_of_weight():
-    assert analysis._names("where was Ada Miller born", "Ada Miller")
-    assert not analysis._names("The Distant Bridge of D Hatenmora", "The Distant Winter of Stearrott")
-    assert analysis._names("the of", "The Of")  # a title of nothing else
+    assert metrics._names("where was Ada Miller born", "Ada Miller")
+    assert not metrics._names("The Distant Bridge of D Hatenmora", "The Distant Winter of Stearrott")
+    assert metrics._names("the of", "The Of")  # a title of nothing else
 
 
 def test_cause_without_titles_or_gold_passages():
@@ -274,11 +277,11 @@ def test_calibration_error_by_hand():
 
 
 @given(st.integers(1, 200), st.data())
-def test_wilson_agrees_with_scipy(n, data):
-    stats = pytest.importorskip("scipy.stats")
-    hits = data.draw(st.integers(0, n))
-    wanted = stats.binomtest(hits, n).proportion_ci(method="wilson")
-    assert analysis.wilson(hits, n) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+def test_wilson_is_the_textbooks(n, data):
+    hits, z = data.draw(st.integers(0, n)), 1.959964
+    middle, half = hits + z * z / 2, z * math.sqrt(hits * (n - hits) / n + z * z / 4)
+    wanted = (middle - half) / (n + z * z), (middle + half) / (n + z * z)
+    assert analysis.wilson(hits, n) == pytest.approx(wanted, abs=1e-6)
 
 
 @pytest.mark.parametrize("hits, n", [(0, 0), (3, 2), (-1, 2)])
@@ -333,7 +336,7 @@ def test_the_interval_of_runs_is_students():
     values = [0.6, 0.7, 0.95, 0.8]
     wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert analysis.interval(values) == pytest.approx((wanted.low, wanted.high))
-    assert analysis.interval([0.6, 0.7]) == (0.6, 0.7)
+    assert analysis.interval([0.6, 0.7]) == (0.6, 0.7) and analysis.interval([0.5] * 4) == (0.5, 0.5)
     with pytest.raises(ValueError, match="no values"):
         analysis.interval([])
 

@@ -10,9 +10,11 @@ import pytest
 
 from searchr1_lib.data import load_questions, save_questions
 from searchr1_lib.files import TrajectoryLog
+from searchr1_lib.metrics import row_of
 from searchr1_lib.records import Question, SearchCall, Trajectory
 from searchr1_lib.search import BM25Search, SearchError
 from searchr1_lib.study import evaluate as module
+from searchr1_lib.study.analysis import wilson
 from searchr1_lib.study.evaluate import (
     PAPER,
     Report,
@@ -23,8 +25,6 @@ from searchr1_lib.study.evaluate import (
     open_engine,
     paper_table,
     read_sets,
-    row_of,
-    wilson,
 )
 
 SHARED = Path("../shared/data/hotpotqa_train100")
@@ -127,7 +127,7 @@ def test_the_layout_is_the_papers():
 
 
 def test_sources_name_their_sets(tmp_path):
-    pa = pytest.importorskip("pyarrow")
+    pa, parquet = (pytest.importorskip(name) for name in ("pyarrow", "pyarrow.parquet"))
 
     rows = [
         {
@@ -139,7 +139,7 @@ def test_sources_name_their_sets(tmp_path):
         for name in PAPER
         for i in range(3)
     ]
-    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")  # Search-R1's own test file
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")  # Search-R1's own test file
     got = read_sets([str(tmp_path / "test.parquet")], limit=2)
     assert [key_of(q)[0] for q in got] == [name for name in PAPER for _ in range(2)]
     plain = tmp_path / "mine.jsonl"

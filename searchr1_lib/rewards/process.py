@@ -12,8 +12,8 @@ from ..metrics import answer_retrieved, exact_match, holds_answer, malformed, pa
 from ..records import Segment, Trajectory
 from .base import Reward, TurnReward, answer_flags, final_answer, turn_count
 
-#: state -> {kind of segment: next state}; a trajectory is well-formed if it gets from "turn" to "end". A "search" is the
-#: use of any tool.
+#: state -> {kind of segment: next state}; a trajectory is well-formed if it gets from "turn" to "end". A "search" is
+#: the use of any tool.
 FORMAT_STATES = {
     "turn": {"think": "thought"},
     "thought": {"search": "query", "answer": "end"},

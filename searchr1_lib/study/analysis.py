@@ -14,29 +14,19 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 
+from .. import metrics
+from ..metrics import ERRORS, error_of, first_query_finds, pairs, right, row_of
 from ..records import Passage, Trajectory
-from ..rewards.answer import normalize_answer
-from ..rewards.process import answer_retrieved
-from .evaluate import row_of
 
-#: Why an answer is wrong: name -> what it means, in the order in which ``error_of`` asks.
-ERRORS = {
-    "cut off": "no answer: the tokens or the turns were used up",
-    "malformed": "no answer: the message ended, or the turns went by, without a valid action; or an empty answer",
-    "did not search": "a wrong answer from memory",
-    "copied wrongly": "all gold passages were read; the answer resembles the right one, and stands in no passage",
-    "found but not used": "all gold passages were read, the answer is wrong all the same",
-    "passage not found": "a query named what was missing, the engine did not return it",
-    "wrong hop": "a part of the chain was found, then the model stopped or followed it to a wrong place",
-    "bad query": "no gold passage was found and no query named one",
-}
+Rollouts = Sequence[Trajectory]
+Means = Mapping[str, Mapping[str, float | None]]  # what ``Report.table()`` gives
+
 _CAUSES = {name: number for number, name in enumerate(ERRORS)}
 
 
@@ -72,7 +62,7 @@ class Table:
 
     def of_error(self, cause: str) -> np.ndarray:
         """The numbers of the rollouts that are wrong for this reason, a key of ``ERRORS``."""
-        return np.flatnonzero(self["error"] == list(ERRORS).index(cause))
+        return np.flatnonzero(self["error"] == _CAUSES[cause])
 
 
 def read_table(path: str | os.PathLike, passages: Mapping[str, Passage] = {}) -> Table:
@@ -89,7 +79,9 @@ def read_table(path: str | os.PathLike, passages: Mapping[str, Passage] = {}) ->
     """
     columns: dict[str, array] = {}
     offsets, at = array("q"), 0
-    with _log_lines(path) as lines:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"no trajectory log at {path}")
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
                 break  # cut off by a crash
@@ -109,31 +101,17 @@ def read_table(path: str | os.PathLike, passages: Mapping[str, Passage] = {}) ->
     return Table(Path(path), arrays, np.frombuffer(offsets, np.int64) if offsets else np.empty(0, np.int64))
 
 
-def _log_lines(path: str | os.PathLike):
-    try:
-        return open(path, "rb")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no trajectory log at {path}") from None
-
-
 def _numbers(t: Trajectory, passages: Mapping[str, Passage]) -> dict[str, float]:
     """The row of one rollout in a ``Table``; what does not apply is left out."""
-    cause = error_of(t, passages)
-    found = {
+    row, cause = row_of(t), error_of(t, passages)
+    numbers = {name: row[name] for name in ("known", "hops", "reward", "em", "searches", "tokens", "malformed")} | {
         "step": None if t.step is None else t.step + 1,
-        "known": t.question.known,
-        "hops": t.question.hops,
-        "reward": t.reward,
-        "em": cause is None,
-        "searches": len(t.searches),
-        "tokens": sum(t.mask),
-        "malformed": t.invalid_turns > 0,
         "first_query_found": first_query_finds(t),
         "sureness": sureness(t),
-        "error": None if cause is None else _CAUSES[cause],
+        "error": _CAUSES.get(cause),
     }
-    found |= {f"rewards/{name}": value for name, value in t.rewards.items()}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    numbers |= {f"rewards/{name}": value for name, value in t.rewards.items()}
+    return {name: float(value) for name, value in numbers.items() if value is not None}
 
 
 # ---- before and after ------------------------------------------------------------------------------------
@@ -153,25 +131,21 @@ def mcnemar(fixed: int, broken: int) -> float:
     """
     if fixed < 0 or broken < 0:
         raise ValueError(f"mcnemar: counts must not be negative, got {fixed} and {broken}")
-    n = fixed + broken
-    tail = sum(math.comb(n, k) for k in range(min(fixed, broken) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    if fixed == broken:  # also where nothing changed, which SciPy refuses
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(fixed, fixed + broken).pvalue)
 
 
 def bootstrap(
-    differences: Sequence[float],
-    weights: Sequence[float] | None = None,
-    *,
-    level: float = 0.95,
-    samples: int = 5_000,
-    seed: int = 0,
+    differences: Sequence[float], weights: Sequence[float] | None = None, *, samples: int = 5_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron 1979) of ``sum(differences) / sum(weights)``.
+    """95 % percentile bootstrap interval (Efron 1979) of ``sum(differences) / sum(weights)``.
 
     Args:
         differences: one number a question, such as exact match after minus before.
         weights: one positive number a question, such as the hops it needs (None: all 1, so the mean).
-        level: of the interval.
         samples: how often the questions are drawn anew, with replacement.
         seed: of the drawing.
 
@@ -185,43 +159,29 @@ def bootstrap(
     w = np.ones_like(d) if weights is None else np.asarray(weights, float)
     if not len(d) or d.shape != w.shape:
         raise ValueError(f"bootstrap needs as many weights as differences, and at least one: got {len(w)} and {len(d)}")
-    # how often each question is drawn: one multinomial row a sample
-    drawn = np.random.default_rng(seed).multinomial(len(d), np.full(len(d), 1 / len(d)), size=samples)
-    low, high = np.quantile(drawn @ d / (drawn @ w), ((1 - level) / 2, (1 + level) / 2))
-    return float(low), float(high)
+    if len(d) == 1:  # drawn anew it is always itself; SciPy refuses it
+        return float(d[0] / w[0]), float(d[0] / w[0])
+    from scipy import stats
+
+    ratio = lambda d, w, axis: d.sum(axis) / w.sum(axis)
+    drawn = stats.bootstrap((d, w), ratio, paired=True, n_resamples=samples, method="percentile", rng=seed)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
-def paired(
-    before: Iterable[Trajectory], after: Iterable[Trajectory], value: Callable[[Trajectory], float]
-) -> list[tuple[float, float]]:
+def paired(before: Rollouts, after: Rollouts, value: Callable[[Trajectory], float]) -> list[tuple[float, float]]:
     """``value`` before and after for every question that both sides have; the mean where one has several rollouts.
 
     Raises:
         ValueError: they share no question.
     """
-    first, second = _by_question(before, value), _by_question(after, value)
-    pairs = [(first[question], second[question]) for question in first if question in second]
-    if not pairs:
-        raise ValueError("before and after share no question id: evaluate both on the same questions")
-    return pairs
+    mean = lambda rollouts: fmean(map(value, rollouts))
+    return [(mean(first), mean(second)) for first, second in pairs(before, after)]
 
 
-def _by_question(trajectories: Iterable[Trajectory], value: Callable[[Trajectory], float]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for t in trajectories:
-        found.setdefault(t.question.id, []).append(value(t))
-    return {question: fmean(values) for question, values in found.items()}
-
-
-def right(t: Trajectory) -> float:
-    """1.0 if the answer equals a gold answer (Search-R1's exact match), else 0.0."""
-    return row_of(t)["em"]
-
-
-def flips(before: Iterable[Trajectory], after: Iterable[Trajectory]) -> tuple[int, int]:
+def flips(before: Rollouts, after: Rollouts) -> tuple[int, int]:
     """How many questions were fixed (wrong before, right after) and how many broken; half right counts as right."""
-    pairs = [(b >= 0.5, a >= 0.5) for b, a in paired(before, after, right)]
-    return sum(a and not b for b, a in pairs), sum(b and not a for b, a in pairs)
+    outcomes = [(b >= 0.5, a >= 0.5) for b, a in paired(before, after, right)]
+    return outcomes.count((False, True)), outcomes.count((True, False))
 
 
 @dataclass(frozen=True)
@@ -236,129 +196,63 @@ class Change:
     high: float
 
 
-def changes(before: Sequence[Trajectory], after: Sequence[Trajectory], **how: Any) -> list[Change]:
+def changes(before: Rollouts, after: Rollouts, **how: Any) -> list[Change]:
     """The figures that matter, before and after, with 95 % bootstrap intervals of the difference.
 
     Figures without a question of their kind, or without rewards, are left out.
 
     Args:
-        **how: level, samples and seed, see ``bootstrap``.
+        **how: samples and seed, see ``bootstrap``.
     """
-    found = []
-    for name, belongs, value, weight in _FIGURES:
-        first, second = ([t for t in side if belongs(t)] for side in (before, after))
+    figures = []
+    for name, kind, value, weight in _FIGURES:
+        first, second = (
+            [t for t in side if kind in ("all", metrics.knowledge(t.question)) and value(t) is not None]
+            for side in (before, after)
+        )
         if first and second:
-            pairs, weights = paired(first, second, value), [w for w, _ in paired(first, second, weight)]
-            sums = [sum(side) / sum(weights) for side in zip(*pairs)]
-            found.append(Change(name, len(pairs), *sums, *bootstrap([a - b for b, a in pairs], weights, **how)))
-    return found
+            values, weights = paired(first, second, value), [w for w, _ in paired(first, second, weight)]
+            sums = [sum(side) / sum(weights) for side in zip(*values)]
+            figures.append(Change(name, len(values), *sums, *bootstrap([a - b for b, a in values], weights, **how)))
+    return figures
 
 
-def _known(t: Trajectory) -> bool:
-    return t.question.known is True
-
-
-def _lookup(t: Trajectory) -> bool:
-    return t.question.known is False
-
-
-def _one(t: Trajectory) -> float:
-    return 1.0
-
-
-#: name, which trajectories, value, weight: the figure is the sum of the values over that of the weights.
+_one = lambda t: 1.0
+_searches = lambda t: len(t.searches)
+_tokens = lambda t: sum(t.mask) if t.mask else None
+#: Name, kind of question, value (None: does not count), weight: the figure is the sum of values over that of weights.
 _FIGURES = (
-    ("exact match, all", lambda t: True, right, _one),
-    ("exact match, known", _known, right, _one),
-    ("exact match, look-up", _lookup, right, _one),
-    ("reward", lambda t: t.reward is not None, lambda t: t.reward, _one),
-    ("searches per known question", _known, lambda t: len(t.searches), _one),
-    ("searches per hop needed, look-up", _lookup, lambda t: len(t.searches), lambda t: t.question.hops),
-    ("over-search: known, searched", _known, lambda t: row_of(t)["over_search"], _one),
-    ("under-search: look-up, too few", _lookup, lambda t: row_of(t)["under_search"], _one),
-    ("tokens the model wrote", lambda t: bool(t.mask), lambda t: sum(t.mask), _one),
+    ("exact match, all", "all", right, _one),
+    ("exact match, known", "known", right, _one),
+    ("exact match, look-up", "look-up", right, _one),
+    ("reward", "all", lambda t: t.reward, _one),
+    ("searches per known question", "known", _searches, _one),
+    ("searches per hop needed, look-up", "look-up", _searches, lambda t: t.question.hops),
+    ("over-search: known, searched", "known", metrics.over_search, _one),
+    ("under-search: look-up, too few", "look-up", metrics.under_search, _one),
+    ("tokens the model wrote", "all", _tokens, _one),
 )
 
 
 # ---- why answers are wrong -------------------------------------------------------------------------------
 
 
-def error_of(t: Trajectory, passages: Mapping[str, Passage] = {}) -> str | None:
-    """The cause of a wrong answer, a key of ``ERRORS``; None for a right one.
-
-    Judged from the record alone: the answer, how the rollout ended, and which gold passages its searches
-    returned. A query *names* a passage if it holds more than half of the words of the passage's title, without
-    articles and prepositions; that tells a bad query from a weak engine. An answer is *copied wrongly* if no passage
-    that was read holds it, and at least 60 % of its letters and of a gold answer's are the same, in the same order.
-
-    Args:
-        passages: the corpus by id, for the titles of gold passages. A passage that is not in it counts as
-            named: nobody can blame the query then.
-    """
-    if right(t):
-        return None
-    if not (t.answer or "").strip():
-        used_up = t.finish_reason == "length" or (t.finish_reason == "turns" and not t.invalid_turns)
-        return "cut off" if used_up else "malformed"
-    if not t.searches:
-        return "did not search"
-    gold = t.question.passages
-    if not gold:
-        return "found but not used" if answer_retrieved(t) else "passage not found"
-    missing = set(gold) - {hit.passage.id for call in t.searches for hit in call.result}
-    if not missing:
-        return "copied wrongly" if _miscopied(t) else "found but not used"
-    titles = [passages[i].title if i in passages else "" for i in missing]
-    if any(_names(call.argument, title) for call in t.searches for title in titles):
-        return "passage not found"
-    return "wrong hop" if len(missing) < len(set(gold)) else "bad query"
-
-
-_FILLERS = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "the", "to", "with"}
-
-
-def _names(query: str, title: str) -> bool:
-    words, asked = (re.findall(r"\w+", text.casefold()) for text in (title, query))
-    words = [word for word in words if word not in _FILLERS] or words
-    return not words or 2 * sum(word in asked for word in words) > len(words)
-
-
-def _miscopied(t: Trajectory) -> bool:
-    said = normalize_answer(t.answer)
-    if any(said in normalize_answer(hit.passage.text) for call in t.searches for hit in call.result):
-        return False
-    return any(
-        SequenceMatcher(None, said, normalize_answer(gold), autojunk=False).ratio() >= 0.6
-        for gold in t.question.answers
-    )
-
-
-def errors(trajectories: Iterable[Trajectory], passages: Mapping[str, Passage] = {}) -> dict[str, list[Trajectory]]:
+def errors(trajectories: Rollouts, passages: Mapping[str, Passage] = {}) -> dict[str, list[Trajectory]]:
     """The wrong trajectories by cause: every key of ``ERRORS``, with an empty list where nothing went wrong so."""
-    found: dict[str, list[Trajectory]] = {name: [] for name in ERRORS}
-    for t in trajectories:
-        if (cause := error_of(t, passages)) is not None:
-            found[cause].append(t)
-    return found
+    causes = metrics.grouped(trajectories, lambda t: error_of(t, passages))
+    return {cause: causes.get(cause, []) for cause in ERRORS}
 
 
 # ---- queries ---------------------------------------------------------------------------------------------
 
 
-def first_query_finds(t: Trajectory) -> bool | None:
-    """Whether the first search returned a gold passage; None without a search or without gold passages."""
-    if not t.searches or not t.question.passages:
-        return None
-    return any(hit.passage.id in t.question.passages for hit in t.searches[0].result)
-
-
-def query_quality(trajectories: Iterable[Trajectory]) -> float | None:
+def query_quality(trajectories: Rollouts) -> float | None:
     """Share of the searching trajectories whose first query found a gold passage; None if none can be judged.
 
     Known questions are left out: they need no search, and the more of them are searched for, the easier the queries.
     """
-    found = [f for t in trajectories if not t.question.known and (f := first_query_finds(t)) is not None]
-    return fmean(found) if found else None
+    judged = [f for t in trajectories if not t.question.known and (f := first_query_finds(t)) is not None]
+    return fmean(judged) if judged else None
 
 
 def by_step(table: Table) -> list[dict[str, Any]]:
@@ -370,8 +264,8 @@ def by_step(table: Table) -> list[dict[str, Any]]:
     rows = []
     for step in np.unique(table["step"][~np.isnan(table["step"])]):
         here = table["step"] == step
-        found, cause = table["first_query_found"][here], table["error"][here]
-        judged = found[~np.isnan(found) & (table["known"][here] != 1)]
+        finds, cause = table["first_query_found"][here & (table["known"] != 1)], table["error"][here]
+        judged = finds[~np.isnan(finds)]
         rows.append(
             {"step": int(step), "first_query_found": float(judged.mean()) if len(judged) else None}
             | {f"error/{name}": float((cause == number).mean()) for name, number in _CAUSES.items()}
@@ -428,16 +322,9 @@ def calibration(sure: Sequence[float], correct: Sequence[float], *, bins: int = 
     rows = []
     for number in np.unique(place):
         here = place == number
-        low, high = wilson(int(correct[here].sum()), int(here.sum()))
-        rows.append(
-            {
-                "sure": float(sure[here].mean()),
-                "right": float(correct[here].mean()),
-                "low": low,
-                "high": high,
-                "n": int(here.sum()),
-            }
-        )
+        share, n = float(correct[here].mean()), int(here.sum())
+        low, high = wilson(int(correct[here].sum()), n)
+        rows.append({"sure": float(sure[here].mean()), "right": share, "low": low, "high": high, "n": n})
     return rows
 
 
@@ -446,8 +333,8 @@ def calibration_error(rows: Sequence[Mapping[str, float]]) -> float | None:
     return None if not rows else sum(abs(r["sure"] - r["right"]) * r["n"] for r in rows) / sum(r["n"] for r in rows)
 
 
-def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval (1927) of a share of ``hits`` out of ``n``, 95 % by default.
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927) of a share of ``hits`` out of ``n``.
 
     >>> [round(x, 3) for x in wilson(0, 10)]
     [0.0, 0.278]
@@ -457,18 +344,17 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """
     if not 0 <= hits <= n or n < 1:
         raise ValueError(f"wilson: {hits} hits out of {n}")
-    middle, wide = (hits + z * z / 2) / (n + z * z), z / (n + z * z) * math.sqrt(hits * (n - hits) / n + z * z / 4)
-    return max(0.0, middle - wide), min(1.0, middle + wide)
+    from scipy.stats import binomtest
+
+    low, high = binomtest(hits, n).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 # ---- figures to reach ------------------------------------------------------------------------------------
 
 
 def headline(
-    before: Mapping[str, Mapping],
-    after: Mapping[str, Mapping],
-    always: Sequence[Mapping[str, Mapping]],
-    never: Sequence[Mapping[str, Mapping]],
+    before: Means, after: Means, always: Sequence[Means], never: Sequence[Means]
 ) -> dict[str, dict[str, float | None]]:
     """The figures by which a run is judged, as ``suite.record`` takes them.
 
@@ -477,23 +363,15 @@ def headline(
         always, never: tables of policies that are made to search, or to answer, first; of several the one
             with the highest reward counts.
     """
-
-    def get(table, group, metric):
-        return table.get(group, {}).get(metric)
-
-    def both(group, metric):
-        return {"before": get(before, group, metric), "after": get(after, group, metric)}
-
+    get = lambda table, group, metric: table.get(group, {}).get(metric)
+    both = lambda group, metric: {"before": get(before, group, metric), "after": get(after, group, metric)}
+    forced = {"always searching": always, "never searching": never}
     return {
         "exact match, known": both("known", "em"),
         "exact match, look-up": both("look-up", "em"),
         "searches per known question": both("known", "searches"),
         "searches per hop needed, look-up": both("look-up", "searches_per_need"),
-        "reward": both("all", "reward")
-        | {
-            "always searching": max(get(t, "all", "reward") for t in always),
-            "never searching": max(get(t, "all", "reward") for t in never),
-        },
+        "reward": both("all", "reward") | {k: max(get(t, "all", "reward") for t in ts) for k, ts in forced.items()},
     }
 
 
@@ -524,7 +402,7 @@ def judge(figures: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, 
 
 
 def chooses(figures: Mapping[str, float]) -> bool:
-    """Whether a run's figures (see ``suite.read_runs``) keep both targets for searching: the policy learned the choice."""
+    """Whether a run's figures (see ``suite.read_runs``) keep both targets for searching: it learned the choice."""
     known, hops = "searches per known question", "searches per hop needed, look-up"
     least, most = TARGETS[hops]
     return figures.get("searches, known", math.inf) <= TARGETS[known][1] and least <= figures.get(hops, 0.0) <= most
@@ -550,32 +428,21 @@ def by_setting(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
         "mean", "low", "high" (see ``interval``; cut to what the figure can be), "values" (a run each, in the order of
         the rows) and "n", of the runs that have it.
     """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(repr([row["settings"].get(name) for name in names]), []).append(row)
-    made = []
-    for members in groups.values():
-        whole = [row for row in members if not row["error"]]
-        figures = {}
-        for name in dict.fromkeys(name for row in whole for name in row["figures"]):
-            values = [row["figures"][name] for row in whole if name in row["figures"]]
-            (low, high), (bottom, top) = interval(values), _possible(name)
-            figures[name] = {
-                "mean": fmean(values),
-                "low": max(low, bottom),
-                "high": min(high, top),
-                "values": values,
-                "n": len(values),
-            }
-        made.append(
-            {
-                "setting": {name: members[0]["settings"].get(name) for name in names},
-                "runs": len(whole),
-                "failed": len(members) - len(whole),
-                "figures": figures,
-            }
-        )
-    return sorted(made, key=lambda group: [_order(value) for value in group["setting"].values()])
+    summaries = []
+    for members in metrics.grouped(rows, lambda row: repr([row["settings"].get(name) for name in names])).values():
+        whole = [row["figures"] for row in members if not row["error"]]
+        measured = dict.fromkeys(name for figures in whole for name in figures)
+        figures = {name: _spread(name, [run[name] for run in whole if name in run]) for name in measured}
+        setting = {name: members[0]["settings"].get(name) for name in names}
+        counts = {"runs": len(whole), "failed": len(members) - len(whole)}
+        summaries.append({"setting": setting, **counts, "figures": figures})
+    return sorted(summaries, key=lambda summary: [_order(value) for value in summary["setting"].values()])
+
+
+def _spread(name: str, values: list[float]) -> dict[str, Any]:
+    """A figure over runs, its interval cut to what it can be."""
+    (low, high), (bottom, top) = interval(values), _possible(name)
+    return {"mean": fmean(values), "low": max(low, bottom), "high": min(high, top), "values": values, "n": len(values)}
 
 
 def _possible(figure: str) -> tuple[float, float]:
@@ -590,8 +457,8 @@ def _order(value: Any) -> tuple:
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
 
 
-def interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of the mean of runs; of two, which carry none worth the name, the least and the greatest.
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of runs; of two, which carry none worth the name, their least and greatest.
 
     >>> interval([3.0])
     (3.0, 3.0)
@@ -605,9 +472,8 @@ def interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, fl
         return min(values), max(values)
     from scipy.stats import t
 
-    mean, n = fmean(values), len(values)
-    wide = t.ppf((1 + level) / 2, n - 1) * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    return float(mean - wide), float(mean + wide)
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
 
 
 def differences(
@@ -619,29 +485,25 @@ def differences(
         rows of (setting, seeds that both have, mean difference, low, high); a setting that shares no seed with
         ``base`` is left out.
     """
-    found: dict[str, tuple[dict, dict]] = {}
+    seeds: dict[str, tuple[dict, dict]] = {}
     for row in rows:
         if not row["error"] and figure in row["figures"]:
             setting = {name: row["settings"].get(name) for name in names}
-            found.setdefault(repr(setting), (setting, {}))[1][row["settings"].get("seed")] = row["figures"][figure]
-    _, first = found.get(repr({name: base.get(name) for name in names}), ({}, {}))
-    made = []
-    for setting, values in found.values():
+            seeds.setdefault(repr(setting), (setting, {}))[1][row["settings"].get("seed")] = row["figures"][figure]
+    _, first = seeds.get(repr({name: base.get(name) for name in names}), ({}, {}))
+    compared = []
+    for setting, values in seeds.values():
         shared = [values[seed] - first[seed] for seed in values if seed in first]
         if shared and values is not first:
-            made.append((setting, len(shared), fmean(shared), *interval(shared)))
-    return made
+            compared.append((setting, len(shared), fmean(shared), *interval(shared)))
+    return compared
 
 
 def setting_table(groups: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> str:
     """``by_setting`` as a Markdown table: the setting, its runs, and each figure with its interval."""
     names = list(groups[0]["setting"]) if groups else []
 
-    def cell(f):
-        if f is None:
-            return None
-        return f"{f['mean']:.3f}" + (f" ({f['low']:.3f} to {f['high']:.3f})" if f["n"] > 1 else "")
-
+    cell = lambda f: f and f"{f['mean']:.3f}" + f" ({f['low']:.3f} to {f['high']:.3f})" * (f["n"] > 1)
     rows = [
         (*map(str, g["setting"].values()), g["runs"], g["failed"], *(cell(g["figures"].get(f)) for f in figures))
         for g in groups
@@ -683,13 +545,12 @@ def gradient_noise(products: np.ndarray) -> dict[str, float]:
     signal = (all_of - own.sum()) / (n * (n - 1))
     without = (all_of - 2 * products.sum(axis=1) + 2 * own - own.sum()) / ((n - 1) * (n - 2))
     error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
-    scale, low, high = (
-        float(noise / s) if s > 0 else math.inf for s in (signal, signal + 2 * error, signal - 2 * error)
-    )
-    return {"signal": float(signal), "noise": float(noise), "scale": scale, "scale_low": low, "scale_high": high}
+    over = lambda s: float(noise / s) if s > 0 else math.inf
+    scales = {"scale": over(signal), "scale_low": over(signal + 2 * error), "scale_high": over(signal - 2 * error)}
+    return {"signal": float(signal), "noise": float(noise), **scales}
 
 
-def gradient_agreement(products: np.ndarray, sizes: Sequence[int], *, draws: int = 200, seed: int = 0) -> list[float]:
+def gradient_agreement(products: np.ndarray, sizes: Sequence[int], *, seed: int = 0) -> list[float]:
     """Mean cosine between the gradients of two batches of n different questions, for each n in ``sizes``.
 
     Args:
@@ -701,16 +562,16 @@ def gradient_agreement(products: np.ndarray, sizes: Sequence[int], *, draws: int
     rng = np.random.default_rng(seed)
     if not all(1 <= n <= len(products) // 2 for n in sizes):
         raise ValueError(f"gradient_agreement: sizes must lie between 1 and {len(products) // 2}, got {list(sizes)}")
-    found = []
+    agreement = []
     for n in sizes:
         cosines = []
-        for _ in range(draws):
+        for _ in range(200):
             order = rng.permutation(len(products))
             a, b = order[:n], order[n : 2 * n]
             length = math.sqrt(products[np.ix_(a, a)].sum() * products[np.ix_(b, b)].sum())
             cosines.append(products[np.ix_(a, b)].sum() / length if length else 0.0)
-        found.append(float(np.mean(cosines)))
-    return found
+        agreement.append(float(np.mean(cosines)))
+    return agreement
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------
@@ -739,10 +600,10 @@ def _cell(value: Any) -> str:
     return re.sub(r"([\\|`*_$\[\]])", r"\\\1", text)
 
 
-def change_table(found: Iterable[Change]) -> str:
+def change_table(figures: Iterable[Change]) -> str:
     """``changes`` as a Markdown table."""
     rows = [
-        (c.name, c.n, c.before, c.after, f"{c.after - c.before:+.3f} ({c.low:+.3f} to {c.high:+.3f})") for c in found
+        (c.name, c.n, c.before, c.after, f"{c.after - c.before:+.3f} ({c.low:+.3f} to {c.high:+.3f})") for c in figures
     ]
     return markdown_table(["figure", "questions", "before", "after", "difference (95 % interval)"], rows)
 
@@ -755,8 +616,8 @@ def error_table(before: Mapping[str, Sequence], after: Mapping[str, Sequence]) -
 
 
 def summarise(
-    before: Sequence[Trajectory],
-    after: Sequence[Trajectory],
+    before: Rollouts,
+    after: Rollouts,
     passages: Mapping[str, Passage] = {},
     *,
     transition: int | None = None,
@@ -770,20 +631,16 @@ def summarise(
     """
     fixed, broken = flips(before, after)
     moment = f"part at step {transition}" if transition else "do not part"
-    found = [(name, query_quality(side)) for name, side in (("before", before), ("after", after))]
-    queries = ", ".join(f"{name} {'–' if share is None else f'{share:.1%}'}" for name, share in found)
-    return (
-        "\n\n".join(
-            [
-                "# What the policy learned",
-                f"{steps} training steps; known and look-up questions {moment}.",
-                "## Before and after, on the same questions",
-                change_table(changes(before, after)),
-                f"{fixed} questions fixed, {broken} broken: exact McNemar test p = {mcnemar(fixed, broken):.2g}.",
-                "## Why answers are wrong",
-                error_table(errors(before, passages), errors(after, passages)),
-                f"Gold passage found at the first query, of the rollouts on look-up questions that searched: {queries}.",
-            ]
-        )
-        + "\n"
-    )
+    shares = {"before": query_quality(before), "after": query_quality(after)}
+    queries = ", ".join(f"{name} {'–' if share is None else f'{share:.1%}'}" for name, share in shares.items())
+    paragraphs = [
+        "# What the policy learned",
+        f"{steps} training steps; known and look-up questions {moment}.",
+        "## Before and after, on the same questions",
+        change_table(changes(before, after)),
+        f"{fixed} questions fixed, {broken} broken: exact McNemar test p = {mcnemar(fixed, broken):.2g}.",
+        "## Why answers are wrong",
+        error_table(errors(before, passages), errors(after, passages)),
+        f"Gold passage found at the first query, of the rollouts on look-up questions that searched: {queries}.",
+    ]
+    return "\n\n".join(paragraphs) + "\n"

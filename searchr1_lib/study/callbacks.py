@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from statistics import fmean
 
-from ..files import write_whole
+from ..files import write_json_lines
 from ..records import Question
 from .evaluate import evaluate
 
@@ -46,7 +46,7 @@ class EvaluateEvery:
         before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         self.rows = [row for row in map(json.loads, before) if row["step"] < step]  # a resumed run repeats some
         self.rows.append({"step": step, **report.table()})
-        write_whole(file, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_json_lines(file, self.rows)
 
 
 class EarlyStopping:

@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,21 +27,9 @@ from statistics import fmean
 
 from ..data import SETS, load_questions, load_with_passages
 from ..files import TrajectoryLog, write_whole
+from ..metrics import grouped, groups, means, row_of
 from ..records import Question, Trajectory
-from ..rewards import exact_match, f1_score
 
-METRICS = (
-    "em",
-    "f1",
-    "searches",
-    "searches_per_need",
-    "over_search",
-    "under_search",
-    "malformed",
-    "tokens",
-    "seconds",
-    "reward",
-)
 #: The sets of the paper's table by name (see ``data.SETS``): in which part of it they stand, and under which title.
 PAPER = {
     "nq": ("General QA", "NQ"),
@@ -57,31 +45,14 @@ _WEB = ("http://", "https://")
 
 @dataclass
 class Report:
-    """The outcome of an evaluation: one row a rollout, and the rollouts.
-
-    Row keys: id, source, known, hops, answer, finish_reason and the metrics: em, f1 (both 0..1), searches,
-    need (None where nobody knows), over_search (a known question was searched for), under_search (an
-    unknown one with fewer searches than hops), malformed (a turn held no valid action), tokens (that the
-    model wrote), seconds, reward (None without one).
-    """
+    """The outcome of an evaluation: one row a rollout (see ``metrics.row_of``), and the rollouts."""
 
     rows: list[dict]
     trajectories: list[Trajectory]
 
-    def groups(self) -> dict[str, list[dict]]:
-        """The rows by group; groups without rows are left out."""
-        tests = {
-            "known": lambda r: r["known"] is True,
-            "look-up": lambda r: r["known"] is False,
-            "look-up, 1 hop": lambda r: r["known"] is False and r["hops"] == 1,
-            "look-up, 2 hops": lambda r: r["known"] is False and r["hops"] > 1,
-            "all": lambda r: True,
-        }
-        return {name: rows for name, test in tests.items() if (rows := [r for r in self.rows if test(r)])}
-
     def table(self) -> dict[str, dict[str, float | None]]:
-        """Group -> metric -> mean over its rollouts; also n. ``searches_per_need`` is searches over hops."""
-        return {name: _means(rows) for name, rows in self.groups().items()}
+        """Group -> metric -> mean over its rollouts, see ``metrics.groups`` and ``metrics.means``."""
+        return {name: means(rows) for name, rows in groups(self.rows).items()}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write table and rows as JSON, whole or not at all; the rollouts go to a TrajectoryLog."""
@@ -100,47 +71,11 @@ class Report:
             raise ValueError(f"{path} is not a saved report ({e})") from None
 
     def __str__(self) -> str:
-        head = ("", "n", "EM", "F1", "searches", "per need", "reward")
-        lines = [head]
+        lines = [("", "n", "EM", "F1", "searches", "per need", "reward")]
         for name, m in self.table().items():
-            cells = [m["em"], m["f1"], m["searches"], m["searches_per_need"], m["reward"]]
+            cells = [m[metric] for metric in ("em", "f1", "searches", "searches_per_need", "reward")]
             lines.append((name, str(m["n"]), *("–" if c is None else f"{c:.3f}" for c in cells)))
         return "\n".join("".join(c.ljust(17) if i == 0 else c.rjust(10) for i, c in enumerate(line)) for line in lines)
-
-
-def _means(rows: list[dict]) -> dict[str, float | None]:
-    means: dict[str, float | None] = {"n": len(rows)}
-    for name in METRICS:
-        values = [r[name] for r in rows if r.get(name) is not None]
-        means[name] = fmean(values) if values else None
-    hops = sum(r["hops"] for r in rows if r["known"] is False)
-    searches = sum(r["searches"] for r in rows if r["known"] is False)
-    means["searches_per_need"] = searches / hops if hops else None
-    return means
-
-
-def row_of(t: Trajectory) -> dict:
-    """What an evaluation says of one rollout; see ``Report`` for the keys."""
-    q, searches = t.question, len(t.searches)
-    need = {True: 0, False: q.hops, None: None}[q.known]
-    return {
-        "id": q.id,
-        "source": q.source,
-        "known": q.known,
-        "hops": q.hops,
-        "answer": t.answer,
-        "finish_reason": t.finish_reason,
-        "em": exact_match(t.answer, q.answers),
-        "f1": f1_score(t.answer, q.answers),
-        "searches": searches,
-        "need": need,
-        "over_search": None if q.known is None else float(bool(q.known and searches)),
-        "under_search": None if q.known is None else float(not q.known and searches < q.hops),
-        "malformed": float(t.invalid_turns > 0),
-        "tokens": sum(t.mask),
-        "seconds": t.seconds,
-        "reward": t.reward,
-    }
 
 
 def evaluate(
@@ -172,74 +107,72 @@ def evaluate(
     import torch
 
     from ..rewards import score
-    from ..training.rollout import rollout
 
-    questions = list(questions)
     if not questions:
         raise ValueError("evaluate: no questions")
-    generator = torch.Generator(device=policy.device).manual_seed(seed)
-    per_batch = max(1, batch_size // num_generations)
-    trajectories: list[Trajectory] = []
-    for i in range(0, len(questions), per_batch):
-        trajectories += rollout(
-            policy,
-            questions[i : i + per_batch],
-            engine,
-            num_generations=num_generations,
-            temperature=temperature,
-            generator=generator,
-            **rollout_settings,
-        )
-        if report:
-            report(f"evaluated {min(i + per_batch, len(questions))} of {len(questions)} questions")
+    how = {"temperature": temperature, "generator": torch.Generator(device=policy.device).manual_seed(seed)}
+    how |= {"num_generations": num_generations, **rollout_settings}
+    batches = _batches(policy, questions, engine, max(1, batch_size // num_generations), report, **how)
+    trajectories = [t for batch in batches for t in batch]
     if reward is not None:
         score(reward, trajectories).keep(trajectories)
     return Report([row_of(t) for t in trajectories], trajectories)
 
 
+def _batches(policy, questions: Sequence[Question], engine, size: int, report, **how) -> Iterator[list[Trajectory]]:
+    """The rollouts, so many questions at a time; what was done with a batch is done before its progress is told."""
+    from ..training.rollout import rollout
+
+    for i in range(0, len(questions), size):
+        yield rollout(policy, questions[i : i + size], engine, **how)
+        if report:
+            report(f"answered {min(i + size, len(questions)):,} of {len(questions):,} questions")
+
+
 # -- the paper's table ----------------------------------------------------------------------------------------------
 
 
-def paper_table(rows: Iterable[Mapping], *, samples: int = 1000, seed: int = 0) -> dict[str, dict]:
+def paper_table(rows: Iterable[Mapping]) -> dict[str, dict]:
     """EM, F1 and searches by question set, and averaged over the sets, with 95 % intervals.
 
     Args:
         rows: as in ``Report.rows``; the part of ``source`` before a slash names the set.
-        samples, seed: of the bootstrap.
 
     Returns:
         set -> {"n", "em", "f1", "searches"}, each of the three {"mean", "low", "high"}: Wilson's interval for the EM
-        of a set, a percentile bootstrap over its questions for the others. The paper's sets come first, in its order.
-        "average" is the unweighted mean over the paper's sets that are there (over all, where none of them is), its
-        "n" their number, and its interval draws the questions of each set anew.
+        of a set, a percentile bootstrap (1,000 samples) over its questions for the others. The paper's sets come
+        first, in its order. "average" is the unweighted mean over the paper's sets that are there (over all, where
+        none of them is), its "n" their number, and its interval draws the questions of each set anew.
 
     Raises:
         ValueError: no rows.
     """
     import numpy as np
 
-    found: dict[str, list[Mapping]] = {name: [] for name in PAPER}
-    for row in rows:
-        found.setdefault(set_of(row["source"]), []).append(row)
-    found = {name: part for name, part in found.items() if part}
-    if not found:
+    from .analysis import wilson
+
+    sets = grouped(rows, lambda row: set_of(row["source"]))
+    sets = {name: sets[name] for name in [*PAPER, *sets] if name in sets}
+    if not sets:
         raise ValueError("paper_table: no rows")
-    averaged = [name for name in found if name in PAPER] or list(found)
-    table: dict[str, dict] = {name: {"n": len(part)} for name, part in found.items()}
-    table["average"] = {"n": len(averaged)}
+    averaged = [name for name in sets if name in PAPER] or list(sets)
+    table: dict[str, dict] = {name: {"n": len(part)} for name, part in sets.items()} | {"average": {"n": len(averaged)}}
+    ends = lambda means: np.quantile(means, (0.025, 0.975))
     for metric in ("em", "f1", "searches"):
-        rng, means, drawn = np.random.default_rng(seed), [], []
-        for name, part in found.items():
-            values = np.array([row[metric] for row in part], float)
-            again = np.array([values[rng.integers(0, len(values), len(values))].mean() for _ in range(samples)])
-            low, high = wilson(values.sum(), len(values)) if metric == "em" else np.quantile(again, (0.025, 0.975))
-            table[name][metric] = {"mean": float(values.mean()), "low": float(low), "high": float(high)}
-            if name in averaged:
-                means.append(float(values.mean()))
-                drawn.append(again)
-        low, high = np.quantile(np.mean(drawn, axis=0), (0.025, 0.975))
-        table["average"][metric] = {"mean": fmean(means), "low": float(low), "high": float(high)}
+        rng, resampled = np.random.default_rng(0), {}
+        for name, part in sets.items():
+            values, n = np.array([row[metric] for row in part], float), len(part)
+            # a sample at a time: all at once would be gigabytes for a set of 14,000 questions
+            resampled[name] = np.array([values[rng.integers(0, n, n)].mean() for _ in range(1000)])
+            interval = wilson(round(values.sum()), n) if metric == "em" else ends(resampled[name])
+            table[name][metric] = _figure(values.mean(), *interval)
+        mean = fmean(table[name][metric]["mean"] for name in averaged)
+        table["average"][metric] = _figure(mean, *ends(np.mean([resampled[name] for name in averaged], axis=0)))
     return table
+
+
+def _figure(mean: float, low: float, high: float) -> dict[str, float]:
+    return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
 def format_paper_table(table: Mapping[str, Mapping]) -> str:
@@ -254,27 +187,15 @@ def format_paper_table(table: Mapping[str, Mapping]) -> str:
     def line(name: str, cells: Iterable[str]) -> str:
         return name.ljust(10) + "".join(cell.rjust(width) for cell, width in zip(cells, widths))
 
-    def cells(show: Callable[[Mapping], str]) -> list[str]:
-        return [show(table[c]) if c in table else "–" for c in columns]
-
-    lines = [line("", heads), line("", titles), line("n", cells(lambda m: f"{m['n']:,}"))]
+    parts = [table.get(c) for c in columns]
+    lines = [line("", heads), line("", titles), line("n", [f"{m['n']:,}" if m else "–" for m in parts])]
     for metric, name in (("em", "EM"), ("f1", "F1"), ("searches", "searches")):
-        lines.append(line(name, cells(lambda m: f"{m[metric]['mean']:.3f}")))
-        lines.append(line("  95 %", cells(lambda m: f"{m[metric]['low']:.3f}–{m[metric]['high']:.3f}")))
+        figures = [m and m[metric] for m in parts]
+        lines.append(line(name, [f"{f['mean']:.3f}" if f else "–" for f in figures]))
+        lines.append(line("  95 %", [f"{f['low']:.3f}–{f['high']:.3f}" if f else "–" for f in figures]))
     if (n := table["average"]["n"]) < len(PAPER):
         lines.append(f"Avg.: over {n} set{'s' * (n != 1)}" + " of the paper's seven" * bool(set(PAPER) & set(table)))
     return "\n".join(lines)
-
-
-def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927), 95 % by default; never outside [0, 1].
-
-    >>> [round(x, 3) for x in wilson(0, 10)]
-    [0.0, 0.278]
-    """
-    share, more = successes / n, z * z / n
-    middle, half = share + more / 2, z * math.sqrt(share * (1 - share) / n + more / (4 * n))
-    return max(0.0, (middle - half) / (1 + more)), min(1.0, (middle + half) / (1 + more))
 
 
 def set_of(source: str) -> str:
@@ -285,26 +206,6 @@ def set_of(source: str) -> str:
 # -- from the shell -------------------------------------------------------------------------------------------------
 
 
-def answer_all(
-    policy,
-    questions: Sequence[Question],
-    engine,
-    log: TrajectoryLog,
-    *,
-    batch_size: int = 64,
-    report: Callable[[str], None] | None = None,
-    **rollout_settings,
-) -> None:
-    """Answer questions greedily, one rollout each, and append them to the log batch by batch."""
-    from ..training.rollout import rollout
-
-    for i in range(0, len(questions), batch_size):
-        part = questions[i : i + batch_size]
-        log.append(rollout(policy, part, engine, num_generations=1, temperature=0.0, **rollout_settings))
-        if report:
-            report(f"answered {i + len(part):,} of {len(questions):,} questions")
-
-
 def answered(log: TrajectoryLog, questions: Sequence[Question]) -> dict[tuple[str, str], dict]:
     """The rows (see ``Report``) of the questions that stand in a log, by set and id; the last one counts.
 
@@ -313,15 +214,15 @@ def answered(log: TrajectoryLog, questions: Sequence[Question]) -> dict[tuple[st
     Raises:
         ValueError: the log has another question under the same set and id.
     """
-    asked = {key_of(q): q for q in questions}
+    wanted = {key_of(q): q for q in questions}
     rows = {}
     for t in log if log.path.exists() else ():
         key = key_of(t.question)
-        if key not in asked:
+        if key not in wanted:
             continue
-        if t.question.text != asked[key].text:
+        if t.question.text != wanted[key].text:
             raise ValueError(f"{log.path} answers another question {key[1]!r} of {key[0]}; choose another --out")
-        t.question = asked[key]
+        t.question = wanted[key]
         rows[key] = row_of(t) | {"failed": sum(bool(c.error) for c in t.searches)}
     return rows
 
@@ -342,21 +243,21 @@ def read_sets(sources: Sequence[str], limit: int | None) -> list[Question]:
     Raises:
         ValueError: two questions of one set with one id; what ``load_questions`` raises.
     """
-    found: dict[tuple[str, str], Question] = {}
-    counts: dict[str, int] = {}
+    kept: dict[tuple[str, str], Question] = {}
+    counts: Counter[str] = Counter()
     for source in _each(sources):
         label, path = _split(source)
         several = Path(path).exists() or path == "search-r1"  # may hold more than one set
         for q in load_questions(path, limit=None if several else limit):
             q.source = label or q.source or _label(path)
             name = set_of(q.source)
-            counts[name] = counts.get(name, 0) + 1
+            counts[name] += 1
             if limit is not None and counts[name] > limit:
                 continue
-            if key_of(q) in found:
+            if key_of(q) in kept:
                 raise ValueError(f"{source}: {name} has another question {q.id!r}; name its set with SET={path}")
-            found[key_of(q)] = q
-    return list(found.values())
+            kept[key_of(q)] = q
+    return list(kept.values())
 
 
 def _each(sources: Sequence[str]) -> list[str]:
@@ -394,8 +295,8 @@ def open_engine(name: str, sources: Sequence[str] = (), limit: int | None = None
     if name.startswith("web:"):
         return search.WebSearch(name.removeprefix("web:"))
     if name == "passages":
-        found = {p.id: p for s in _each(sources) for p in load_with_passages(_split(s)[1], limit=limit)[1]}
-        return search.BM25Search(list(found.values()))
+        passages = {p.id: p for s in _each(sources) for p in load_with_passages(_split(s)[1], limit=limit)[1]}
+        return search.BM25Search(list(passages.values()))
     return search.LocalSearch(name)
 
 
@@ -471,16 +372,9 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
     if prompt is not None and "{question}" not in prompt:
         raise ValueError(f"{args.prompt}: the prompt has no {{question}}")
     engine_name = RemoteSearch(args.engine).address if args.engine.startswith(_WEB) else args.engine  # no password
-    settings = {
-        "model": args.model,
-        "weights": _fingerprint(args.model),
-        "adapter": _fingerprint(args.adapter),
-        "engine": engine_name,
-        "prompt": prompt,
-        "quantize": not args.no_quantize,
-        "thinking": args.thinking,
-        "limits": limits,
-    }
+    loading = {"prompt": prompt, "quantize": not args.no_quantize, "thinking": args.thinking}
+    weights = {"weights": _fingerprint(args.model), "adapter": _fingerprint(args.adapter)}
+    settings = {"model": args.model, **weights, "engine": engine_name, **loading, "limits": limits}
     log = TrajectoryLog(args.out / "trajectories.jsonl")
     if log.path.exists():
         _check_same(args.out / "settings.json", settings)
@@ -491,16 +385,10 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
         with redirect_stdout(sys.stderr):  # what an engine says of itself is no part of the table
             engine = open_engine(args.engine, args.data, args.limit)
         engine.search(left[0].text, k=1)  # an engine that is down must not cost an evaluation
-        policy = load_policy(
-            args.model,
-            adapter=args.adapter,
-            lora=bool(args.adapter),
-            prompt=prompt,
-            quantize=not args.no_quantize,
-            thinking=args.thinking,
-        )
+        policy = load_policy(args.model, adapter=args.adapter, lora=bool(args.adapter), **loading)
         write_whole(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
-        answer_all(policy, left, engine, log, batch_size=args.batch_size, report=say, **limits)
+        for batch in _batches(policy, left, engine, args.batch_size, say, num_generations=1, temperature=0.0, **limits):
+            log.append(batch)
         done = answered(log, questions)
     table, failed = paper_table(done.values()), sum(row["failed"] for row in done.values())
     write_whole(args.out / "report.json", json.dumps({"table": table, "failed_searches": failed}, indent=1) + "\n")
