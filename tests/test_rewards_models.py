@@ -102,7 +102,7 @@ class Server:
 
 
 def chat(server, **more):
-    return ChatEndpoint(server.url, "judge-1", wait=0.01, **more)
+    return ChatEndpoint(server.url, "judge-1", **more)
 
 
 def answered(answer, gold="Velmora", id="q1"):
@@ -243,11 +243,11 @@ def test_retries_on_faults_that_pass():
 @pytest.mark.parametrize(
     "fault, says",
     [
-        ((401, {"error": "bad key"}), "HTTP 401"),
-        ((404, {}), "HTTP 404"),
-        ((307, {}), "HTTP 307"),
-        ((200, {"choices": []}), "not that of a chat endpoint"),
-        ((200, []), "not that of a chat endpoint"),
+        ((401, {"error": "bad key"}), "HTTP status 401"),
+        ((404, {}), "HTTP status 404"),
+        ((307, {}), "HTTP status 307"),
+        ((200, {"choices": []}), "not of the form"),
+        ((200, []), "not of the form"),
         ((200, {"choices": [{"message": {"content": None}}]}), "no text"),
     ],
 )
@@ -471,7 +471,7 @@ def test_calibrations_on_numbers():
 
 def test_an_embeddings_endpoint_gives_the_local_encoders_values(minilm):
     with Server(embed=lambda texts: minilm.encode(texts, normalize=False).tolist()) as server:
-        remote = EmbeddingsEndpoint(server.url, "minilm", wait=0.01)
+        remote = EmbeddingsEndpoint(server.url, "minilm")
         texts = [f"town number {i}" for i in range(5)]
         assert np.allclose(remote.encode(texts, batch_size=2), minilm.encode(texts), atol=1e-5)
         assert len(server.requests) == 3 and remote.encode([]).shape[0] == 0

@@ -193,7 +193,7 @@ def test_no_key_ever_shows(provider, caplog, capfd, tmp_path):
         engine.search("x")
     shown += [str(e.value), repr(engine), engine.name, caplog.text, *capfd.readouterr()]
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert "urllib3" in caplog.text  # the log did hold requests
+    assert "httpx" in caplog.text and "httpcore" in caplog.text  # the log did hold requests
     for name in PROVIDERS[provider].keys:
         if name != "GOOGLE_CSE_ID":  # names a search engine, opens nothing
             assert not [text for text in shown if KEYS[name] in text] and KEYS[name].encode() not in stored

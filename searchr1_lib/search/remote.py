@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-import urllib3
-
 from ..data import split_contents
 from ..records import Hit, Passage
 from .base import Engine, check_batch, clean
-from .http import JsonClient
+from .http import JsonClient, parse_url
 
 MAX_BYTES = 1 << 19  # of the queries in a request; our own server takes twice that
 
@@ -41,7 +39,7 @@ class RemoteSearch(Engine):
     documents, which get the score ``1 / rank``.
 
     Args:
-        url: the address, for instance "http://127.0.0.1:8000/retrieve"; without a path, "/retrieve" is meant.
+        url: the address, for instance "http://127.0.0.1:8000/retrieve"; without a path, or with "/", "/retrieve" is meant.
         timeout: seconds that a search may take, with all its tries and waits.
         retries: tries after the first, with growing waits between.
         batch_size: most queries in a request; a larger batch, or one over ``MAX_BYTES``, goes out as several.
@@ -63,13 +61,14 @@ class RemoteSearch(Engine):
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self._url, self.address = _address(url)
+        parts = parse_url(url, "http://host:port/retrieve")
+        parts = parts if parts.path != "/" else parts.copy_with(path="/retrieve")
+        self._url = parts
+        self.address = str(parts.copy_with(username=None, password=None, query=None, fragment=None))
         self.batch_size = batch_size
-        self._client = JsonClient(
-            f"search server {self.address}", timeout=timeout, retries=retries, connections=connections, reasons=True
-        )
-        self._waiting: deque[_Part] = deque()
-        self._lock = threading.Lock()
+        limits = {"timeout": timeout, "retries": retries, "connections": connections}
+        self._client = JsonClient(f"search server {self.address}", parts, explain=_said, **limits)
+        self._waiting: deque[_Part] = deque()  # any thread appends, the client's event loop alone takes
 
     @property
     def name(self) -> str:
@@ -78,10 +77,9 @@ class RemoteSearch(Engine):
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         queries, deadline = check_batch(queries, k), self._client.deadline()
         parts = self._split(queries, int(k), deadline)
-        with self._lock:
-            self._waiting.extend(parts)
+        self._waiting.extend(parts)
         for _ in parts:
-            self._client.threads.submit(self._serve)
+            self._client.submit(self._serve())
         return [hits for part in self._client.wait([part.hits for part in parts], deadline) for hits in part]
 
     def _split(self, queries: list[str], k: int, deadline: float) -> list[_Part]:
@@ -94,53 +92,45 @@ class RemoteSearch(Engine):
             parts[-1].bytes += size
         return parts
 
-    def _serve(self) -> None:
-        """Ask for the parts that wait, as many as fit in a request; another thread may have taken ours along."""
-        if not (parts := self._take()):
-            return
-        queries = [query for part in parts for query in part.queries]
-        try:
-            answer = self._client.ask(
-                self._request(queries, parts[0].k),
-                lambda answer: _read(answer, queries),
-                max(part.deadline for part in parts),
-            )
-            for part in parts:
-                part.hits.set_result([hits[: part.k] for hits in answer[: len(part.queries)]])
-                del answer[: len(part.queries)]
-        except Exception as e:
-            for part in parts:
-                part.hits.set_exception(e)
+    async def _serve(self) -> None:
+        """Ask for the parts that wait, as many as fit in a request; another turn may have taken ours along."""
+        async with self._client.slots:
+            if not (parts := self._take()):
+                return
+            queries, deadline = [query for part in parts for query in part.queries], max(p.deadline for p in parts)
+            body = {"queries": queries, "topk": parts[0].k, "return_scores": True}
+            try:
+                async with asyncio.timeout_at(deadline):  # then nobody waits any more
+                    request = {"method": "POST", "url": self._url, "json": body}
+                    hits = iter(await self._client.ask(request, lambda answer: _read(answer, queries), deadline))
+                for part in parts:
+                    part.hits.set_result([next(hits)[: part.k] for _ in part.queries])
+            except Exception as e:
+                for part in parts:
+                    part.hits.set_exception(e)
 
     def _take(self) -> list[_Part]:
         """Parts from the head of the queue, of one ``k``, that somebody still waits for."""
         parts, room, bytes_left = [], self.batch_size, MAX_BYTES
-        with self._lock:
-            while self._waiting:
-                part = self._waiting[0]
-                if parts and (part.k != parts[0].k or len(part.queries) > room or part.bytes > bytes_left):
-                    break
-                self._waiting.popleft()
-                if part.hits.set_running_or_notify_cancel():
-                    parts.append(part)
-                    room, bytes_left = room - len(part.queries), bytes_left - part.bytes
+        while self._waiting:
+            part = self._waiting[0]
+            if parts and (part.k != parts[0].k or len(part.queries) > room or part.bytes > bytes_left):
+                break
+            self._waiting.popleft()
+            if part.hits.set_running_or_notify_cancel():
+                parts.append(part)
+                room, bytes_left = room - len(part.queries), bytes_left - part.bytes
         return parts
 
-    def _request(self, queries: Sequence[str], k: int) -> dict[str, Any]:
-        body = json.dumps({"queries": queries, "topk": k, "return_scores": True}).encode()
-        return {"method": "POST", "url": self._url, "body": body, "headers": {"Content-Type": "application/json"}}
 
-
-def _address(url: str) -> tuple[str, str]:
-    """The whole address, and what may be shown of it: no name, password or key that stands in it."""
+def _said(status: int, body: bytes) -> str:
+    """What a search server says about a request that it refused, if it says it in a known form."""
     try:
-        parts = urllib3.util.parse_url(url)
-    except urllib3.exceptions.LocationParseError:
-        parts = urllib3.util.Url()
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise ValueError("url: expected http://host:port/retrieve or https://…")  # without it: it may hold a key
-    parts = parts._replace(path=parts.path or "/retrieve")
-    return parts.url, parts._replace(auth=None, query=None, fragment=None).url
+        answer = json.loads(body)
+        said = ": " + " ".join(clean(answer.get("error") or answer.get("detail")).split())[:200]
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        said = ""
+    return said + ("; a retrieval server's path is /retrieve" if status == 404 else "")
 
 
 def _read(answer: Any, queries: Sequence[str]) -> list[list[Hit]]:
