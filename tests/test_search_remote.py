@@ -78,7 +78,7 @@ def test_many_callers_share_requests_and_get_their_own_hits(engine, address):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not faults and not remote._waiting
+    assert not faults and not remote._queue
 
 
 def test_waiting_queries_travel_together():

@@ -1,28 +1,22 @@
-"""Asks JSON services: pooled connections, a deadline that holds, retries with backoff, no keys in errors.
-
-Everything is asked on one event loop in a thread of its own, where a deadline cancels whatever is under way (a slow
-name server, an answer that drips a byte at a time), which no time-out of a socket can do.
-"""
+"""Asks JSON services: pooled connections, a deadline that holds, retries with backoff, no keys in errors."""
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import json
 import logging
 import os
 import re
-import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 import tenacity
 
-from .base import SearchError
+from .base import SearchError, clean
 
 MAX_RESPONSE = 64 << 20  # bytes
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses after which another try makes sense
@@ -50,30 +44,19 @@ class _TryAgain(Exception):
         self.wait = wait
 
 
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="http", daemon=True).start()
-    return loop
-
-
-def _refused(status: int, body: bytes) -> str:
-    return ": the key was refused" if status in (401, 403) else ""
-
-
 class JsonClient:
-    """Asks one service; any number of threads may.
+    """Asks one service; any number of threads may. No redirect is followed, and no proxy leads to this machine.
 
     Args:
         service: its name in error messages.
-        url: its address, from ``parse_url``. There is no proxy to this machine, and no redirect is followed.
+        url: its address, from ``parse_url``.
         timeout: seconds that a call may take, with all its tries and waits.
         retries: tries after the first, for refused or broken connections, statuses 429 and 5xx, and answers
             that are cut off.
         connections: requests under way at once.
-        keyed: a key goes along, so other machines are asked over https only.
-        explain: what to add to the error about a status, given status and body. A service that gets a key may
-            repeat it, so its own words are not for errors.
+        keyed: a key goes along: other machines are asked over https only, and errors do not hold the service's own
+            words, which may repeat it.
+        lost: what the error about status 404 says about the address.
         error: what is raised.
 
     Raises:
@@ -89,25 +72,22 @@ class JsonClient:
         retries: int,
         connections: int,
         keyed: bool = False,
-        explain: Callable[[int, bytes], str] = _refused,
+        lost: str = "",
         error: type[Exception] = SearchError,
     ):
         if not (timeout > 0 and retries >= 0 and connections >= 1):
-            raise ValueError(
-                f"timeout={timeout}, retries={retries}, connections={connections}: "
-                "expected more than 0, at least 0, at least 1"
-            )
+            raise ValueError(f"{timeout=} must be more than 0, {retries=} at least 0, {connections=} at least 1")
         here = url.host in ("127.0.0.1", "localhost", "::1")
         if keyed and url.scheme == "http" and not here:
             raise ValueError(f"{service}: the key would travel unencrypted to {url.host}: use https")
-        self.service, self.timeout, self.retries, self.explain, self.error = service, timeout, retries, explain, error
-        self.slots = asyncio.Semaphore(connections)
-        self._loop = _loop()
+        self.service, self.timeout, self.retries = service, timeout, retries
+        self._keyed, self._lost, self._error_class = keyed, lost, error
+        self.threads = ThreadPoolExecutor(connections, thread_name_prefix="http")
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self._client = httpx.AsyncClient(limits=limits, timeout=None, trust_env=not here)
+        self._client = httpx.Client(limits=limits, trust_env=not here)
 
     def deadline(self) -> float:
-        """When a call that begins now has to end, on the clock ``time.monotonic`` (and the event loop's)."""
+        """When a call that begins now has to end, on the clock ``time.monotonic``."""
         return time.monotonic() + self.timeout
 
     def ask_all(self, requests: Sequence[Mapping[str, Any]], read: Callable[[Any], Any]) -> list[Any]:
@@ -117,37 +97,29 @@ class JsonClient:
             error: one of them got no usable answer.
         """
         deadline = self.deadline()
-
-        async def in_turn(request: Mapping[str, Any]) -> Any:
-            async with self.slots:
-                return await self.ask(request, read, deadline)
-
-        return self.wait([self.submit(in_turn(request)) for request in requests], deadline)
-
-    def submit(self, work: Coroutine) -> Future:
-        """Begin ``work`` on the event loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return self.wait([self.threads.submit(self.ask, request, read, deadline) for request in requests], deadline)
 
     def wait(self, futures: Sequence[Future], deadline: float) -> list[Any]:
         """The results of futures; after ``deadline`` or an error the rest is cancelled."""
         try:
             return [future.result(max(0.0, deadline - time.monotonic())) for future in futures]
-        except TimeoutError:
+        except TimeoutError:  # also what no socket's time-out can see: a slow name server, a head that drips
             raise self._error(f"no answer within {self.timeout:g} s") from None
         finally:
             for future in futures:
                 future.cancel()
 
-    async def ask(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
-        """``read(answer)`` of one request (arguments of httpx's ``request``), for who holds one of ``slots``.
+    def ask(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
+        """``read(answer)`` of one request (arguments of httpx's ``request``), in this thread.
 
         ``read`` turns the parsed JSON into what the caller wants, and raises LookupError, TypeError or ValueError
-        where it is not of the service's form. No try begins after ``deadline``; one under way is the caller's to end.
+        where it is not of the service's form.
 
         Raises:
             error: no usable answer.
+            TimeoutError: none before ``deadline`` (``wait`` makes it an error).
         """
-        retrying = tenacity.AsyncRetrying(
+        retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TryAgain),
             wait=lambda state: max(state.outcome.exception().wait, _BACKOFF(state)),
             stop=lambda state: (
@@ -155,33 +127,44 @@ class JsonClient:
             ),
             retry_error_callback=self._give_up,
         )
-        return await retrying(self._try, request, read)
+        return retrying(self._try, request, read, deadline)
 
-    async def _try(self, request: Mapping[str, Any], read: Callable[[Any], Any]) -> Any:
-        body = bytearray()
+    def _try(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
+        body, left = bytearray(), max(1e-3, deadline - time.monotonic())
         try:
-            async with self._client.stream(**request) as response:
-                async for chunk in response.aiter_bytes():
+            with self._client.stream(**request, timeout=left) as response:
+                for chunk in response.iter_bytes():
                     body += chunk
                     if len(body) > MAX_RESPONSE:
                         raise self._error(f"the answer is larger than {MAX_RESPONSE} bytes")
-        except httpx.ConnectError as e:  # the words of the system: a name that cannot be resolved, a bad certificate
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+        except httpx.TimeoutException:
+            raise TimeoutError from None
+        except httpx.ConnectError as e:  # in the system's words: a name that cannot be resolved, a bad certificate
             raise _TryAgain(f"no connection; is the server running? (ConnectError: {e})") from None
-        except httpx.RequestError as e:  # its words may hold a key
+        except httpx.RequestError as e:  # whose words may hold a key
             raise _TryAgain(f"the connection broke ({type(e).__name__})") from None
         if not response.is_success:
-            problem = f"HTTP status {response.status_code}{self.explain(response.status_code, bytes(body))}"
+            problem = f"HTTP status {response.status_code}{self._explain(response.status_code, body)}"
             if response.status_code in _PASSING:
                 raise _TryAgain(problem, _retry_after(response.headers.get("Retry-After")))
             raise self._error(problem)
         try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError):
+            return read(json.loads(body))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             raise _TryAgain("the answer is not JSON, or cut off") from None
-        try:
-            return read(answer)
         except (LookupError, TypeError, ValueError, AttributeError) as e:
             raise self._error(f"the answer is not of the form that this service is known for ({e!r:.200})") from None
+
+    def _explain(self, status: int, body: bytes) -> str:
+        """What there is to say about a refused request: the server's own words if they come in a known form."""
+        said = ": the key was refused" if self._keyed and status in (401, 403) else ""
+        if not self._keyed:
+            with suppress(ValueError, RecursionError, AttributeError, TypeError):
+                answer = json.loads(body)
+                said = ": " + " ".join(clean(answer.get("error") or answer.get("detail")).split())[:200]
+        return said + self._lost if status == 404 else said
 
     def _give_up(self, state: tenacity.RetryCallState) -> None:
         tries = "after 1 try" if state.attempt_number == 1 else f"after {state.attempt_number} tries"
@@ -190,7 +173,7 @@ class JsonClient:
         raise self._error(f"{state.outcome.exception()} ({tries})")
 
     def _error(self, what: str) -> Exception:
-        return self.error(f"{self.service}: {what}")
+        return self._error_class(f"{self.service}: {what}")
 
 
 def parse_url(url: str, example: str) -> httpx.URL:
@@ -215,21 +198,16 @@ def read_key(name: str) -> str:
         ValueError: it cannot be a key. HTTP libraries would put such a header, key and all, into their error.
     """
     key = os.environ.get(name, "").strip()
-    if re.fullmatch(r"[!-~]*", key):
-        return key
-    raise ValueError(
-        f"the environment variable {name} holds blanks, line breaks or letters that no key has; "
-        "was it copied whole and without quotes?"
-    )
+    if not re.fullmatch(r"[!-~]*", key):
+        what = "holds blanks, line breaks or letters that no key has; was it copied whole and without quotes?"
+        raise ValueError(f"the environment variable {name} {what}")
+    return key
 
 
 def _retry_after(value: str | None) -> float:
     """Seconds to wait by this header, which holds a number or a date; 0 without it."""
-    try:
+    with suppress(ValueError):
         return max(0.0, float(value or 0))
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
+    return 0.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
+import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -20,13 +20,12 @@ MAX_BYTES = 1 << 19  # of the queries in a request; our own server takes twice t
 
 
 @dataclass
-class _Part:
-    """Queries that travel together, their size in bytes, and where their hits are awaited."""
+class _Waiting:
+    """A query in the queue, and where its hits are awaited."""
 
+    query: str
     k: int
     deadline: float
-    queries: list[str] = field(default_factory=list)
-    bytes: int = 0
     hits: Future = field(default_factory=Future)
 
 
@@ -39,7 +38,7 @@ class RemoteSearch(Engine):
     documents, which get the score ``1 / rank``.
 
     Args:
-        url: the address, for instance "http://127.0.0.1:8000/retrieve"; without a path, or with "/", "/retrieve" is meant.
+        url: the address, for instance "http://127.0.0.1:8000/retrieve"; without a path, or with "/", that one is meant.
         timeout: seconds that a search may take, with all its tries and waits.
         retries: tries after the first, with growing waits between.
         batch_size: most queries in a request; a larger batch, or one over ``MAX_BYTES``, goes out as several.
@@ -62,13 +61,14 @@ class RemoteSearch(Engine):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         parts = parse_url(url, "http://host:port/retrieve")
-        parts = parts if parts.path != "/" else parts.copy_with(path="/retrieve")
-        self._url = parts
-        self.address = str(parts.copy_with(username=None, password=None, query=None, fragment=None))
-        self.batch_size = batch_size
+        self._url = parts.copy_with(path="/retrieve") if parts.path == "/" else parts
+        self.address = str(self._url.copy_with(username=None, password=None, query=None, fragment=None))
+        self.batch_size, self._connections = batch_size, connections
         limits = {"timeout": timeout, "retries": retries, "connections": connections}
-        self._client = JsonClient(f"search server {self.address}", parts, explain=_said, **limits)
-        self._waiting: deque[_Part] = deque()  # any thread appends, the client's event loop alone takes
+        lost = "; the path of a retrieval server is /retrieve"
+        self._client = JsonClient(f"search server {self.address}", self._url, lost=lost, **limits)
+        self._queue: deque[_Waiting] = deque()
+        self._lock = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -76,67 +76,46 @@ class RemoteSearch(Engine):
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         queries, deadline = check_batch(queries, k), self._client.deadline()
-        parts = self._split(queries, int(k), deadline)
-        self._waiting.extend(parts)
-        for _ in parts:
-            self._client.submit(self._serve())
-        return [hits for part in self._client.wait([part.hits for part in parts], deadline) for hits in part]
+        waiting = [_Waiting(query, int(k), deadline) for query in queries]
+        self._queue.extend(waiting)
+        for _ in range(min(len(waiting), self._connections)):
+            self._client.threads.submit(self._serve)
+        return self._client.wait([one.hits for one in waiting], deadline)
 
-    def _split(self, queries: list[str], k: int, deadline: float) -> list[_Part]:
-        parts: list[_Part] = []
-        for query in queries:
-            size = len(json.dumps(query))
-            if not parts or len(parts[-1].queries) == self.batch_size or parts[-1].bytes + size > MAX_BYTES:
-                parts.append(_Part(k, deadline))
-            parts[-1].queries.append(query)
-            parts[-1].bytes += size
-        return parts
-
-    async def _serve(self) -> None:
-        """Ask for the parts that wait, as many as fit in a request; another turn may have taken ours along."""
-        async with self._client.slots:
-            if not (parts := self._take()):
-                return
-            queries, deadline = [query for part in parts for query in part.queries], max(p.deadline for p in parts)
-            body = {"queries": queries, "topk": parts[0].k, "return_scores": True}
+    def _serve(self) -> None:
+        """Ask until nobody waits; another thread may have taken ours along."""
+        while batch := self._take():
+            body = {"queries": [one.query for one in batch], "topk": batch[0].k, "return_scores": True}
+            request = {"method": "POST", "url": self._url, "json": body}
             try:
-                async with asyncio.timeout_at(deadline):  # then nobody waits any more
-                    request = {"method": "POST", "url": self._url, "json": body}
-                    hits = iter(await self._client.ask(request, lambda answer: _read(answer, queries), deadline))
-                for part in parts:
-                    part.hits.set_result([next(hits)[: part.k] for _ in part.queries])
+                answer = self._client.ask(
+                    request, lambda answer: _read(answer, len(batch)), max(one.deadline for one in batch)
+                )
+                for one, hits in zip(batch, answer):
+                    one.hits.set_result(hits[: one.k])
             except Exception as e:
-                for part in parts:
-                    part.hits.set_exception(e)
+                for one in batch:
+                    one.hits.set_exception(e)
 
-    def _take(self) -> list[_Part]:
-        """Parts from the head of the queue, of one ``k``, that somebody still waits for."""
-        parts, room, bytes_left = [], self.batch_size, MAX_BYTES
-        while self._waiting:
-            part = self._waiting[0]
-            if parts and (part.k != parts[0].k or len(part.queries) > room or part.bytes > bytes_left):
-                break
-            self._waiting.popleft()
-            if part.hits.set_running_or_notify_cancel():
-                parts.append(part)
-                room, bytes_left = room - len(part.queries), bytes_left - part.bytes
-        return parts
-
-
-def _said(status: int, body: bytes) -> str:
-    """What a search server says about a request that it refused, if it says it in a known form."""
-    try:
-        answer = json.loads(body)
-        said = ": " + " ".join(clean(answer.get("error") or answer.get("detail")).split())[:200]
-    except (ValueError, RecursionError, AttributeError, TypeError):
-        said = ""
-    return said + ("; a retrieval server's path is /retrieve" if status == 404 else "")
+    def _take(self) -> list[_Waiting]:
+        """From the head of the queue what fits in a request: queries of one ``k`` that somebody still waits for."""
+        batch, size = [], 0
+        with self._lock:
+            while self._queue and len(batch) < self.batch_size:
+                first = self._queue[0]
+                size += len(json.dumps(first.query))
+                if batch and (first.k != batch[0].k or size > MAX_BYTES):
+                    break
+                self._queue.popleft()
+                if first.hits.set_running_or_notify_cancel():
+                    batch.append(first)
+        return batch
 
 
-def _read(answer: Any, queries: Sequence[str]) -> list[list[Hit]]:
+def _read(answer: Any, number: int) -> list[list[Hit]]:
     results = answer["result"]
-    if len(results) != len(queries):
-        raise ValueError(f"{len(results)} results for {len(queries)} queries")
+    if len(results) != number:
+        raise ValueError(f"{len(results)} results for {number} queries")
     return [[_hit(item, rank) for rank, item in enumerate(hits, 1)] for hits in results]
 
 
