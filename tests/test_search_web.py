@@ -210,6 +210,12 @@ def test_missing_key_and_unknown_service(monkeypatch):
         WebSearch("bing")
 
 
+def test_a_key_goes_to_other_machines_over_https_only():
+    with pytest.raises(ValueError, match=r"unencrypted to example\.org: use https") as e:
+        WebSearch("google", endpoint="http://example.org/search")
+    assert "secret" not in str(e.value)
+
+
 @pytest.mark.parametrize("key", ["secret\nkey", "\u201csecret\u201d", "secret key", "secr\u0435t"])
 def test_a_key_that_cannot_be_one_is_not_shown(monkeypatch, key):
     """HTTP libraries put such a header, key and all, into their error."""

@@ -34,23 +34,23 @@ class Reply:
 class _Endpoint:
     """Posts JSON to ``path`` below a base address, with the key of an environment variable."""
 
-    path: str
-    connections: int  # requests under way at once
+    path, connections = "", 1  # a subclass says where, and how many requests may be under way at once
 
     def __init__(
         self, url: str, model: str, *, key_env: str = "OPENAI_API_KEY", timeout: float = 60.0, retries: int = 6
     ):
-        if parse_url(url, "http://host:port/v1").userinfo:
-            raise ValueError("endpoint url must not hold a password; put the key into an environment variable")
         self.url, self.model, self.name = url.rstrip("/"), model, model
-        key, address = read_key(key_env), parse_url(self.url + self.path, "http://host:port/v1")
-        self._request = {"method": "POST", "url": address, "headers": {"Authorization": f"Bearer {key}"} if key else {}}
+        address, key = parse_url(self.url + self.path, "http://host:port/v1"), read_key(key_env)
+        if address.userinfo:
+            raise ValueError("endpoint url must not hold a password; put the key into an environment variable")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = {"timeout": timeout, "retries": retries, "connections": self.connections}
-        service = f"{address} (model {model!r})"
-        self._client = JsonClient(service, address, keyed=bool(key), error=EndpointError, **limits)
+        options = {"keyed": bool(key), "lost": "; the address of an OpenAI-compatible server often ends in /v1"}
+        self._client = JsonClient(f"{address} (model {model!r})", address, error=EndpointError, **options, **limits)
 
     def _post_all(self, bodies: Sequence[dict[str, Any]], read: Callable[[Any], Any]) -> list[Any]:
-        return self._client.ask_all([{**self._request, "json": {"model": self.model, **body}} for body in bodies], read)
+        requests = [{"json": {"model": self.model, **body}, "headers": self._headers} for body in bodies]
+        return self._client.ask_all(requests, read)
 
 
 class ChatEndpoint(_Endpoint):
@@ -106,13 +106,10 @@ class EmbeddingsEndpoint(_Endpoint):
         if not len(texts):
             return np.zeros((0, 0), dtype=np.float32)
         parts = [[clean(text) for text in texts[i : i + batch_size]] for i in range(0, len(texts), batch_size)]
-
-        def read(answer: dict) -> dict[int, list[float]]:
-            return {item["index"]: item["embedding"] for item in answer["data"]}
-
-        answers = self._post_all([{"input": part} for part in parts], read)
+        by_index = lambda answer: {item["index"]: item["embedding"] for item in answer["data"]}
+        answers = self._post_all([{"input": part} for part in parts], by_index)
         try:
-            rows = [by_index[i] for part, by_index in zip(parts, answers) for i in range(len(part))]
+            rows = [answer[i] for part, answer in zip(parts, answers) for i in range(len(part))]
             vectors = np.asarray(rows, dtype=np.float32).reshape(len(rows), -1)
         except KeyError:
             raise EndpointError(f"{self.url}: the reply does not hold a vector for every text") from None
@@ -143,18 +140,12 @@ class LocalChat:
         """The reply to ``messages`` (role, content)."""
         import torch
 
+        pad = self.tokenizer.eos_token_id
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "pad_token_id": pad}
         with self._lock, torch.inference_mode():
             prompt = self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             ).to(self.model.device)
-            out = self.model.generate(
-                **prompt,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=self.tokenizer.eos_token_id,
-            )
+            out = self.model.generate(**prompt, **greedy, max_new_tokens=self.max_new_tokens)
         reply = out[0, prompt["input_ids"].shape[1] :]
         return Reply(self.tokenizer.decode(reply, skip_special_tokens=True), out.shape[1])

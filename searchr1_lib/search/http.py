@@ -80,8 +80,8 @@ class JsonClient:
         here = url.host in ("127.0.0.1", "localhost", "::1")
         if keyed and url.scheme == "http" and not here:
             raise ValueError(f"{service}: the key would travel unencrypted to {url.host}: use https")
-        self.service, self.timeout, self.retries = service, timeout, retries
-        self._keyed, self._lost, self._error_class = keyed, lost, error
+        self.url, self.timeout, self.retries, self._keyed, self._lost = url, timeout, retries, keyed, lost
+        self._error = lambda what: error(f"{service}: {what}")
         self.threads = ThreadPoolExecutor(connections, thread_name_prefix="http")
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         self._client = httpx.Client(limits=limits, trust_env=not here)
@@ -110,8 +110,9 @@ class JsonClient:
                 future.cancel()
 
     def ask(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
-        """``read(answer)`` of one request (arguments of httpx's ``request``), in this thread.
+        """``read(answer)`` of one request, in this thread.
 
+        ``request`` holds arguments of httpx's ``request``; it is posted if there is ``json`` among them, or a GET.
         ``read`` turns the parsed JSON into what the caller wants, and raises LookupError, TypeError or ValueError
         where it is not of the service's form.
 
@@ -130,9 +131,9 @@ class JsonClient:
         return retrying(self._try, request, read, deadline)
 
     def _try(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
-        body, left = bytearray(), max(1e-3, deadline - time.monotonic())
+        body, left, method = bytearray(), max(1e-3, deadline - time.monotonic()), "POST" if "json" in request else "GET"
         try:
-            with self._client.stream(**request, timeout=left) as response:
+            with self._client.stream(method, self.url, **request, timeout=left) as response:
                 for chunk in response.iter_bytes():
                     body += chunk
                     if len(body) > MAX_RESPONSE:
@@ -146,8 +147,8 @@ class JsonClient:
         except httpx.RequestError as e:  # whose words may hold a key
             raise _TryAgain(f"the connection broke ({type(e).__name__})") from None
         if not response.is_success:
-            problem = f"HTTP status {response.status_code}{self._explain(response.status_code, body)}"
-            if response.status_code in _PASSING:
+            problem = f"HTTP status {(status := response.status_code)}{self._explain(status, body)}"
+            if status in _PASSING:
                 raise _TryAgain(problem, _retry_after(response.headers.get("Retry-After")))
             raise self._error(problem)
         try:
@@ -172,9 +173,6 @@ class JsonClient:
             tries += f"; the next one would come after the {self.timeout:g} s of the time-out"
         raise self._error(f"{state.outcome.exception()} ({tries})")
 
-    def _error(self, what: str) -> Exception:
-        return self._error_class(f"{self.service}: {what}")
-
 
 def parse_url(url: str, example: str) -> httpx.URL:
     """The address of a service.
@@ -182,10 +180,9 @@ def parse_url(url: str, example: str) -> httpx.URL:
     Raises:
         ValueError: it is not http or https. The message does not repeat it: it may hold a key.
     """
-    try:
+    parts = httpx.URL()
+    with suppress(httpx.InvalidURL):
         parts = httpx.URL(url)
-    except httpx.InvalidURL:
-        parts = httpx.URL()
     if parts.scheme not in ("http", "https") or not parts.host or "%" in parts.host or (parts.port or 1) > 65535:
         raise ValueError(f"endpoint url: expected {example} or https://…")
     return parts

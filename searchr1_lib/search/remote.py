@@ -61,12 +61,12 @@ class RemoteSearch(Engine):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         parts = parse_url(url, "http://host:port/retrieve")
-        self._url = parts.copy_with(path="/retrieve") if parts.path == "/" else parts
-        self.address = str(self._url.copy_with(username=None, password=None, query=None, fragment=None))
+        parts = parts.copy_with(path="/retrieve") if parts.path == "/" else parts
+        self.address = str(parts.copy_with(username=None, password=None, query=None, fragment=None))
         self.batch_size, self._connections = batch_size, connections
         limits = {"timeout": timeout, "retries": retries, "connections": connections}
         lost = "; the path of a retrieval server is /retrieve"
-        self._client = JsonClient(f"search server {self.address}", self._url, lost=lost, **limits)
+        self._client = JsonClient(f"search server {self.address}", parts, lost=lost, **limits)
         self._queue: deque[_Waiting] = deque()
         self._lock = threading.Lock()
 
@@ -86,11 +86,9 @@ class RemoteSearch(Engine):
         """Ask until nobody waits; another thread may have taken ours along."""
         while batch := self._take():
             body = {"queries": [one.query for one in batch], "topk": batch[0].k, "return_scores": True}
-            request = {"method": "POST", "url": self._url, "json": body}
+            deadline = max(one.deadline for one in batch)
             try:
-                answer = self._client.ask(
-                    request, lambda answer: _read(answer, len(batch)), max(one.deadline for one in batch)
-                )
+                answer = self._client.ask({"json": body}, lambda answer: _read(answer, len(batch)), deadline)
                 for one, hits in zip(batch, answer):
                     one.hits.set_result(hits[: one.k])
             except Exception as e:

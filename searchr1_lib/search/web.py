@@ -25,7 +25,7 @@ class Provider:
         endpoint: the address.
         keys: environment variables that it needs.
         most: results it gives at most.
-        request: ``(query, k, *keys)`` to arguments of httpx's ``request``: JSON is posted, parameters go with GET.
+        request: ``(query, k, *keys)`` to a request of ``JsonClient``.
         results: the answer to its list of results; a missing list means that nothing was found.
         fields: names of address, title and text in a result.
         longest: characters of a query that it takes.
@@ -36,7 +36,7 @@ class Provider:
     most: int
     request: Callable[..., dict[str, Any]]
     results: Callable[[dict], list[dict]]
-    fields: tuple[str, str, str]
+    fields: tuple[str, str, str] = ("link", "title", "snippet")
     longest: int = 2048
 
 
@@ -53,7 +53,6 @@ PROVIDERS = {
         100,
         lambda q, k, key: {"json": {"q": q, "num": k}, "headers": {"X-API-KEY": key}},
         lambda answer: answer.get("organic", []),
-        ("link", "title", "snippet"),
     ),
     "brave": Provider(
         "https://api.search.brave.com/res/v1/web/search",
@@ -61,7 +60,7 @@ PROVIDERS = {
         20,
         lambda q, k, key: {
             "params": {"q": " ".join(q.split()[:50]), "count": k},
-            "headers": {"X-Subscription-Token": key, "Accept": "application/json"},
+            "headers": {"X-Subscription-Token": key},
         },
         lambda answer: (answer.get("web") or {}).get("results", []),
         ("url", "title", "description"),
@@ -82,7 +81,6 @@ PROVIDERS = {
         100,
         lambda q, k, key: {"params": {"engine": "google", "q": q, "num": k, "api_key": key}},
         _serpapi_results,
-        ("link", "title", "snippet"),
     ),
     "google": Provider(
         "https://www.googleapis.com/customsearch/v1",
@@ -90,7 +88,6 @@ PROVIDERS = {
         10,
         lambda q, k, key, engine: {"params": {"q": q, "num": k, "cx": engine, "key": key}},
         lambda answer: answer.get("items", []),
-        ("link", "title", "snippet"),
     ),
 }
 
@@ -118,7 +115,7 @@ class WebSearch(Engine):
         timeout: float = 20.0,
         retries: int = 3,
         connections: int = 4,
-        endpoint: str | None = None,
+        endpoint: str = "",
     ):
         if provider not in PROVIDERS:
             raise ValueError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
@@ -126,9 +123,9 @@ class WebSearch(Engine):
         self._keys = [read_key(name) for name in self._provider.keys]
         if missing := [name for name, key in zip(self._provider.keys, self._keys) if not key]:
             raise ValueError(f"WebSearch({provider!r}): set the environment variable {' and '.join(missing)}")
-        self._url = parse_url(endpoint or self._provider.endpoint, "http://127.0.0.1:port/search")
+        url = parse_url(endpoint or self._provider.endpoint, "http://127.0.0.1:port/search")
         limits = {"timeout": timeout, "retries": retries, "connections": connections}
-        self._client = JsonClient(f"web search {provider}", self._url, keyed=True, **limits)
+        self._client = JsonClient(f"web search {provider}", url, keyed=True, **limits)
 
     @property
     def name(self) -> str:
@@ -136,14 +133,10 @@ class WebSearch(Engine):
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         queries = check_batch(queries, k)
-        requests = [self._request(query.strip(), int(k)) for query in queries if query.strip()]
+        p, texts = self._provider, [query.strip() for query in queries]
+        requests = [p.request(text[: p.longest], min(int(k), p.most), *self._keys) for text in texts if text]
         answers = iter(self._client.ask_all(requests, lambda answer: self._read(answer, k)))
-        return [next(answers) if query.strip() else [] for query in queries]
-
-    def _request(self, query: str, k: int) -> dict[str, Any]:
-        p = self._provider
-        request = p.request(query[: p.longest], min(k, p.most), *self._keys)
-        return {"method": "POST" if "json" in request else "GET", "url": self._url, **request}
+        return [next(answers) if text else [] for text in texts]
 
     def _read(self, answer: dict, k: int) -> list[Hit]:
         address, title, text = self._provider.fields
