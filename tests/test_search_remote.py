@@ -244,7 +244,7 @@ def test_a_status_that_will_not_pass(status, what):
 @pytest.mark.parametrize("body, what", [({"detail": "Not Found"}, ": Not Found"), (b"<html>", "")])
 def test_a_wrong_path_is_named(body, what):
     with scripted(answer(body, 404)) as (url, _):
-        with pytest.raises(SearchError, match=f"HTTP status 404{what}; the path of a retrieval server is /retrieve$"):
+        with pytest.raises(SearchError, match=f"HTTP status 404{what}; expected path: /retrieve$"):
             RemoteSearch(url.replace("/retrieve", "/search")).search("x")
 
 

@@ -44,9 +44,9 @@ class _Endpoint:
         if address.userinfo:
             raise ValueError("endpoint url must not hold a password; put the key into an environment variable")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = {"timeout": timeout, "retries": retries, "connections": self.connections}
-        options = {"keyed": bool(key), "lost": "; the address of an OpenAI-compatible server often ends in /v1"}
-        self._client = JsonClient(f"{address} (model {model!r})", address, error=EndpointError, **options, **limits)
+        limits: dict[str, Any] = {"timeout": timeout, "retries": retries, "connections": self.connections}
+        limits |= {"keyed": bool(key), "error": EndpointError, "lost": "; such addresses often end in /v1"}
+        self._client = JsonClient(f"{address} (model {model!r})", address, **limits)
 
     def _post_all(self, bodies: Sequence[dict[str, Any]], read: Callable[[Any], Any]) -> list[Any]:
         requests = [{"json": {"model": self.model, **body}, "headers": self._headers} for body in bodies]

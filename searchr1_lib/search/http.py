@@ -122,10 +122,8 @@ class JsonClient:
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TryAgain),
-            wait=lambda state: max(state.outcome.exception().wait, _BACKOFF(state)),
-            stop=lambda state: (
-                state.attempt_number > self.retries or time.monotonic() + state.upcoming_sleep > deadline
-            ),
+            wait=lambda call: max(call.outcome.exception().wait, _BACKOFF(call)),  # type: ignore[union-attr]
+            stop=lambda call: call.attempt_number > self.retries or time.monotonic() + call.upcoming_sleep > deadline,
             retry_error_callback=self._give_up,
         )
         return retrying(self._try, request, read, deadline)
@@ -158,7 +156,7 @@ class JsonClient:
         except (LookupError, TypeError, ValueError, AttributeError) as e:
             raise self._error(f"the answer is not of the form that this service is known for ({e!r:.200})") from None
 
-    def _explain(self, status: int, body: bytes) -> str:
+    def _explain(self, status: int, body: bytearray) -> str:
         """What there is to say about a refused request: the server's own words if they come in a known form."""
         said = ": the key was refused" if self._keyed and status in (401, 403) else ""
         if not self._keyed:
@@ -167,11 +165,11 @@ class JsonClient:
                 said = ": " + " ".join(clean(answer.get("error") or answer.get("detail")).split())[:200]
         return said + self._lost if status == 404 else said
 
-    def _give_up(self, state: tenacity.RetryCallState) -> None:
-        tries = "after 1 try" if state.attempt_number == 1 else f"after {state.attempt_number} tries"
-        if state.attempt_number <= self.retries:
+    def _give_up(self, call: tenacity.RetryCallState) -> None:
+        tries = "after 1 try" if call.attempt_number == 1 else f"after {call.attempt_number} tries"
+        if call.attempt_number <= self.retries:
             tries += f"; the next one would come after the {self.timeout:g} s of the time-out"
-        raise self._error(f"{state.outcome.exception()} ({tries})")
+        raise self._error(f"{call.outcome.exception()} ({tries})")  # type: ignore[union-attr]
 
 
 def parse_url(url: str, example: str) -> httpx.URL:
@@ -196,8 +194,7 @@ def read_key(name: str) -> str:
     """
     key = os.environ.get(name, "").strip()
     if not re.fullmatch(r"[!-~]*", key):
-        what = "holds blanks, line breaks or letters that no key has; was it copied whole and without quotes?"
-        raise ValueError(f"the environment variable {name} {what}")
+        raise ValueError(f"{name} holds blanks, line breaks or letters that no key has; was it copied with quotes?")
     return key
 
 
@@ -206,5 +203,5 @@ def _retry_after(value: str | None) -> float:
     with suppress(ValueError):
         return max(0.0, float(value or 0))
     with suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(value or "").timestamp() - time.time())
     return 0.0

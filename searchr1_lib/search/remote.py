@@ -38,7 +38,7 @@ class RemoteSearch(Engine):
     documents, which get the score ``1 / rank``.
 
     Args:
-        url: the address, for instance "http://127.0.0.1:8000/retrieve"; without a path, or with "/", that one is meant.
+        url: the address, for instance "http://127.0.0.1:8000/retrieve"; a missing path means that one.
         timeout: seconds that a search may take, with all its tries and waits.
         retries: tries after the first, with growing waits between.
         batch_size: most queries in a request; a larger batch, or one over ``MAX_BYTES``, goes out as several.
@@ -64,9 +64,8 @@ class RemoteSearch(Engine):
         parts = parts.copy_with(path="/retrieve") if parts.path == "/" else parts
         self.address = str(parts.copy_with(username=None, password=None, query=None, fragment=None))
         self.batch_size, self._connections = batch_size, connections
-        limits = {"timeout": timeout, "retries": retries, "connections": connections}
-        lost = "; the path of a retrieval server is /retrieve"
-        self._client = JsonClient(f"search server {self.address}", parts, lost=lost, **limits)
+        limits: dict[str, Any] = {"timeout": timeout, "retries": retries, "connections": connections}
+        self._client = JsonClient(f"search server {self.address}", parts, lost="; expected path: /retrieve", **limits)
         self._queue: deque[_Waiting] = deque()
         self._lock = threading.Lock()
 
@@ -97,7 +96,8 @@ class RemoteSearch(Engine):
 
     def _take(self) -> list[_Waiting]:
         """From the head of the queue what fits in a request: queries of one ``k`` that somebody still waits for."""
-        batch, size = [], 0
+        batch: list[_Waiting] = []
+        size = 0
         with self._lock:
             while self._queue and len(batch) < self.batch_size:
                 first = self._queue[0]

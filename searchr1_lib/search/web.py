@@ -124,7 +124,7 @@ class WebSearch(Engine):
         if missing := [name for name, key in zip(self._provider.keys, self._keys) if not key]:
             raise ValueError(f"WebSearch({provider!r}): set the environment variable {' and '.join(missing)}")
         url = parse_url(endpoint or self._provider.endpoint, "http://127.0.0.1:port/search")
-        limits = {"timeout": timeout, "retries": retries, "connections": connections}
+        limits: dict[str, Any] = {"timeout": timeout, "retries": retries, "connections": connections}
         self._client = JsonClient(f"web search {provider}", url, keyed=True, **limits)
 
     @property
