@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from http_faults import answer, scripted, sleeping
 
 from searchr1_lib.environment import protocol
 from searchr1_lib.records import Passage, Question
@@ -102,7 +103,7 @@ class Server:
 
 
 def chat(server, **more):
-    return ChatEndpoint(server.url, "judge-1", wait=0.01, **more)
+    return ChatEndpoint(server.url, "judge-1", **more)
 
 
 def answered(answer, gold="Velmora", id="q1"):
@@ -243,11 +244,11 @@ def test_retries_on_faults_that_pass():
 @pytest.mark.parametrize(
     "fault, says",
     [
-        ((401, {"error": "bad key"}), "HTTP 401"),
-        ((404, {}), "HTTP 404"),
-        ((307, {}), "HTTP 307"),
-        ((200, {"choices": []}), "not that of a chat endpoint"),
-        ((200, []), "not that of a chat endpoint"),
+        ((401, {"error": "bad key"}), "HTTP status 401"),
+        ((404, {}), "HTTP status 404"),
+        ((307, {}), "HTTP status 307"),
+        ((200, {"choices": []}), "not of the form"),
+        ((200, []), "not of the form"),
         ((200, {"choices": [{"message": {"content": None}}]}), "no text"),
     ],
 )
@@ -267,6 +268,55 @@ def test_a_dead_endpoint_is_an_error_soon():
         pass
     with pytest.raises(RewardError, match="'q1'.*ConnectError"):
         score(Judge(chat(server, retries=1)), [answered("Velmora")])
+
+
+def dripping(head, byte):
+    """A handler that sends a byte each tenth of a second, eight seconds long."""
+
+    def handler(request):
+        request.wfile.write(head)
+        for _ in range(80):
+            request.wfile.write(byte)
+            time.sleep(0.1)
+
+    return handler
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b" "),
+        dripping(b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+        answer({}, 503, [("Retry-After", "0.3")]),
+        sleeping,
+    ],
+    ids=["body", "head", "retries", "silence"],
+)
+def test_the_time_out_holds_for_the_whole_call(slow):
+    with scripted(slow) as (url, _):
+        for call in (
+            lambda: ChatEndpoint(url, "m", timeout=1, retries=99).complete([{"role": "user", "content": "x"}]),
+            lambda: EmbeddingsEndpoint(url, "m", timeout=1, retries=99).encode(["a", "b", "c"], batch_size=1),
+        ):
+            begun = time.monotonic()
+            with pytest.raises(EndpointError, match="no answer within 1 s|after the 1 s of the time-out"):
+                call()
+            assert 0.5 < time.monotonic() - begun < 1.5
+
+
+@pytest.mark.parametrize("key", ["sk-very-secret\nx", "\u201csk-very-secret\u201d"])
+def test_a_key_that_cannot_be_one_is_not_shown(monkeypatch, key):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(ValueError, match="JUDGE_KEY holds blanks, line breaks or letters") as e:
+        ChatEndpoint("http://127.0.0.1/v1", "m", key_env="JUDGE_KEY")
+    assert "secret" not in str(e.value)
+
+
+def test_parts_of_a_batch_of_texts_are_asked_at_once_and_keep_their_order():
+    with Server(embed=lambda texts: [[float(text), 0.0] for text in texts]) as server:
+        server.delay = 0.1
+        vectors = EmbeddingsEndpoint(server.url, "m").encode([str(i) for i in range(8)], normalize=False, batch_size=2)
+        assert vectors[:, 0].tolist() == list(range(8)) and 2 <= server.most <= 4
 
 
 def test_keys_stay_off_the_wire_and_addresses_are_checked(monkeypatch):
@@ -471,7 +521,7 @@ def test_calibrations_on_numbers():
 
 def test_an_embeddings_endpoint_gives_the_local_encoders_values(minilm):
     with Server(embed=lambda texts: minilm.encode(texts, normalize=False).tolist()) as server:
-        remote = EmbeddingsEndpoint(server.url, "minilm", wait=0.01)
+        remote = EmbeddingsEndpoint(server.url, "minilm")
         texts = [f"town number {i}" for i in range(5)]
         assert np.allclose(remote.encode(texts, batch_size=2), minilm.encode(texts), atol=1e-5)
         assert len(server.requests) == 3 and remote.encode([]).shape[0] == 0

@@ -1,6 +1,7 @@
 """RemoteSearch and the server over real loopback HTTP, with every fault that a network has."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -11,8 +12,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
-import urllib3
 from http_faults import FAULTS, answer, scripted, sleeping
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,7 +79,7 @@ def test_many_callers_share_requests_and_get_their_own_hits(engine, address):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not faults and not remote._waiting
+    assert not faults and not remote._queue
 
 
 def test_waiting_queries_travel_together():
@@ -102,14 +103,14 @@ def test_waiting_queries_travel_together():
 
 def test_wire_format(address):
     def ask(body):
-        return json.loads(urllib3.request("POST", f"{address}/retrieve", json=body).data)["result"]
+        return httpx.post(f"{address}/retrieve", json=body).json()["result"]
 
     with_scores = ask({"queries": ["number3", "number4"], "topk": 1, "return_scores": True})
     assert with_scores[0][0]["document"] == {"id": "3", "contents": f'"Town 3"\n{PASSAGES[3].text}'}
     assert with_scores[1][0]["score"] > 0
     assert ask({"queries": ["number3"]}) == [[with_scores[0][0]["document"]]]
     assert ask({"queries": ["number3"], "topk": None, "return_scores": None}) == [[with_scores[0][0]["document"]]]
-    health = json.loads(urllib3.request("GET", f"{address}/health").data)
+    health = httpx.get(f"{address}/health").json()
     assert health == {"status": "ok", "engine": "BM25Search"}
 
 
@@ -131,8 +132,8 @@ def test_wire_format(address):
     ],
 )
 def test_bad_requests(address, body, status, what):
-    response = urllib3.request("POST", f"{address}/retrieve", body=body, retries=False)
-    assert response.status == status and what in json.loads(response.data)["error"]
+    response = httpx.post(f"{address}/retrieve", content=body)
+    assert response.status_code == status and what in response.json()["error"]
 
 
 fields = st.sampled_from(["queries", "topk", "return_scores", "x"])
@@ -240,6 +241,29 @@ def test_a_status_that_will_not_pass(status, what):
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize("body, what", [({"detail": "Not Found"}, ": Not Found"), (b"<html>", "")])
+def test_a_wrong_path_is_named(body, what):
+    with scripted(answer(body, 404)) as (url, _):
+        with pytest.raises(SearchError, match=f"HTTP status 404{what}; expected path: /retrieve$"):
+            RemoteSearch(url.replace("/retrieve", "/search")).search("x")
+
+
+def test_no_key_in_the_log(caplog):
+    caplog.set_level(logging.DEBUG)
+    with scripted(answer({}, 302, [("Location", "http://me:secret@127.0.0.1/?key=secret")])) as (url, asked):
+        with pytest.raises(SearchError, match="status 302"):
+            RemoteSearch(url.replace("//", "//me:secret@") + "?api_key=secret").search("x")
+    assert len(asked) == 1 and "HTTP Request: POST http://***@127.0.0.1" in caplog.text
+    assert "Location" in caplog.text and "secret" not in caplog.text
+
+
+def test_no_proxy_for_this_machine(monkeypatch):
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with scripted(answer(FOUND)) as (url, _):
+        assert RemoteSearch(url, retries=0).search("x")
+
+
 @pytest.mark.parametrize(
     "body, what",
     [
@@ -266,6 +290,10 @@ def test_the_address(address):
     with scripted(answer(FOUND)) as (url, asked):
         RemoteSearch(url + "?api_key=secret").search("x")
     assert asked[0][0] == "/retrieve?api_key=secret"
+    with scripted(answer(FOUND)) as (url, asked):
+        for end in ("/", "", "/?api_key=secret"):
+            RemoteSearch(url.removesuffix("/retrieve") + end).search("x")
+    assert [path for path, *_ in asked] == ["/retrieve", "/retrieve", "/retrieve?api_key=secret"]
     for url in ("file:///etc/passwd", "127.0.0.1:8000", "http:///retrieve", "http://h:99999/secret", "http://no host"):
         with pytest.raises(ValueError, match="url: expected http://host:port/retrieve") as e:
             RemoteSearch(url)
@@ -353,9 +381,9 @@ def start(index, port):
     assert process.stdout.readline() == f"BM25Search at http://127.0.0.1:{port}/retrieve (Ctrl+C ends it)\n"
     for _ in range(600):
         try:
-            if urllib3.request("GET", f"http://127.0.0.1:{port}/health", retries=False).status == 200:
+            if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
                 return process
-        except urllib3.exceptions.HTTPError:
+        except httpx.TransportError:
             assert process.poll() is None, "the server ended"
             time.sleep(0.1)
     process.kill()

@@ -193,7 +193,7 @@ def test_no_key_ever_shows(provider, caplog, capfd, tmp_path):
         engine.search("x")
     shown += [str(e.value), repr(engine), engine.name, caplog.text, *capfd.readouterr()]
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert "urllib3" in caplog.text  # the log did hold requests
+    assert "httpx" in caplog.text and "httpcore" in caplog.text  # the log did hold requests
     for name in PROVIDERS[provider].keys:
         if name != "GOOGLE_CSE_ID":  # names a search engine, opens nothing
             assert not [text for text in shown if KEYS[name] in text] and KEYS[name].encode() not in stored
@@ -208,6 +208,12 @@ def test_missing_key_and_unknown_service(monkeypatch):
         WebSearch("serper")
     with pytest.raises(ValueError, match="must be one of serper, brave, tavily, serpapi, google, not 'bing'"):
         WebSearch("bing")
+
+
+def test_a_key_goes_to_other_machines_over_https_only():
+    with pytest.raises(ValueError, match=r"unencrypted to example\.org: use https") as e:
+        WebSearch("google", endpoint="http://example.org/search")
+    assert "secret" not in str(e.value)
 
 
 @pytest.mark.parametrize("key", ["secret\nkey", "\u201csecret\u201d", "secret key", "secr\u0435t"])

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import json
 import logging
-import random
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import urllib3
+import httpx
+import tenacity
 
 from .base import SearchError, clean
 
 MAX_RESPONSE = 64 << 20  # bytes
-_PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses after which another try makes sense
-_FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between tries
+_PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses after which another try makes sense
+_BACKOFF = tenacity.wait_random_exponential(multiplier=0.2, max=5.0)  # seconds between tries
 
 
 class _HideKeys(logging.Filter):
-    """urllib3 logs addresses at level DEBUG; a key that stands in one is blotted out."""
+    """httpx logs addresses at level INFO, httpcore those of redirects at DEBUG; a key in one is blotted out."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg = re.sub(r"((?:key|token|password|secret)=)[^&\s\"']+", r"\1***", record.getMessage())
-        record.args = ()
+        secrets = r"(://)[^/?#\s\"']+(?=@)|((?:key|token|password|secret)=)[^&\s\"']+"
+        record.msg, record.args = re.sub(secrets, r"\1\2***", record.getMessage()), ()
         return True
 
 
-logging.getLogger("urllib3.connectionpool").addFilter(_HideKeys())
+for _logger in ("httpx", "httpcore.http11"):
+    logging.getLogger(_logger).addFilter(_HideKeys())
 
 
 class _TryAgain(Exception):
@@ -43,30 +45,46 @@ class _TryAgain(Exception):
 
 
 class JsonClient:
-    """Asks one service.
+    """Asks one service; any number of threads may. No redirect is followed, and no proxy leads to this machine.
 
     Args:
         service: its name in error messages.
+        url: its address, from ``parse_url``.
         timeout: seconds that a call may take, with all its tries and waits.
         retries: tries after the first, for refused or broken connections, statuses 429 and 5xx, and answers
             that are cut off.
         connections: requests under way at once.
-        reasons: put the service's own words about a refused request into the error. Not for a service with a
-            key, which it may repeat.
+        keyed: a key goes along: other machines are asked over https only, and errors do not hold the service's own
+            words, which may repeat it.
+        lost: what the error about status 404 says about the address.
+        error: what is raised.
 
     Raises:
-        ValueError: a number that makes no sense.
+        ValueError: a number that makes no sense, or a key that would travel unencrypted.
     """
 
-    def __init__(self, service: str, *, timeout: float, retries: int, connections: int, reasons: bool = False):
+    def __init__(
+        self,
+        service: str,
+        url: httpx.URL,
+        *,
+        timeout: float,
+        retries: int,
+        connections: int,
+        keyed: bool = False,
+        lost: str = "",
+        error: type[Exception] = SearchError,
+    ):
         if not (timeout > 0 and retries >= 0 and connections >= 1):
-            raise ValueError(
-                f"timeout={timeout}, retries={retries}, connections={connections}: "
-                "expected more than 0, at least 0, at least 1"
-            )
-        self.service, self.timeout, self.retries, self.reasons = service, timeout, retries, reasons
-        self.threads = ThreadPoolExecutor(connections, thread_name_prefix="search")
-        self._pool = urllib3.PoolManager(maxsize=connections, block=True, retries=False)
+            raise ValueError(f"{timeout=} must be more than 0, {retries=} at least 0, {connections=} at least 1")
+        here = url.host in ("127.0.0.1", "localhost", "::1")
+        if keyed and url.scheme == "http" and not here:
+            raise ValueError(f"{service}: the key would travel unencrypted to {url.host}: use https")
+        self.url, self.timeout, self.retries, self._keyed, self._lost = url, timeout, retries, keyed, lost
+        self._error = lambda what: error(f"{service}: {what}")
+        self.threads = ThreadPoolExecutor(connections, thread_name_prefix="http")
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+        self._client = httpx.Client(limits=limits, trust_env=not here)
 
     def deadline(self) -> float:
         """When a call that begins now has to end, on the clock ``time.monotonic``."""
@@ -76,123 +94,114 @@ class JsonClient:
         """``ask`` for each request at once; the answers in order, none later than ``timeout`` seconds.
 
         Raises:
-            SearchError: one of them got no usable answer.
+            error: one of them got no usable answer.
         """
         deadline = self.deadline()
         return self.wait([self.threads.submit(self.ask, request, read, deadline) for request in requests], deadline)
 
-    def wait(self, asked: Sequence[Future], deadline: float) -> list[Any]:
+    def wait(self, futures: Sequence[Future], deadline: float) -> list[Any]:
         """The results of futures; after ``deadline`` or an error the rest is cancelled."""
         try:
-            return [future.result(max(0.0, deadline - time.monotonic())) for future in asked]
-        except FutureTimeout:  # also what no socket timeout can see: a slow name server, an answer that drips
+            return [future.result(max(0.0, deadline - time.monotonic())) for future in futures]
+        except TimeoutError:  # also what no socket's time-out can see: a slow name server, a head that drips
             raise self._error(f"no answer within {self.timeout:g} s") from None
         finally:
-            for future in asked:
+            for future in futures:
                 future.cancel()
 
     def ask(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
-        """``read(answer)`` of one request (arguments of urllib3's ``request``), in this thread.
+        """``read(answer)`` of one request, in this thread.
 
-        ``read`` turns the parsed JSON into what the caller wants, and raises KeyError, TypeError or ValueError
+        ``request`` holds arguments of httpx's ``request``; it is posted if there is ``json`` among them, or a GET.
+        ``read`` turns the parsed JSON into what the caller wants, and raises LookupError, TypeError or ValueError
         where it is not of the service's form.
 
         Raises:
-            SearchError: no usable answer before ``deadline``.
+            error: no usable answer.
+            TimeoutError: none before ``deadline`` (``wait`` makes it an error).
         """
-        for attempt in range(self.retries + 1):
-            try:
-                return self._try(request, read, deadline)
-            except _TryAgain as e:
-                wait = max(e.wait, min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0))
-                tries = "after 1 try" if attempt == 0 else f"after {attempt + 1} tries"
-                if attempt == self.retries:
-                    raise self._error(f"{e} ({tries})") from None
-                if time.monotonic() + wait > deadline:
-                    raise self._error(
-                        f"{e} ({tries}; the next one would come after the {self.timeout:g} s of the time-out)"
-                    ) from None
-                time.sleep(wait)
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_TryAgain),
+            wait=lambda call: max(call.outcome.exception().wait, _BACKOFF(call)),  # type: ignore[union-attr]
+            stop=lambda call: call.attempt_number > self.retries or time.monotonic() + call.upcoming_sleep > deadline,
+            retry_error_callback=self._give_up,
+        )
+        return retrying(self._try, request, read, deadline)
 
-    def _try(self, request: Mapping[str, Any], read: Callable, deadline: float) -> Any:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise self._error(f"no answer within {self.timeout:g} s")
+    def _try(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
+        body, left, method = bytearray(), max(1e-3, deadline - time.monotonic()), "POST" if "json" in request else "GET"
         try:
-            response = self._pool.request(**request, timeout=left, redirect=False, preload_content=False)
-            try:
-                body = self._body(response, deadline)
-            finally:
-                response.release_conn()
-        except urllib3.exceptions.NewConnectionError as e:  # in urllib3 a kind of TimeoutError
-            raise _TryAgain(_reason(e)) from None
-        except urllib3.exceptions.TimeoutError:
-            raise self._error(f"no answer within {self.timeout:g} s") from None
-        except (urllib3.exceptions.HTTPError, OSError) as e:
-            raise _TryAgain(_reason(e)) from None
-        self._check_status(response, body)
+            with self._client.stream(method, self.url, **request, timeout=left) as response:
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > MAX_RESPONSE:
+                        raise self._error(f"the answer is larger than {MAX_RESPONSE} bytes")
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+        except httpx.TimeoutException:
+            raise TimeoutError from None
+        except httpx.ConnectError as e:  # in the system's words: a name that cannot be resolved, a bad certificate
+            raise _TryAgain(f"no connection; is the server running? (ConnectError: {e})") from None
+        except httpx.RequestError as e:  # whose words may hold a key
+            raise _TryAgain(f"the connection broke ({type(e).__name__})") from None
+        if not response.is_success:
+            problem = f"HTTP status {(status := response.status_code)}{self._explain(status, body)}"
+            if status in _PASSING:
+                raise _TryAgain(problem, _retry_after(response.headers.get("Retry-After")))
+            raise self._error(problem)
         try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError):
+            return read(json.loads(body))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             raise _TryAgain("the answer is not JSON, or cut off") from None
-        try:
-            return read(answer)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (LookupError, TypeError, ValueError, AttributeError) as e:
             raise self._error(f"the answer is not of the form that this service is known for ({e!r:.200})") from None
 
-    def _body(self, response, deadline: float) -> bytes:
-        body = bytearray()
-        while chunk := response.read1(1 << 16):
-            body += chunk
-            if len(body) > MAX_RESPONSE:
-                response.close()
-                raise self._error(f"the answer is larger than {MAX_RESPONSE} bytes")
-            if time.monotonic() > deadline:
-                response.close()
-                raise self._error(f"the answer did not end within {self.timeout:g} s")
-        return bytes(body)
+    def _explain(self, status: int, body: bytearray) -> str:
+        """What there is to say about a refused request: the server's own words if they come in a known form."""
+        said = ": the key was refused" if self._keyed and status in (401, 403) else ""
+        if not self._keyed:
+            with suppress(ValueError, RecursionError, AttributeError, TypeError):
+                answer = json.loads(body)
+                said = ": " + " ".join(clean(answer.get("error") or answer.get("detail")).split())[:200]
+        return said + self._lost if status == 404 else said
 
-    def _check_status(self, response, body: bytes) -> None:
-        if response.status == 200:
-            return
-        what = f"HTTP status {response.status}"
-        if self.reasons:
-            what += _said(body)
-        elif response.status in (401, 403):
-            what += ": the key was refused"
-        if response.status in _PASSING:
-            raise _TryAgain(what, _retry_after(response.headers.get("Retry-After")))
-        raise self._error(what)
+    def _give_up(self, call: tenacity.RetryCallState) -> None:
+        tries = "after 1 try" if call.attempt_number == 1 else f"after {call.attempt_number} tries"
+        if call.attempt_number <= self.retries:
+            tries += f"; the next one would come after the {self.timeout:g} s of the time-out"
+        raise self._error(f"{call.outcome.exception()} ({tries})")  # type: ignore[union-attr]
 
-    def _error(self, what: str) -> SearchError:
-        return SearchError(f"{self.service}: {what}")
+
+def parse_url(url: str, example: str) -> httpx.URL:
+    """The address of a service.
+
+    Raises:
+        ValueError: it is not http or https. The message does not repeat it: it may hold a key.
+    """
+    parts = httpx.URL()
+    with suppress(httpx.InvalidURL):
+        parts = httpx.URL(url)
+    if parts.scheme not in ("http", "https") or not parts.host or "%" in parts.host or (parts.port or 1) > 65535:
+        raise ValueError(f"endpoint url: expected {example} or https://…")
+    return parts
+
+
+def read_key(name: str) -> str:
+    """The key that stands in this environment variable; "" without one.
+
+    Raises:
+        ValueError: it cannot be a key. HTTP libraries would put such a header, key and all, into their error.
+    """
+    key = os.environ.get(name, "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise ValueError(f"{name} holds blanks, line breaks or letters that no key has; was it copied with quotes?")
+    return key
 
 
 def _retry_after(value: str | None) -> float:
     """Seconds to wait by this header, which holds a number or a date; 0 without it."""
-    try:
+    with suppress(ValueError):
         return max(0.0, float(value or 0))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
-
-
-def _said(body: bytes) -> str:
-    """What a search server says about a request that it refused, if it says it in a known form."""
-    try:
-        answer = json.loads(body)
-        return ": " + " ".join(clean(answer.get("error") or answer.get("detail")).split())[:200]
-    except (ValueError, RecursionError, AttributeError, TypeError):
-        return ""
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong in a few words, without the address (which may hold a key)."""
-    if isinstance(error, urllib3.exceptions.NameResolutionError):
-        return "the host's name cannot be resolved; is there a network?"
-    if isinstance(error, urllib3.exceptions.NewConnectionError):
-        return "no connection; is the server running?"
-    return f"the connection broke ({type(error).__name__})"
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(value or "").timestamp() - time.time())
+    return 0.0

@@ -11,24 +11,21 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-import urllib3
-
 from ..data import split_contents
 from ..records import Hit, Passage
 from .base import Engine, check_batch, clean
-from .http import JsonClient
+from .http import JsonClient, parse_url
 
 MAX_BYTES = 1 << 19  # of the queries in a request; our own server takes twice that
 
 
 @dataclass
-class _Part:
-    """Queries that travel together, their size in bytes, and where their hits are awaited."""
+class _Waiting:
+    """A query in the queue, and where its hits are awaited."""
 
+    query: str
     k: int
     deadline: float
-    queries: list[str] = field(default_factory=list)
-    bytes: int = 0
     hits: Future = field(default_factory=Future)
 
 
@@ -41,7 +38,7 @@ class RemoteSearch(Engine):
     documents, which get the score ``1 / rank``.
 
     Args:
-        url: the address, for instance "http://127.0.0.1:8000/retrieve"; without a path, "/retrieve" is meant.
+        url: the address, for instance "http://127.0.0.1:8000/retrieve"; a missing path means that one.
         timeout: seconds that a search may take, with all its tries and waits.
         retries: tries after the first, with growing waits between.
         batch_size: most queries in a request; a larger batch, or one over ``MAX_BYTES``, goes out as several.
@@ -63,12 +60,13 @@ class RemoteSearch(Engine):
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self._url, self.address = _address(url)
-        self.batch_size = batch_size
-        self._client = JsonClient(
-            f"search server {self.address}", timeout=timeout, retries=retries, connections=connections, reasons=True
-        )
-        self._waiting: deque[_Part] = deque()
+        parts = parse_url(url, "http://host:port/retrieve")
+        parts = parts.copy_with(path="/retrieve") if parts.path == "/" else parts
+        self.address = str(parts.copy_with(username=None, password=None, query=None, fragment=None))
+        self.batch_size, self._connections = batch_size, connections
+        limits: dict[str, Any] = {"timeout": timeout, "retries": retries, "connections": connections}
+        self._client = JsonClient(f"search server {self.address}", parts, lost="; expected path: /retrieve", **limits)
+        self._queue: deque[_Waiting] = deque()
         self._lock = threading.Lock()
 
     @property
@@ -77,76 +75,45 @@ class RemoteSearch(Engine):
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         queries, deadline = check_batch(queries, k), self._client.deadline()
-        parts = self._split(queries, int(k), deadline)
-        with self._lock:
-            self._waiting.extend(parts)
-        for _ in parts:
+        waiting = [_Waiting(query, int(k), deadline) for query in queries]
+        self._queue.extend(waiting)
+        for _ in range(min(len(waiting), self._connections)):
             self._client.threads.submit(self._serve)
-        return [hits for part in self._client.wait([part.hits for part in parts], deadline) for hits in part]
-
-    def _split(self, queries: list[str], k: int, deadline: float) -> list[_Part]:
-        parts: list[_Part] = []
-        for query in queries:
-            size = len(json.dumps(query))
-            if not parts or len(parts[-1].queries) == self.batch_size or parts[-1].bytes + size > MAX_BYTES:
-                parts.append(_Part(k, deadline))
-            parts[-1].queries.append(query)
-            parts[-1].bytes += size
-        return parts
+        return self._client.wait([one.hits for one in waiting], deadline)
 
     def _serve(self) -> None:
-        """Ask for the parts that wait, as many as fit in a request; another thread may have taken ours along."""
-        if not (parts := self._take()):
-            return
-        queries = [query for part in parts for query in part.queries]
-        try:
-            answer = self._client.ask(
-                self._request(queries, parts[0].k),
-                lambda answer: _read(answer, queries),
-                max(part.deadline for part in parts),
-            )
-            for part in parts:
-                part.hits.set_result([hits[: part.k] for hits in answer[: len(part.queries)]])
-                del answer[: len(part.queries)]
-        except Exception as e:
-            for part in parts:
-                part.hits.set_exception(e)
+        """Ask until nobody waits; another thread may have taken ours along."""
+        while batch := self._take():
+            body = {"queries": [one.query for one in batch], "topk": batch[0].k, "return_scores": True}
+            deadline = max(one.deadline for one in batch)
+            try:
+                answer = self._client.ask({"json": body}, lambda answer: _read(answer, len(batch)), deadline)
+                for one, hits in zip(batch, answer):
+                    one.hits.set_result(hits[: one.k])
+            except Exception as e:
+                for one in batch:
+                    one.hits.set_exception(e)
 
-    def _take(self) -> list[_Part]:
-        """Parts from the head of the queue, of one ``k``, that somebody still waits for."""
-        parts, room, bytes_left = [], self.batch_size, MAX_BYTES
+    def _take(self) -> list[_Waiting]:
+        """From the head of the queue what fits in a request: queries of one ``k`` that somebody still waits for."""
+        batch: list[_Waiting] = []
+        size = 0
         with self._lock:
-            while self._waiting:
-                part = self._waiting[0]
-                if parts and (part.k != parts[0].k or len(part.queries) > room or part.bytes > bytes_left):
+            while self._queue and len(batch) < self.batch_size:
+                first = self._queue[0]
+                size += len(json.dumps(first.query))
+                if batch and (first.k != batch[0].k or size > MAX_BYTES):
                     break
-                self._waiting.popleft()
-                if part.hits.set_running_or_notify_cancel():
-                    parts.append(part)
-                    room, bytes_left = room - len(part.queries), bytes_left - part.bytes
-        return parts
-
-    def _request(self, queries: Sequence[str], k: int) -> dict[str, Any]:
-        body = json.dumps({"queries": queries, "topk": k, "return_scores": True}).encode()
-        return {"method": "POST", "url": self._url, "body": body, "headers": {"Content-Type": "application/json"}}
+                self._queue.popleft()
+                if first.hits.set_running_or_notify_cancel():
+                    batch.append(first)
+        return batch
 
 
-def _address(url: str) -> tuple[str, str]:
-    """The whole address, and what may be shown of it: no name, password or key that stands in it."""
-    try:
-        parts = urllib3.util.parse_url(url)
-    except urllib3.exceptions.LocationParseError:
-        parts = urllib3.util.Url()
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise ValueError("url: expected http://host:port/retrieve or https://…")  # without it: it may hold a key
-    parts = parts._replace(path=parts.path or "/retrieve")
-    return parts.url, parts._replace(auth=None, query=None, fragment=None).url
-
-
-def _read(answer: Any, queries: Sequence[str]) -> list[list[Hit]]:
+def _read(answer: Any, number: int) -> list[list[Hit]]:
     results = answer["result"]
-    if len(results) != len(queries):
-        raise ValueError(f"{len(results)} results for {len(queries)} queries")
+    if len(results) != number:
+        raise ValueError(f"{len(results)} results for {number} queries")
     return [[_hit(item, rank) for rank, item in enumerate(hits, 1)] for hits in results]
 
 

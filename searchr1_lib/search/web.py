@@ -7,7 +7,6 @@ customers and ends on 1 January 2027. What comes back is untrusted text like any
 from __future__ import annotations
 
 import html
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,7 @@ from typing import Any
 
 from ..records import Hit, Passage
 from .base import Engine, check_batch, clean
-from .http import JsonClient
-
-Keys = dict[str, str]
+from .http import JsonClient, parse_url, read_key
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Provider:
         endpoint: the address.
         keys: environment variables that it needs.
         most: results it gives at most.
-        request: ``(query, k, keys)`` to arguments of urllib3's ``request``, without the address.
+        request: ``(query, k, *keys)`` to a request of ``JsonClient``.
         results: the answer to its list of results; a missing list means that nothing was found.
         fields: names of address, title and text in a result.
         longest: characters of a query that it takes.
@@ -37,9 +34,9 @@ class Provider:
     endpoint: str
     keys: tuple[str, ...]
     most: int
-    request: Callable[[str, int, Keys], dict[str, Any]]
+    request: Callable[..., dict[str, Any]]
     results: Callable[[dict], list[dict]]
-    fields: tuple[str, str, str]
+    fields: tuple[str, str, str] = ("link", "title", "snippet")
     longest: int = 2048
 
 
@@ -54,22 +51,16 @@ PROVIDERS = {
         "https://google.serper.dev/search",
         ("SERPER_API_KEY",),
         100,
-        lambda q, k, key: {
-            "method": "POST",
-            "headers": {"X-API-KEY": key["SERPER_API_KEY"]},
-            "json": {"q": q, "num": k},
-        },
+        lambda q, k, key: {"json": {"q": q, "num": k}, "headers": {"X-API-KEY": key}},
         lambda answer: answer.get("organic", []),
-        ("link", "title", "snippet"),
     ),
     "brave": Provider(
         "https://api.search.brave.com/res/v1/web/search",
         ("BRAVE_API_KEY",),
         20,
         lambda q, k, key: {
-            "method": "GET",
-            "fields": {"q": " ".join(q.split()[:50]), "count": str(k)},
-            "headers": {"X-Subscription-Token": key["BRAVE_API_KEY"], "Accept": "application/json"},
+            "params": {"q": " ".join(q.split()[:50]), "count": k},
+            "headers": {"X-Subscription-Token": key},
         },
         lambda answer: (answer.get("web") or {}).get("results", []),
         ("url", "title", "description"),
@@ -79,11 +70,7 @@ PROVIDERS = {
         "https://api.tavily.com/search",
         ("TAVILY_API_KEY",),
         20,
-        lambda q, k, key: {
-            "method": "POST",
-            "headers": {"Authorization": f"Bearer {key['TAVILY_API_KEY']}"},
-            "json": {"query": q, "max_results": k},
-        },
+        lambda q, k, key: {"json": {"query": q, "max_results": k}, "headers": {"Authorization": f"Bearer {key}"}},
         lambda answer: answer["results"],
         ("url", "title", "content"),
         400,
@@ -92,23 +79,15 @@ PROVIDERS = {
         "https://serpapi.com/search.json",
         ("SERPAPI_API_KEY",),
         100,
-        lambda q, k, key: {
-            "method": "GET",
-            "fields": {"engine": "google", "q": q, "num": str(k), "api_key": key["SERPAPI_API_KEY"]},
-        },
+        lambda q, k, key: {"params": {"engine": "google", "q": q, "num": k, "api_key": key}},
         _serpapi_results,
-        ("link", "title", "snippet"),
     ),
     "google": Provider(
         "https://www.googleapis.com/customsearch/v1",
         ("GOOGLE_API_KEY", "GOOGLE_CSE_ID"),
         10,
-        lambda q, k, key: {
-            "method": "GET",
-            "fields": {"q": q, "num": str(k), "cx": key["GOOGLE_CSE_ID"], "key": key["GOOGLE_API_KEY"]},
-        },
+        lambda q, k, key, engine: {"params": {"q": q, "num": k, "cx": engine, "key": key}},
         lambda answer: answer.get("items", []),
-        ("link", "title", "snippet"),
     ),
 }
 
@@ -136,21 +115,17 @@ class WebSearch(Engine):
         timeout: float = 20.0,
         retries: int = 3,
         connections: int = 4,
-        endpoint: str | None = None,
+        endpoint: str = "",
     ):
         if provider not in PROVIDERS:
             raise ValueError(f"provider must be one of {', '.join(PROVIDERS)}, not {provider!r}")
         self.provider, self._provider = provider, PROVIDERS[provider]
-        self._keys = {name: os.environ.get(name, "").strip() for name in self._provider.keys}
-        if missing := [name for name, key in self._keys.items() if not key]:
+        self._keys = [read_key(name) for name in self._provider.keys]
+        if missing := [name for name, key in zip(self._provider.keys, self._keys) if not key]:
             raise ValueError(f"WebSearch({provider!r}): set the environment variable {' and '.join(missing)}")
-        if strange := [name for name, key in self._keys.items() if not re.fullmatch(r"[!-~]+", key)]:
-            raise ValueError(
-                f"WebSearch({provider!r}): the environment variable {' and '.join(strange)} holds blanks, "
-                "line breaks or letters that no key has; was it copied whole and without quotes?"
-            )
-        self._url = endpoint or self._provider.endpoint
-        self._client = JsonClient(f"web search {provider}", timeout=timeout, retries=retries, connections=connections)
+        url = parse_url(endpoint or self._provider.endpoint, "http://127.0.0.1:port/search")
+        limits: dict[str, Any] = {"timeout": timeout, "retries": retries, "connections": connections}
+        self._client = JsonClient(f"web search {provider}", url, keyed=True, **limits)
 
     @property
     def name(self) -> str:
@@ -158,17 +133,10 @@ class WebSearch(Engine):
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         queries = check_batch(queries, k)
-        asked = [i for i, query in enumerate(queries) if query.strip()]
-        answers: list[list[Hit]] = [[] for _ in queries]
-        requests = [self._request(queries[i], k) for i in asked]
-        found = self._client.ask_all(requests, lambda answer: self._read(answer, k))
-        for i, hits in zip(asked, found):
-            answers[i] = hits
-        return answers
-
-    def _request(self, query: str, k: int) -> dict[str, Any]:
-        p = self._provider
-        return {"url": self._url, **p.request(query.strip()[: p.longest], min(k, p.most), self._keys)}
+        p, texts = self._provider, [query.strip() for query in queries]
+        requests = [p.request(text[: p.longest], min(int(k), p.most), *self._keys) for text in texts if text]
+        answers = iter(self._client.ask_all(requests, lambda answer: self._read(answer, k)))
+        return [next(answers) if text else [] for text in texts]
 
     def _read(self, answer: dict, k: int) -> list[Hit]:
         address, title, text = self._provider.fields
