@@ -10,7 +10,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _NAMES = {
-    "records": "Passage Hit Question SearchCall Segment Trajectory TrajectoryLog",
+    "records": "Passage Hit Question SearchCall Segment Trajectory",
+    "files": "TrajectoryLog",
     "data": "load_passages load_questions",
     "search": "BM25Search CachedSearch DenseSearch HybridSearch LocalSearch RemoteSearch RerankedSearch SQLiteSearch "
     "WebSearch",

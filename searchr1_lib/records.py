@@ -1,4 +1,4 @@
-"""What flows through the project: questions, passages, hits, trajectories, and the trajectory log.
+"""What flows through the project: questions, passages, hits and trajectories.
 
 A ``Trajectory`` is made once, by the rollout, and only gains fields afterwards (reward, advantage).
 Importing this loads no numeric library: a record is plain Python and has one JSON form, and one row in a
@@ -7,13 +7,7 @@ table (Parquet, ``datasets``) whose columns follow from the fields' types.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 
@@ -202,101 +196,6 @@ class Trajectory:
         return cls.from_dict(row | named)
 
 
-class TrajectoryLog:
-    """Trajectories as JSON Lines: appended, never rewritten, readable after a crash in mid-write."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-
-    def append(self, trajectories: Iterable[Trajectory]) -> None:
-        """Add trajectories and flush them to disk. A last line that a crash cut off is removed first.
-
-        One process writes a log at a time; others may read it meanwhile.
-        """
-        lines = "".join(json.dumps(t.to_dict(), ensure_ascii=False) + "\n" for t in trajectories)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a+b") as f:
-            _drop_cut_line(f)
-            f.write(lines.encode("utf-8", "backslashreplace"))  # a lone surrogate stays, as its JSON escape
-            f.flush()
-            os.fsync(f.fileno())
-
-    def __iter__(self) -> Iterator[Trajectory]:
-        """Yield the trajectories in the order of writing, one at a time.
-
-        Raises:
-            FileNotFoundError: there is no log.
-            ValueError: a line other than a cut last one is broken; names file and line.
-        """
-        if not self.path.exists():
-            raise FileNotFoundError(f"no trajectory log at {self.path}")
-        with open(self.path, "rb") as f:
-            for number, line in enumerate(f, 1):
-                if not line.endswith(b"\n"):
-                    return  # cut off by a crash; the next append removes it
-                try:
-                    yield Trajectory.from_dict(json.loads(line))
-                except ValueError as e:
-                    raise ValueError(f"{self.path}, line {number}: {e}") from None
-
-    def read(self) -> list[Trajectory]:
-        """All trajectories; see ``__iter__`` for the errors."""
-        return list(self)
-
-    def to_parquet(self, path: str | os.PathLike) -> None:
-        """Write the log as a Parquet file, whole or not at all; a log larger than memory is no problem.
-
-        Lone surrogates, which no Parquet text can hold, become "?".
-        """
-        import pyarrow.parquet as pq
-
-        schema = arrow_schema()
-        with _whole(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for table in self._tables(schema):
-                writer.write_table(table)
-
-    def to_dataset(self):
-        """The log as a ``datasets.Dataset`` in memory; ``Trajectory.from_row`` reads its rows. As ``to_parquet``."""
-        import pyarrow as pa
-        from datasets import Dataset
-
-        schema = arrow_schema()
-        return Dataset(pa.concat_tables([schema.empty_table(), *self._tables(schema)]))
-
-    def _tables(self, schema, rows: int = 256):
-        """The log as Arrow tables of so many rows."""
-        import pyarrow as pa
-
-        log = iter(self)
-        while part := [t.to_row() for t in islice(log, rows)]:
-            try:
-                yield pa.Table.from_pylist(part, schema=schema)
-            except UnicodeEncodeError:
-                clean = json.dumps(part, ensure_ascii=False).encode("utf-8", "replace")
-                yield pa.Table.from_pylist(json.loads(clean), schema=schema)
-
-
-def read_parquet(path: str | os.PathLike) -> list[Trajectory]:
-    """The trajectories of a file that ``TrajectoryLog.to_parquet`` wrote, equal to those of the log.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not Parquet, or its rows are not trajectories; names file and row.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found: list[Trajectory] = []
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(256):
-                for row in batch.to_pylist():
-                    found.append(Trajectory.from_row(row))
-    except (ValueError, pa.ArrowException) as e:
-        raise ValueError(f"{path}, row {len(found) + 1}: {e}") from None
-    return found
-
-
 def arrow_schema():
     """The columns of a table of trajectories (a ``pyarrow.Schema``), read off the records' type hints.
 
@@ -321,44 +220,3 @@ def arrow_schema():
         return plain[hint] if hint in plain else kind(args[0])  # the rest is "or None"
 
     return pa.schema(columns(Trajectory))
-
-
-@contextmanager
-def _whole(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary name to write to, which becomes ``path`` if all goes well and nothing otherwise."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_whole(path: str | os.PathLike, text: str) -> None:
-    """Write a text file whole or not at all: under a temporary name first, then moved into place."""
-    with _whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-
-def write_json_lines(path: str | os.PathLike, rows: Iterable[dict]) -> None:
-    """Write one JSON object a line, whole or not at all."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _drop_cut_line(f) -> None:
-    """Cut a file open for binary reading and writing back to the end of its last whole line."""
-    size = end = f.seek(0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - 65536)
-        f.seek(start)
-        if (newline := f.read(end - start).rfind(b"\n")) >= 0:
-            end = start + newline + 1
-            break
-        end = start
-    if end < size:
-        f.truncate(end)
-    f.seek(end)

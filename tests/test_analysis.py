@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_lib.records import Passage, Question, TrajectoryLog
+from searchr1_lib.files import TrajectoryLog
+from searchr1_lib.records import Passage, Question
 from searchr1_lib.rewards import SearchR1Reward, handwritten, score
 from searchr1_lib.study import analysis
 from searchr1_lib.study.evaluate import Report, row_of

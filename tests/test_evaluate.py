@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from searchr1_lib.data import load_questions, save_questions
-from searchr1_lib.records import Question, SearchCall, Trajectory, TrajectoryLog
+from searchr1_lib.files import TrajectoryLog
+from searchr1_lib.records import Question, SearchCall, Trajectory
 from searchr1_lib.search import BM25Search, SearchError
 from searchr1_lib.study import evaluate as module
 from searchr1_lib.study.evaluate import (

@@ -8,18 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_lib.records import (
-    Hit,
-    Passage,
-    Question,
-    SearchCall,
-    Segment,
-    Trajectory,
-    TrajectoryLog,
-    read_parquet,
-    write_json_lines,
-    write_whole,
-)
+from searchr1_lib.files import TrajectoryLog, read_parquet, write_json_lines, write_whole
+from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 
 
 def trajectory(text="<answer> é\u2028 </answer>", logprob=-0.1):
@@ -69,7 +59,7 @@ def test_a_log_cut_at_any_byte_gives_its_whole_lines(tmp_path):
 def test_a_writer_killed_in_mid_write_loses_nothing_that_was_whole(tmp_path):
     path = tmp_path / "log.jsonl"
     code = (
-        "import sys; from searchr1_lib.records import Question, Trajectory, TrajectoryLog\n"
+        "import sys; from searchr1_lib import Question, Trajectory, TrajectoryLog\n"
         "t = Trajectory(Question('q', 'x' * 50_000, ['x']), [], [], [], [])\n"
         "log = TrajectoryLog(sys.argv[1])\n"
         "while True: log.append([t] * 40); print('.', flush=True)"

@@ -10,17 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_lib.records import (
-    Hit,
-    Passage,
-    Question,
-    SearchCall,
-    Segment,
-    Trajectory,
-    TrajectoryLog,
-    arrow_schema,
-    read_parquet,
-)
+from searchr1_lib.files import TrajectoryLog, read_parquet
+from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory, arrow_schema
 from searchr1_lib.rewards import handwritten
 from searchr1_lib.search import BM25Search
 from searchr1_lib.study.replay import ReplayBuffer, replay

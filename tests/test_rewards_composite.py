@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_lib.records import Passage, Question, Trajectory, TrajectoryLog
+from searchr1_lib.files import TrajectoryLog
+from searchr1_lib.records import Passage, Question, Trajectory
 from searchr1_lib.rewards import (
     F1,
     Composite,

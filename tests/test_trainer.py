@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from searchr1_lib.data import load_passages, load_questions
-from searchr1_lib.records import Question, Segment, Trajectory, TrajectoryLog
+from searchr1_lib.files import TrajectoryLog
+from searchr1_lib.records import Question, Segment, Trajectory
 from searchr1_lib.rewards import RewardError, SearchR1Reward, score
 from searchr1_lib.search import BM25Search, LocalSearch
 from searchr1_lib.training.grpo import group_advantages

@@ -5,7 +5,7 @@ import pytest
 from browser import CHROMIUM, chromium, jupyter_lab, wait_for
 from test_viewer import QUESTION, build, group_of, mixed
 
-from searchr1_lib.records import TrajectoryLog
+from searchr1_lib.files import TrajectoryLog
 from searchr1_lib.study.viewer import colors, render_comparison, render_html
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -35,7 +35,8 @@ from typing import Any
 
 from ..data import load_passages, load_questions
 from ..environment import protocol
-from ..records import Question, SearchCall, Segment, Trajectory, write_whole
+from ..files import write_whole
+from ..records import Question, SearchCall, Segment, Trajectory
 from ..rewards import SearchR1Reward, score
 from ..worlds.almanac import build_world
 from .analysis import bootstrap, markdown_table

@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 from statistics import fmean
 
-from ..records import Question, write_whole
+from ..files import write_whole
+from ..records import Question
 from .evaluate import evaluate
 
 

@@ -26,7 +26,8 @@ from pathlib import Path
 from statistics import fmean
 
 from ..data import SETS, load_questions, load_with_passages
-from ..records import Question, Trajectory, TrajectoryLog, write_whole
+from ..files import TrajectoryLog, write_whole
+from ..records import Question, Trajectory
 from ..rewards import exact_match, f1_score
 
 METRICS = (

@@ -26,7 +26,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..environment import protocol
-from ..records import Question, write_json_lines, write_whole
+from ..files import write_json_lines, write_whole
+from ..records import Question
 from ..worlds.almanac import MONTHS, Hop, Part, World, build_world
 
 #: Qwen2.5's chat template, for messages without tools: a default system message, then the turns.

@@ -37,7 +37,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import __version__
-from ..records import write_json_lines, write_whole
+from ..files import write_json_lines, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository's root, where ``notebooks/``, ``data/`` and ``runs/`` stand."""

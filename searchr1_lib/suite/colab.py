@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
-from ..records import write_whole
+from ..files import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 

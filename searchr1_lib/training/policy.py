@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from ..environment import protocol
-from ..records import write_whole
+from ..files import write_whole
 
 TINY_QWEN = "data/tiny_qwen"
 #: In a model's folder, names or holds the prompt that the model was taught with.

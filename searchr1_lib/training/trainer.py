@@ -26,7 +26,8 @@ from statistics import fmean, pstdev
 
 import torch
 
-from ..records import Question, Trajectory, TrajectoryLog, write_whole
+from ..files import TrajectoryLog, write_whole
+from ..records import Question, Trajectory
 from ..rewards import SearchR1Reward, score
 from ..study.evaluate import row_of
 from .grpo import groups_without_variance

@@ -20,7 +20,8 @@ import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..records import Passage, Question, write_json_lines, write_whole
+from ..files import write_json_lines, write_whole
+from ..records import Passage, Question
 
 KNOWN_SEED = 20_250_301
 SPLITS = ("train", "validation", "test")

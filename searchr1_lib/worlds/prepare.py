@@ -29,7 +29,8 @@ from ..data import (
     save_questions,
     select_passages,
 )
-from ..records import Passage, Question, write_whole
+from ..files import write_whole
+from ..records import Passage, Question
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 #: Out of ten questions in a row, so many go to each split; the common knowledge stands in the order of its topics.

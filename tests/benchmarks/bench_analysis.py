@@ -69,7 +69,7 @@ def table(path: str) -> dict:
 
 
 def whole(path: str) -> dict:
-    from searchr1_lib.records import TrajectoryLog
+    from searchr1_lib.files import TrajectoryLog
 
     return {"rollouts": len(TrajectoryLog(path).read()), "read": time.perf_counter()}
 

@@ -1,0 +1,218 @@
+"""Files that are whole or not there: the only place that knows how a file is made safe.
+
+What is written stands under a temporary name until it is on the disk, and only then takes its own name. JSON Lines
+that grow (the trajectory log) are appended to; a line that a crash cut off is no line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .records import Trajectory, arrow_schema
+
+
+@contextmanager
+def whole(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name to write to, which becomes ``path`` if all goes well and nothing otherwise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``path`` if all goes well, and vanishes otherwise.
+
+    A folder that stands at ``path`` is replaced; no system can do that in one step, so a kill just between the two
+    leaves it beside its place (as ``.NAME.PID.old``).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had our number
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _to_disk(file)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
+        os.replace(temporary, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_whole(path: str | os.PathLike, text: str) -> None:
+    """Write a text file whole or not at all; half a surrogate pair becomes its escape."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write one value as indented JSON, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: str | os.PathLike, rows: Iterable[dict]) -> None:
+    """Write one JSON object a line, whole or not at all; more rows than fit into memory are no problem."""
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        file.writelines(map(_line, rows))
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON; names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{path}: not JSON ({e})") from None
+
+
+def read_json_lines(path: str | os.PathLike, make: Callable[[Any], Any] = lambda row: row) -> Iterator:
+    """Yield ``make(row)`` for every line in order; a last one that a crash cut off is left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is not JSON, or ``make`` refuses it with a ValueError; names file and line.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield make(json.loads(line))
+            except ValueError as e:
+                raise ValueError(f"{path}, line {number}: {e}") from None
+
+
+class TrajectoryLog:
+    """Trajectories as JSON Lines: appended, never rewritten, readable after a crash in mid-write."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    def append(self, trajectories: Iterable[Trajectory]) -> None:
+        """Add trajectories and flush them to disk. A last line that a crash cut off is removed first.
+
+        One process writes a log at a time; others may read it meanwhile.
+        """
+        lines = b"".join(_line(t.to_dict()) for t in trajectories)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a+b") as file:
+            _drop_cut_line(file)
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        """Yield the trajectories in the order of writing, one at a time.
+
+        Raises:
+            FileNotFoundError: there is no log.
+            ValueError: a line other than a cut last one is broken; names file and line.
+        """
+        if not self.path.exists():
+            raise FileNotFoundError(f"no trajectory log at {self.path}")
+        return read_json_lines(self.path, Trajectory.from_dict)
+
+    def read(self) -> list[Trajectory]:
+        """All trajectories; see ``__iter__`` for the errors."""
+        return list(self)
+
+    def to_parquet(self, path: str | os.PathLike) -> None:
+        """Write the log as a Parquet file, whole or not at all; a log larger than memory is no problem.
+
+        Lone surrogates, which no Parquet text can hold, become "?".
+        """
+        import pyarrow.parquet as pq
+
+        schema = arrow_schema()
+        with whole(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for table in self._tables(schema):
+                writer.write_table(table)
+
+    def to_dataset(self):
+        """The log as a ``datasets.Dataset`` in memory; ``Trajectory.from_row`` reads its rows. As ``to_parquet``."""
+        import pyarrow as pa
+        from datasets import Dataset
+
+        schema = arrow_schema()
+        return Dataset(pa.concat_tables([schema.empty_table(), *self._tables(schema)]))
+
+    def _tables(self, schema, rows: int = 256):
+        """The log as Arrow tables of so many rows."""
+        import pyarrow as pa
+
+        log = iter(self)
+        while part := [t.to_row() for t in islice(log, rows)]:
+            try:
+                yield pa.Table.from_pylist(part, schema=schema)
+            except UnicodeEncodeError:
+                clean = json.dumps(part, ensure_ascii=False).encode("utf-8", "replace")
+                yield pa.Table.from_pylist(json.loads(clean), schema=schema)
+
+
+def read_parquet(path: str | os.PathLike) -> list[Trajectory]:
+    """The trajectories of a file that ``TrajectoryLog.to_parquet`` wrote, equal to those of the log.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not Parquet, or its rows are not trajectories; names file and row.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    trajectories: list[Trajectory] = []
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(256):
+                for row in batch.to_pylist():
+                    trajectories.append(Trajectory.from_row(row))
+    except (ValueError, pa.ArrowException) as e:
+        raise ValueError(f"{path}, row {len(trajectories) + 1}: {e}") from None
+    return trajectories
+
+
+def _line(row: Any) -> bytes:
+    """A row as a line of JSON; half a surrogate pair, which UTF-8 cannot hold, stays as its JSON escape."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _to_disk(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _drop_cut_line(file) -> None:
+    """Cut a file open for binary reading and writing back to the end of its last whole line."""
+    size = end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        file.seek(start)
+        if (newline := file.read(end - start).rfind(b"\n")) >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)
+    file.seek(end)
