@@ -189,16 +189,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
     how = {"vocab_size": vocab_size - len(SPECIAL), "initial_alphabet": alphabet, "show_progress": False}
     bpe.train_from_iterator(texts, trainers.BpeTrainer(**how))
     model = json.loads(bpe.to_str())["model"]
-    end_of_text, *chat = SPECIAL
-    tokenizer = Qwen2Tokenizer(
-        vocab=model["vocab"],
-        merges=[tuple(merge) for merge in model["merges"]],
-        eos_token=chat[-1],
-        pad_token=end_of_text,
-        unk_token=None,
-        additional_special_tokens=chat,
-        model_max_length=2048,
-    )
+    vocabulary = {"vocab": model["vocab"], "merges": list(map(tuple, model["merges"])), "unk_token": None}
+    special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": list(SPECIAL[1:])}
+    tokenizer = Qwen2Tokenizer(**vocabulary, **special, model_max_length=2048)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -209,16 +202,11 @@ def new_model(recipe: Recipe, tokenizer):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(recipe.seed)
-    config = Qwen2Config(
-        **{name: getattr(recipe, name) for name in SHAPE},
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        initializer_range=0.05,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    shape = {name: getattr(recipe, name) for name in SHAPE}
+    fixed = {"max_position_embeddings": 2048, "tie_word_embeddings": True, "initializer_range": 0.05}
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = Qwen2Config(**shape, **fixed, **special, rope_parameters=rope)
     return Qwen2ForCausalLM(config)
 
 
