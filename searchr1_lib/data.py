@@ -23,28 +23,22 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .files import write_json_lines
 from .records import Passage, Question
 
 HUB = "hub:"
 _FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
 _SEARCH_R1 = "PeterJinGo/nq_hotpotqa_train"
+_PUBLIC = "nq:test triviaqa:test popqa:test hotpotqa:dev 2wikimultihopqa:dev musique:dev bamboogle:test search-r1:test"
 
 #: The question sets that are known by name, with the split that papers report on. The first seven are those of the
 #: Search-R1 paper, in the order of its tables; "search-r1" is what it trains on, its test split all seven in one.
-SETS = {
-    "nq": "test",
-    "triviaqa": "test",
-    "popqa": "test",
-    "hotpotqa": "dev",
-    "2wikimultihopqa": "dev",
-    "musique": "dev",
-    "bamboogle": "test",
-    "search-r1": "test",
-}
+SETS = dict(pair.split(":") for pair in _PUBLIC.split())
 #: The corpora that are known by name.
 CORPORA = {"wiki-18": HUB + "PeterJinGo/wiki-18-corpus"}
 
@@ -76,30 +70,16 @@ def load_questions(
         FileNotFoundError: no such file.
         DataError: a broken row, an id that stands twice, no question at all, or the hub out of reach.
     """
-    label = _set_name(source)
-    return list(_records(source, lambda row: _question(row, label), split, config, limit, on_error))
+    make = partial(_question, label=_set_name(source))
+    return list(_records(source, make, split=split, config=config, limit=limit, on_error=on_error))
 
 
-def load_passages(
-    source: str | os.PathLike,
-    *,
-    split: str | None = None,
-    config: str | None = None,
-    limit: int | None = None,
-    on_error: str = "raise",
-) -> list[Passage]:
+def load_passages(source: str | os.PathLike, **how: Any) -> list[Passage]:
     """Read a corpus: a path, "wiki-18" or ``hub:owner/name``; arguments and errors as in ``load_questions``."""
-    return list(_records(CORPORA.get(str(source), source), _passage, split, config, limit, on_error))
+    return list(_records(CORPORA.get(str(source), source), _passage, **how))
 
 
-def load_with_passages(
-    source: str | os.PathLike,
-    *,
-    split: str | None = None,
-    config: str | None = None,
-    limit: int | None = None,
-    on_error: str = "raise",
-) -> tuple[list[Question], list[Passage]]:
+def load_with_passages(source: str | os.PathLike, **how: Any) -> tuple[list[Question], list[Passage]]:
     """Read questions and the passages that their rows carry, gold and distractors, each once.
 
     So a part of HotpotQA, 2WikiMultihopQA or MuSiQue comes with a corpus that fits in memory, and ``passages`` of
@@ -117,7 +97,7 @@ def load_with_passages(
         passages.update((p.id, p) for p in _carried(row)[0])
         return question
 
-    questions = list(_records(source, make, split, config, limit, on_error))
+    questions = list(_records(source, make, **how))
     if not passages:
         raise DataError(
             f"{source}: its rows carry no passages. Search a retrieval server (RemoteSearch), or read a corpus: "
@@ -142,9 +122,8 @@ def select_passages(
     questions = list(questions)
     gold = {id for q in questions for id in q.passages}
     names = {name for q in questions for text in (q.text, *q.answers) for name in _runs(text)}
-    how = {"split": None, "config": None, "limit": None, "on_error": "raise"} | how
     kept: dict[str, Passage] = {}
-    rows = _records(CORPORA.get(str(source), source), _passage, **how, unique=False)
+    rows = _records(CORPORA.get(str(source), source), _passage, unique=False, **how)
     for number, passage in enumerate(rows):
         about = passage.id in gold or " ".join(_words(re.sub(r"\(.*?\)", "", passage.title))) in names
         if about or (others and number % others == 0):
@@ -154,12 +133,12 @@ def select_passages(
 
 def save_questions(path: str | os.PathLike, questions: Iterable[Question]) -> None:
     """Write questions as JSON Lines in our own form; the file appears whole or not at all."""
-    _save(path, questions)
+    write_json_lines(path, map(asdict, questions))
 
 
 def save_passages(path: str | os.PathLike, passages: Iterable[Passage]) -> None:
     """Write passages as JSON Lines in our own form; the file appears whole or not at all."""
-    _save(path, passages)
+    write_json_lines(path, map(asdict, passages))
 
 
 def split_contents(contents: str) -> tuple[str, str]:
@@ -185,20 +164,9 @@ def _runs(text: str, longest: int = 8) -> Iterator[str]:
                 yield " ".join(words[start:end])
 
 
-def _save(path: str | os.PathLike, records: Iterable) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "w", encoding="utf-8", newline="\n") as f:
-            for record in records:
-                f.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _records(source, make: Callable, split, config, limit, on_error, unique: bool = True) -> Iterator:
+def _records(
+    source, make: Callable, *, split=None, config=None, limit=None, on_error="raise", unique: bool = True
+) -> Iterator:
     """Yield one record a row; ``make(row)`` raises ValueError with the field's name where a row is broken.
 
     ``unique`` False does not look for ids that stand twice: remembering 21 million of them takes gigabytes.
@@ -364,9 +332,8 @@ def _question(row: dict, label: str = "") -> Question:
     source = _text(*_get(row, "source", "data_source", default=""))
     name, answers = _get(row, "answers", "reward_model.ground_truth.target", "golden_answers", "answer")
     answers = [answers, *_get(row, "answer_aliases", default=[])[1]] if isinstance(answers, str) else answers
-    if not isinstance(answers, list):
-        raise ValueError(f"field '{name}': expected a list with at least one answer")
-    answers = [a for a in answers if _text(name, a).strip()]  # an alias may be empty, as long as another one is not
+    # an alias may be empty, as long as another one is not
+    answers = [a for a in answers if _text(name, a).strip()] if isinstance(answers, list) else []
     if not answers:
         raise ValueError(f"field '{name}': expected a list with at least one answer that is not empty")
     name, passages = _get(row, "passages", "gold_ids", default=None)
@@ -405,7 +372,7 @@ def _carried(row: dict) -> tuple[list[Passage], list[str]]:
 def _as_in_hotpotqa(row: dict, context: dict) -> tuple[list[Passage], list[Passage]]:
     """HotpotQA and 2WikiMultihopQA: a list of titles, a list of lists of sentences, and the titles that are gold."""
     sentences = _get(context, "sentences", "content", default=[])[1]
-    passages = [_made(t, " ".join(s.strip() for s in text)) for t, text in zip(context["title"], sentences)]
+    passages = [_passage_of(t, " ".join(s.strip() for s in text)) for t, text in zip(context["title"], sentences)]
     gold = _get(row, "metadata.supporting_facts.title", "supporting_facts.title", default=[])[1]
     by_title = {p.title: p for p in passages}
     return passages, [by_title[title] for title in gold if title in by_title]
@@ -415,14 +382,14 @@ def _as_in_musique(row: dict) -> tuple[list[Passage], list[Passage]]:
     """MuSiQue: a list of paragraphs to which each step of the question points; FlashRAG keeps only those."""
     steps = _get(row, "metadata.question_decomposition", "question_decomposition", default=[])[1]
     if row.get("paragraphs") is not None:
-        passages = [_made(p["title"], p["paragraph_text"]) for p in row["paragraphs"]]
+        passages = [_passage_of(p["title"], p["paragraph_text"]) for p in row["paragraphs"]]
         return passages, [passages[step["paragraph_support_idx"]] for step in steps]
     supports = [step["support_paragraph"] for step in steps if step["support_paragraph"]]
-    passages = [_made(p["title"], p["paragraph_text"]) for p in supports]
+    passages = [_passage_of(p["title"], p["paragraph_text"]) for p in supports]
     return passages, passages
 
 
-def _made(title: str, text: str) -> Passage:
+def _passage_of(title: str, text: str) -> Passage:
     """A passage without an id of its own gets one from what it says, so that the same one is kept once."""
     title, text = _text("title", title), _text("paragraph_text", text)
     return Passage(hashlib.sha1(f"{title}\n{text}".encode()).hexdigest()[:12], title, text)

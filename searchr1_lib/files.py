@@ -75,6 +75,20 @@ def write_json_lines(path: str | os.PathLike, rows: Iterable[dict]) -> None:
         file.writelines(map(_line, rows))
 
 
+def append_json_lines(path: str | os.PathLike, rows: Iterable[dict]) -> None:
+    """Add one JSON object a line and flush them to disk; a last line that a crash cut off is removed first.
+
+    One process appends to a file at a time; others may read it meanwhile.
+    """
+    lines, path = b"".join(map(_line, rows)), Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        _drop_cut_line(file)
+        file.write(lines)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """The value of a JSON file.
 
@@ -112,17 +126,8 @@ class TrajectoryLog:
         self.path = Path(path)
 
     def append(self, trajectories: Iterable[Trajectory]) -> None:
-        """Add trajectories and flush them to disk. A last line that a crash cut off is removed first.
-
-        One process writes a log at a time; others may read it meanwhile.
-        """
-        lines = b"".join(_line(t.to_dict()) for t in trajectories)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a+b") as file:
-            _drop_cut_line(file)
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        """Add trajectories and flush them to disk, see ``append_json_lines``."""
+        append_json_lines(self.path, (t.to_dict() for t in trajectories))
 
     def __iter__(self) -> Iterator[Trajectory]:
         """Yield the trajectories in the order of writing, one at a time.

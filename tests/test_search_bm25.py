@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from searchr1_lib.data import load_passages, load_questions, save_passages
 from searchr1_lib.records import Passage, Question
-from searchr1_lib.search import BM25Search, IndexFolderError, LocalSearch, measure
+from searchr1_lib.search import BM25Search, CachedSearch, IndexFolderError, LocalSearch, SQLiteSearch, measure
 from searchr1_lib.search.base import best
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,3 +258,15 @@ def test_the_package_is_light():
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_an_accent_in_another_unicode_form_is_the_same_name(tmp_path):
+    composed, apart = "Beyonc\u00e9", "Beyonce\u0301"
+    passages = [Passage("1", apart, "A singer."), Passage("2", composed, "A song."), Passage("3", "Beyond", "A film.")]
+    sqlite = SQLiteSearch(tmp_path / "sqlite")
+    sqlite.add(passages)
+    for engine in (BM25Search(passages), sqlite):
+        for query in (composed, apart):
+            assert {hit.passage.id for hit in engine.search(query)} == {"1", "2"}
+        CachedSearch(engine, tmp_path / f"{engine.name}.sqlite").search(composed)
+        assert len(CachedSearch(None, tmp_path / f"{engine.name}.sqlite", mode="replay").search(apart)) == 2

@@ -121,14 +121,9 @@ def search_confidence(trajectory: Trajectory) -> float:
 
     The tags count as tokens of the search: with the opening one the model decides to search at all.
     """
-    logprobs = [
-        trajectory.logprobs[i]
-        for s in trajectory.segments
-        if s.by_model and s.kind == "search"
-        for i in range(s.start, s.end)
-        if trajectory.mask[i]
-    ]
-    return math.exp(min(logprobs, default=0.0))
+    searches = [s for s in trajectory.segments if s.by_model and s.kind == "search"]
+    places = [i for s in searches for i in range(s.start, s.end) if trajectory.mask[i]]
+    return math.exp(min((trajectory.logprobs[i] for i in places), default=0.0))
 
 
 class ConfidentSearch:

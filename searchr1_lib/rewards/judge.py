@@ -115,22 +115,21 @@ class Judge:
         return max(0.0, judged - control)
 
     def _ask(self, case: _Case, answers: tuple[str, ...]) -> float:
-        asked = {"question": case.question, "reference_answers": list(answers), "answer": case.answer}
-        messages = [
-            {"role": "system", "content": self.rubric},
-            {"role": "user", "content": json.dumps(asked, ensure_ascii=False)},
-        ]
+        task = {"question": case.question, "reference_answers": list(answers), "answer": case.answer}
+        user = json.dumps(task, ensure_ascii=False)
+        messages = [{"role": "system", "content": self.rubric}, {"role": "user", "content": user}]
         key = hashlib.sha256(json.dumps([self.chat.name, messages]).encode()).hexdigest()
         if (score := self._scores.get(key)) is not None:
             with self._lock:
                 self.cached += 1
             return score
-        for attempt in range(self.attempts):
+        failed = f"reward {self.name!r} failed on question {case.id!r}"
+        for _ in range(self.attempts):
             self._spend()
             try:
                 reply = self.chat.complete(messages)
             except EndpointError as e:
-                raise RewardError(f"reward {self.name!r} failed on question {case.id!r}: {e}") from e
+                raise RewardError(f"{failed}: {e}") from e
             with self._lock:
                 self.tokens += reply.tokens
             try:
@@ -140,9 +139,7 @@ class Judge:
                 continue
             self._scores.put(key, score)
             return score
-        raise RewardError(
-            f"reward {self.name!r} failed on question {case.id!r}: {self.attempts} replies without a score ({problem})"
-        )
+        raise RewardError(f"{failed}: {self.attempts} replies without a score ({problem})")
 
     def _spend(self) -> None:
         with self._lock:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..files import append_json_lines
 from ..records import Trajectory
 from .answer import ExactMatch, f1_score
 from .base import final_answer
@@ -40,11 +41,7 @@ def record_choice(path: str | os.PathLike, a: Trajectory, b: Trajectory, preferr
     """
     if preferred not in ("a", "b"):
         raise ValueError(f"preferred must be 'a' or 'b', not {preferred!r}")
-    line = json.dumps({"a": a.to_dict(), "b": b.to_dict(), "preferred": preferred}, ensure_ascii=False)
-    with open(path, "a", encoding="utf-8") as f:
-        f.write(line + "\n")
-        f.flush()
-        os.fsync(f.fileno())
+    append_json_lines(path, [{"a": a.to_dict(), "b": b.to_dict(), "preferred": preferred}])
 
 
 def read_choices(path: str | os.PathLike) -> list[tuple[Trajectory, Trajectory]]:
@@ -76,7 +73,7 @@ class PreferenceReward:
     """
 
     def __init__(self, pairs: Sequence[tuple[Trajectory, Trajectory]], *, l2: float = 0.1, name: str = "preference"):
-        """Fit to pairs (preferred, other) by Newton's method on the penalised likelihood, which is convex:
+        """Fit to pairs (preferred, other) by the penalised likelihood, which is convex:
 
             minimise  sum_i log(1 + exp(-w . (x_i - y_i)))  +  l2 / 2 |w|^2
 
@@ -84,6 +81,8 @@ class PreferenceReward:
             ValueError: no pairs, or ``l2`` not above 0.
         """
         import numpy as np
+        from scipy.optimize import minimize
+        from scipy.special import expit
 
         if not pairs:
             raise ValueError("PreferenceReward needs at least one pair (preferred, other)")
@@ -93,9 +92,15 @@ class PreferenceReward:
         d = np.array([[f(a) - f(b) for f in FEATURES.values()] for a, b in pairs])
         self._scale = np.sqrt((d**2).mean(0))
         self._scale[self._scale < 1e-9] = np.inf  # a feature that never differed tells nothing
-        self._w = _newton(d / self._scale, l2)
+        d /= self._scale
+
+        def loss_and_gradient(w):
+            loss = np.logaddexp(0, -d @ w).sum() + l2 / 2 * w @ w
+            return loss, l2 * w - d.T @ expit(-d @ w)
+
+        self._w = minimize(loss_and_gradient, np.zeros(len(FEATURES)), jac=True, options={"gtol": 1e-9}).x
         self.weights = dict(zip(FEATURES, self._w.tolist()))
-        self.accuracy = float(((d / self._scale) @ self._w > 0).mean())
+        self.accuracy = float((d @ self._w > 0).mean())
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """One float per trajectory."""
@@ -106,21 +111,7 @@ class PreferenceReward:
 
     def probability(self, a: Trajectory, b: Trajectory) -> float:
         """P(a is preferred to b)."""
-        ra, rb = self([a, b])
-        return 1 / (1 + math.exp(min(700.0, rb - ra)))
+        from scipy.special import expit
 
-
-def _newton(d, l2: float):
-    """The minimiser of the penalised negative log-likelihood; ``d`` (pairs, features) are the differences."""
-    import numpy as np
-
-    w = np.zeros(d.shape[1])
-    for _ in range(100):
-        p = 1 / (1 + np.exp(np.clip(d @ w, -500, 500)))  # P(the human's choice is wrong)
-        gradient = l2 * w - d.T @ p
-        hessian = (d.T * (p * (1 - p))) @ d + l2 * np.eye(len(w))
-        step = np.linalg.solve(hessian, gradient)
-        w -= step
-        if np.abs(step).max() < 1e-10:
-            break
-    return w
+        worth_a, worth_b = self([a, b])
+        return float(expit(worth_a - worth_b))

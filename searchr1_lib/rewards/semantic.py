@@ -116,21 +116,15 @@ class SemanticSimilarity:
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """One float per trajectory."""
-        asked = [
-            (i, answer, gold)
-            for i, t in enumerate(trajectories)
-            if (answer := (final_answer(t) or "").strip())
-            for gold in t.question.answers
-        ]
-        out = [0.0] * len(trajectories)
-        for (i, _, _), s in zip(asked, self.similarities([(a, g) for _, a, g in asked])):
-            out[i] = max(out[i], self.calibration(s))
-        return out
+        answers = [(final_answer(t) or "").strip() for t in trajectories]
+        pairs = [(answer, gold) for answer, t in zip(answers, trajectories) for gold in t.question.answers]
+        similarity = dict(zip(pairs, self.similarities(pairs)))
+        worth = lambda answer, gold: self.calibration(similarity[answer, gold]) if answer else 0.0
+        return [max([0.0, *(worth(a, g) for g in t.question.answers)]) for a, t in zip(answers, trajectories)]
 
     def _encode(self, texts: set[str]) -> dict[str, object]:
         with self._lock:
-            if isinstance(self.encoder, str):
-                self.encoder = load_encoder(self.encoder)
+            self.encoder = load_encoder(self.encoder)
             if new := sorted(texts - self._vectors.keys()):
                 if len(self._vectors) + len(new) > _CACHED:
                     self._vectors = {}

@@ -11,7 +11,7 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..data import save_passages
+from ..files import whole_folder, write_json
 from ..records import Hit, Passage
 
 FORMAT = 1
@@ -75,14 +76,19 @@ def check_batch(queries: Sequence[str], k: int) -> list[str]:
 
 
 def clean(text: Any) -> str:
-    """Text from outside as text that can be written everywhere (no halves of surrogate pairs).
+    """Text from outside as text that can be written everywhere: no halves of surrogate pairs, accents composed (NFC).
 
     Raises:
         TypeError: it is no text.
     """
     if not isinstance(text, str):
         raise TypeError(f"expected text, found {type(text).__name__}")
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def indexed(passage: Passage) -> str:
+    """What of a passage is searched: title and text, in the form of the queries (see ``clean``)."""
+    return clean(f"{passage.title}\n{passage.text}")
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
@@ -91,12 +97,12 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
     >>> best(np.array([0.0, 2.0, 1.0, 2.0, -1.0]), 2).tolist()
     [1, 3]
     """
-    found = np.flatnonzero(scores > 0)
-    values = scores[found]
-    if len(found) > k:
-        keep = values >= np.partition(values, len(found) - k)[len(found) - k]
-        found, values = found[keep], values[keep]
-    return found[np.argsort(-values, kind="stable")[:k]]
+    places = np.flatnonzero(scores > 0)
+    values = scores[places]
+    if len(places) > k:
+        keep = values >= np.partition(values, len(places) - k)[len(places) - k]
+        places, values = places[keep], values[keep]
+    return places[np.argsort(-values, kind="stable")[:k]]
 
 
 class PassageFile(Sequence):
@@ -116,29 +122,9 @@ class PassageFile(Sequence):
         return Passage(**json.loads(self._file[self._offsets[i] : self._offsets[i + 1]]))
 
 
-def save_corpus(folder: Path, passages: Sequence[Passage]) -> dict[str, Any]:
-    """Write the passages of an index and return their part of the manifest."""
-    save_passages(folder / PASSAGES, passages)
-    lengths = [len(line) for line in open(folder / PASSAGES, "rb")]
-    np.save(folder / OFFSETS, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-    return {"count": len(lengths), "corpus_sha256": sha256(folder / PASSAGES)}
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def write_manifest(folder: Path, engine: str, **fields: Any) -> None:
     """Write ``manifest.json``; it is written last, so a folder with a manifest is complete."""
-    text = json.dumps({"format": FORMAT, "engine": engine, **fields}, indent=1, ensure_ascii=False)
-    part = folder / f".{MANIFEST}.{os.getpid()}.part"
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, folder / MANIFEST)
+    write_json(folder / MANIFEST, {"format": FORMAT, "engine": engine, **fields})
 
 
 def read_manifest(folder: str | os.PathLike, engine: str | None = None) -> dict[str, Any]:
@@ -163,30 +149,35 @@ def read_manifest(folder: str | os.PathLike, engine: str | None = None) -> dict[
     return manifest
 
 
-def open_corpus(folder: str | os.PathLike, manifest: dict[str, Any]) -> PassageFile:
-    """Open the passages of an index, after checking that they are those of its manifest.
+def open_index(folder: str | os.PathLike, engine: str) -> tuple[dict[str, Any], PassageFile]:
+    """Manifest and passages of an index, after checking that the passages are those of the manifest.
 
     Raises:
-        IndexFolderError: the passages are missing, or another corpus than the index was built from.
+        IndexFolderError: as ``read_manifest``; or the passages are missing, or another corpus than the index was
+            built from.
     """
-    folder = Path(folder)
+    manifest, folder = read_manifest(folder, engine), Path(folder)
+    count, expected = manifest.get("count"), manifest.get("corpus_sha256")
     try:
-        found = sha256(folder / PASSAGES)
-        passages = PassageFile(folder)
+        digest, passages = _sha256(folder / PASSAGES), PassageFile(folder)
     except (OSError, ValueError) as e:
         raise IndexFolderError(f"{folder}: the passages cannot be read ({e}); build the index again") from None
-    if found != manifest.get("corpus_sha256") or len(passages) != manifest.get("count"):
+    if digest != expected or len(passages) != count:
         raise IndexFolderError(
-            f"{folder / PASSAGES}: not the corpus that the index was built from ({MANIFEST} says "
-            f"{manifest.get('count')} passages, SHA-256 {str(manifest.get('corpus_sha256'))[:12]}…; found "
-            f"{len(passages)}, {found[:12]}…); build the index again from this corpus"
+            f"{folder / PASSAGES}: not the corpus that the index was built from ({MANIFEST} says {count} passages, "
+            f"SHA-256 {str(expected)[:12]}…; found {len(passages)}, {digest[:12]}…); build the index again from this "
+            "corpus"
         )
-    return passages
+    return manifest, passages
 
 
 @contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``path`` when the block ends well, and vanishes when not.
+def new_index(
+    path: str | os.PathLike, engine: str, passages: Sequence[Passage], **fields: Any
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Write an index whole or not at all; one that stands there is replaced.
+
+    Gives the folder for the engine's own files, and ``fields``, the engine's part of the manifest, to be added to.
 
     Raises:
         IndexFolderError: ``path`` is a file, or a folder with other things than an index.
@@ -194,14 +185,16 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not (path / MANIFEST).exists() and (not path.is_dir() or any(path.iterdir())):
         raise IndexFolderError(f"{path}: exists and is not an index; choose an empty or a new folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    part.mkdir()
-    try:
-        yield part
-        if path.exists():
-            os.replace(path, old)
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with whole_folder(path) as folder:
+        yield folder, fields
+        save_passages(folder / PASSAGES, passages)
+        with open(folder / PASSAGES, "rb") as file:
+            lengths = [len(line) for line in file]
+        np.save(folder / OFFSETS, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        corpus = {"count": len(lengths), "corpus_sha256": _sha256(folder / PASSAGES)}
+        write_manifest(folder, engine, **corpus, **fields)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,17 +10,7 @@ import os
 from collections.abc import Sequence
 
 from ..records import Hit, Passage
-from .base import (
-    Engine,
-    IndexFolderError,
-    best,
-    check_batch,
-    new_folder,
-    open_corpus,
-    read_manifest,
-    save_corpus,
-    write_manifest,
-)
+from .base import Engine, IndexFolderError, best, check_batch, indexed, new_index, open_index
 
 
 class BM25Search(Engine):
@@ -48,9 +38,8 @@ class BM25Search(Engine):
         self.passages, self.stopwords = list(passages), stopwords
         if not self.passages:
             raise ValueError("BM25Search: no passages to index")
-        tokens = bm25s.tokenize(
-            [f"{p.title}\n{p.text}" for p in self.passages], stopwords=stopwords or [], show_progress=False
-        )
+        texts = [indexed(passage) for passage in self.passages]
+        tokens = bm25s.tokenize(texts, stopwords=stopwords or [], show_progress=False)
         if not tokens.vocab:
             raise ValueError("BM25Search: no passage holds a word to index")
         self._index = bm25s.BM25(k1=k1, b=b, backend="numpy")
@@ -72,16 +61,9 @@ class BM25Search(Engine):
 
     def save(self, index_dir: str | os.PathLike) -> None:
         """Write the index to a folder, whole or not at all; an index that stands there is replaced."""
-        with new_folder(index_dir) as folder:
+        parameters = {"k1": self._index.k1, "b": self._index.b, "stopwords": self.stopwords}
+        with new_index(index_dir, "bm25", self.passages, **parameters) as (folder, _):
             self._index.save(folder, show_progress=False)
-            write_manifest(
-                folder,
-                "bm25",
-                **save_corpus(folder, self.passages),
-                k1=self._index.k1,
-                b=self._index.b,
-                stopwords=self.stopwords,
-            )
 
     @classmethod
     def load(cls, index_dir: str | os.PathLike) -> BM25Search:
@@ -92,13 +74,13 @@ class BM25Search(Engine):
         """
         import bm25s
 
-        manifest = read_manifest(index_dir, "bm25")
         engine = cls.__new__(cls)
-        engine.passages, engine.stopwords = open_corpus(index_dir, manifest), manifest["stopwords"]
+        manifest, engine.passages = open_index(index_dir, "bm25")
+        engine.stopwords = manifest["stopwords"]
         try:
             engine._index = bm25s.BM25.load(index_dir, mmap=True, show_progress=False)
-            if (found := engine._index.scores["num_docs"]) != manifest["count"]:
-                raise ValueError(f"over {found} passages, but {manifest['count']} stand beside it")
+            if (count := engine._index.scores["num_docs"]) != manifest["count"]:
+                raise ValueError(f"over {count} passages, but {manifest['count']} stand beside it")
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise IndexFolderError(f"{index_dir}: broken index ({e}); build it again") from None
         return engine

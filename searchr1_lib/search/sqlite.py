@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..records import Hit, Passage
-from .base import MANIFEST, Engine, IndexFolderError, SearchError, check_batch, read_manifest, write_manifest
+from .base import MANIFEST, Engine, IndexFolderError, SearchError, check_batch, clean, read_manifest, write_manifest
 
 DATABASE = "passages.sqlite"
 _SCHEMA = """
@@ -103,9 +103,9 @@ class SQLiteSearch(Engine):
         return self._database.connection().execute("SELECT count(*) FROM passages").fetchone()[0]
 
     def add(self, passages: Iterable[Passage]) -> None:
-        """Add passages, all or none; one whose id is there already replaces it in its place."""
+        """Add passages, all or none, accents composed; one whose id is there already replaces it in its place."""
         with self._database.connection() as connection:
-            connection.executemany(_ADD, ((p.id, p.title, p.text) for p in passages))
+            connection.executemany(_ADD, ((p.id, clean(p.title), clean(p.text)) for p in passages))
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete the passages of these ids, all or none; returns how many were there."""

@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -37,10 +38,10 @@ from ..data import load_passages, load_questions
 from ..environment import protocol
 from ..environment.base import call_all
 from ..environment.search import Search, SearchEnvironment, fit_observation
-from ..files import write_whole
+from ..files import read_json, write_whole
 from ..records import ENVIRONMENT, Question, Segment, ToolCall, Trajectory
 from ..rewards import SearchR1Reward, score
-from ..worlds.almanac import build_world
+from ..worlds.almanac import world_of
 from .analysis import bootstrap, markdown_table
 from .evaluate import Report, evaluate, row_of
 
@@ -235,13 +236,7 @@ def demonstrations(
 
 
 def _world_of(data: str | Path):
-    try:
-        made = json.loads((Path(data) / "almanac.json").read_text(encoding="utf-8"))
-        return build_world(made["seed"])
-    except (OSError, ValueError, KeyError):
-        raise ValueError(
-            f"{data} holds no readable almanac.json: the method sft needs the almanac's chains of facts"
-        ) from None
+    return world_of(data, "the method sft")
 
 
 def _written(policy, question: Question, pieces: Iterable) -> Trajectory:
@@ -296,30 +291,26 @@ def fine_tune(
 
     from ..training.learner import Batch, micro_batches
     from ..training.logits import token_logprobs_and_entropy
+    from .warmstart import update
 
     if not examples:
         raise ValueError("fine_tune: no examples (was no sampled rollout right?)")
+
+    def mean_loss(part: list[Trajectory], total: int):
+        rows = Batch.of(part, policy)
+        hidden = policy.decoder(input_ids=rows.ids, use_cache=False).last_hidden_state[:, :-1]
+        head = {"bias": policy.lm_head.bias, "mask": rows.mask}
+        logprobs, _ = token_logprobs_and_entropy(hidden, policy.lm_head.weight, rows.ids[:, 1:], **head)
+        return -(logprobs * rows.mask).sum() / total
+
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
     orders = [random.Random(f"{seed}/{epoch}").sample(list(examples), len(examples)) for epoch in range(epochs)]
     batches = [order[i : i + batch_size] for order in orders for i in range(0, len(order), batch_size)]
     losses = []
     for number, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (1 - 0.9 * number / len(batches))
-        total, loss = sum(sum(t.mask) for t in batch), 0.0
-        for part in micro_batches(batch, token_budget):
-            rows = Batch.of(part, policy)
-            hidden = policy.decoder(input_ids=rows.ids, use_cache=False).last_hidden_state
-            logprobs, _ = token_logprobs_and_entropy(
-                hidden[:, :-1], policy.lm_head.weight, rows.ids[:, 1:], bias=policy.lm_head.bias, mask=rows.mask
-            )
-            part_loss = -(logprobs * rows.mask).sum() / total
-            part_loss.backward()
-            loss += float(part_loss.detach())
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss)
+        parts = map(partial(mean_loss, total=sum(sum(t.mask) for t in batch)), micro_batches(batch, token_budget))
+        rate = learning_rate * (1 - 0.9 * number / len(batches))
+        losses.append(float(update(optimizer, policy.parameters(), rate, parts)))
     return losses
 
 
@@ -384,13 +375,8 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
         return policy, spent
     questions = load_questions(Path(setup.data) / "train.jsonl")[: setup.train_questions or None]
     if method == "no-search":
-        settings = Settings(
-            steps=setup.steps,
-            learning_rate=1.5e-3,
-            decay_steps=2 * setup.steps // 3,
-            seed=setup.seed,
-            **setup.limits() | {"max_turns": 0},
-        )
+        how = setup.limits() | {"steps": setup.steps, "decay_steps": 2 * setup.steps // 3, "seed": setup.seed}
+        settings = Settings(learning_rate=1.5e-3, **how | {"max_turns": 0})
         trainer = Trainer(policy, questions, engine, SearchR1Reward(setup.search_cost), settings, out / method)
         trainer.train()
         minutes = sum(row["seconds"] for row in trainer.metrics) / 60
@@ -402,18 +388,9 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
         import torch
 
         generator = torch.Generator(device=policy.device).manual_seed(setup.seed)
-        sampled = [
-            t
-            for i in range(0, len(questions), 8)
-            for t in rollout(
-                policy,
-                questions[i : i + 8],
-                engine,
-                num_generations=setup.num_generations,
-                generator=generator,
-                **setup.limits(),
-            )
-        ]
+        how = setup.limits() | {"num_generations": setup.num_generations, "generator": generator}
+        parts = [questions[i : i + 8] for i in range(0, len(questions), 8)]
+        sampled = [t for part in parts for t in rollout(policy, part, engine, **how)]
         examples, spent["rollouts"] = cheapest_right(sampled), len(sampled)
     fine_tune(policy, examples, epochs=setup.epochs, learning_rate=setup.learning_rate, seed=setup.seed)
     policy.save_adapter(out / method)
@@ -433,12 +410,9 @@ def questions_of(setup: Setup) -> list[Question]:
     questions = load_questions(Path(setup.data) / "test.jsonl")[: setup.questions or None]
     lacking = setup.comparisons - sum(group_of(q) == "look-up, comparison" for q in questions)
     if lacking > 0 and (Path(setup.data) / "almanac.json").exists():
-        asked = {q.id for q in questions}
-        more = [
-            q
-            for q in _world_of(setup.data).questions["test"]
-            if group_of(q) == "look-up, comparison" and q.id not in asked
-        ]
+        ids = {q.id for q in questions}
+        others = [q for q in world_of(setup.data, "a comparison").questions["test"] if q.id not in ids]
+        more = [q for q in others if group_of(q) == "look-up, comparison"]
         questions += random.Random(setup.seed).sample(more, min(lacking, len(more)))
     return questions
 
@@ -452,18 +426,14 @@ def run_method(method: str, setup: Setup, questions: Sequence[Question], engine,
     """
     policy, spent = trained(method, setup, engine, out)
     how = {"reward": SearchR1Reward(setup.search_cost), "temperature": setup.temperature, "seed": setup.seed}
-    by_group: dict[str, list[Question]] = {}
-    for q in questions:
-        by_group.setdefault(group_of(q), []).append(q)
     rows = []
-    for group, members in by_group.items():
+    for group, members in _grouped(questions, group_of).items():
         start = time.perf_counter()
         report = answer_with(method, policy, members, engine, **how, **setup.limits())
         seconds = (time.perf_counter() - start) / len(members)
-        rows += [
-            {"id": row["id"], "group": group} | {name: row[name] for name in FIGURES} | {"seconds": seconds}
-            for row in report.rows
-        ]
+        for row in report.rows:
+            figures = {name: row[name] for name in FIGURES} | {"seconds": seconds}
+            rows.append({"id": row["id"], "group": group} | figures)
     return {"method": method, "setup": vars(setup), "training": spent, "rows": rows}
 
 
@@ -498,20 +468,25 @@ def compare(
 def load(out: str | Path) -> dict[str, dict[str, Any]]:
     """The results that ``compare`` left in a folder, by method; {} without any."""
     files = {method: Path(out) / f"{method}.json" for method in METHODS}
-    return {method: json.loads(file.read_text(encoding="utf-8")) for method, file in files.items() if file.exists()}
+    return {method: read_json(file) for method, file in files.items() if file.exists()}
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row a method and group ("all" last): n and the means of em, f1, searches, tokens, seconds and reward."""
-    made = []
+    lines = []
     for method, result in results.items():
-        groups: dict[str, list[dict]] = {}
-        for row in result["rows"]:
-            groups.setdefault(row["group"], []).append(row)
-        for group, rows in {**groups, "all": result["rows"]}.items():
+        groups = _grouped(result["rows"], lambda row: row["group"]) | {"all": result["rows"]}
+        for group, rows in groups.items():
             means = {name: fmean(row[name] for row in rows) for name in FIGURES}
-            made.append({"method": method, "group": group, "n": len(rows), **means})
-    return made
+            lines.append({"method": method, "group": group, "n": len(rows), **means})
+    return lines
+
+
+def _grouped(items: Iterable, key: Callable[[Any], str]) -> dict[str, list]:
+    groups: dict[str, list] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def verdicts(results: Mapping[str, Mapping[str, Any]], method: str = "grpo") -> list[str]:
@@ -537,14 +512,11 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Table and verdicts as Markdown."""
     head = ["method", "questions", "n", "exact match", "F1", "searches", "tokens", "seconds a question", "reward"]
     rows = [list(row.values()) for row in table(results)]
-    cost = [
-        (name, *(r["training"][k] for k in ("rollouts", "examples", "minutes")))
-        for name, r in results.items()
-        if name in TRAINED
-    ]
+    spent = ("rollouts", "examples", "minutes")
+    cost = [(name, *(results[name]["training"][k] for k in spent)) for name in results if name in TRAINED]
     parts = ["# Baselines", markdown_table(head, rows)]
     if cost:
-        parts += ["What the training took:", markdown_table(["method", "rollouts", "examples", "minutes"], cost)]
+        parts += ["What the training took:", markdown_table(["method", *spent], cost)]
     if lines := verdicts(results):
         parts += ["Differences on the same questions, 95 % intervals:", "\n".join(f"- {line}" for line in lines)]
     return "\n\n".join(parts) + "\n"

@@ -17,16 +17,18 @@ recollection is left to GRPO. Look-up names are drawn afresh (another world ever
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..environment import protocol
-from ..files import write_json_lines, write_whole
+from ..files import write_json, write_json_lines
 from ..records import Question
 from ..worlds.almanac import MONTHS, Hop, Part, World, build_world
 
@@ -41,6 +43,8 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+#: What of a ``Recipe`` is the model's shape.
+SHAPE = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def conclusion(question: Question, chain: list[Hop]) -> str:
     return f" {min((hop.value for hop in chain), key=MONTHS.index)} comes first."
 
 
-def demonstrate(question: Question, chain: list[Hop], observations: list[str], *, search: bool) -> list[Piece]:
+def demonstrate(question: Question, chain: list[Hop], observations: Iterable[str], *, search: bool) -> list[Piece]:
     """The turns of one demonstration; ``observations`` as the engine's hits were written, one a hop."""
     think = f"<think> {recollection(question, chain)} </think>\n"
     answer = question.answers[0]
@@ -115,13 +119,13 @@ def demonstrate(question: Question, chain: list[Hop], observations: list[str], *
             Piece(" </answer>", "model"),
         ]
     pieces = [Piece(f"{think}<search> {chain[0].query} </search>", "model")]
-    for i, observed in enumerate(observations):
-        found = " ".join(f"{hop.fact}." for hop in chain[: i + 1])
-        if i + 1 < len(chain):
-            act = f"<search> {chain[i + 1].query} </search>"
+    for hops, observation in enumerate(observations, 1):
+        thought = " ".join(f"{hop.fact}." for hop in chain[:hops])
+        if hops < len(chain):
+            act = f"<search> {chain[hops].query} </search>"
         else:
-            found, act = found + conclusion(question, chain), f"<answer> {answer} </answer>"
-        pieces += [Piece(observed, "environment"), Piece(f"<think> {found} </think>\n{act}", "model")]
+            thought, act = thought + conclusion(question, chain), f"<answer> {answer} </answer>"
+        pieces += [Piece(observation, "environment"), Piece(f"<think> {thought} </think>\n{act}", "model")]
     return pieces
 
 
@@ -141,11 +145,8 @@ def demonstrations(
     """
     from ..search.bm25 import BM25Search
 
-    engine = BM25Search(world.passages)
-    questions = {
-        known: [q for split in world.questions.values() for q in split if q.known == known] for known in (True, False)
-    }
-    by_kind = {known: _by_kind(qs) for known, qs in questions.items()}
+    engine, questions = BM25Search(world.passages), list(itertools.chain(*world.questions.values()))
+    by_kind = {known: _by_kind(q for q in questions if q.known == known) for known in (True, False)}
     drawn = []
     for _ in range(count):
         known = rng.random() < recipe.known_share
@@ -154,63 +155,43 @@ def demonstrations(
     queries = [hop.query for q, search in drawn if search for hop in world.chains[q.id]]
     hits = iter(engine.search_batch(queries, k=recipe.topk))
     for question, search in drawn:
-        chain = world.chains[question.id]
-        found = [next(hits) for _ in chain] if search else []
-        if any(hop.passage not in {h.passage.id for h in hs} for hop, hs in zip(chain, found)):
+        hops = world.chains[question.id]
+        seen = [[hit.passage for hit in next(hits)] for _ in hops] if search else []
+        if any(hop.passage not in {p.id for p in passages} for hop, passages in zip(hops, seen)):
             continue
         cut = search and question.known and rng.random() < 0.7
-        observed = [] if cut else [protocol.observation([h.passage for h in hs]) for hs in found]
-        yield question, demonstrate(question, chain, observed, search=search)
+        yield question, demonstrate(question, hops, [] if cut else map(protocol.observation, seen), search=search)
 
 
-def _by_kind(questions: list[Question]) -> tuple[list[list[Question]], list[float]]:
+def _by_kind(questions: Iterable[Question]) -> tuple[list[list[Question]], list[float]]:
     """Questions grouped by kind, with the weight of each group: plain facts evenly, then bridges, comparisons."""
     kinds: dict[str, list[Question]] = {}
     for q in questions:
         kinds.setdefault(q.source, []).append(q)
-    plain = sum(k not in ("almanac/bridge", "almanac/comparison") for k in kinds)
     weight = {"almanac/bridge": 0.3, "almanac/comparison": 0.2}
-    return list(kinds.values()), [weight.get(k, 0.5 / plain) for k in kinds]
+    return list(kinds.values()), [weight.get(kind, 0.5 / len(kinds.keys() - weight)) for kind in kinds]
 
 
 def prompt_text(question: str) -> str:
-    """The whole prompt of the tiny Qwen, chat template included (as the tokenizer's template gives it)."""
-    user = protocol.build_prompt(question, protocol.SHORT_PROMPT)
-    return (
-        f"<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
-    )
+    """The whole prompt of the tiny Qwen, as the tokenizer's chat template gives it."""
+    from jinja2 import Template
+
+    messages = [{"role": "user", "content": protocol.build_prompt(question, protocol.SHORT_PROMPT)}]
+    return Template(CHAT_TEMPLATE).render(messages=messages, add_generation_prompt=True)
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int):
+def train_tokenizer(texts: Iterable[str], vocab_size: int):
     """A byte-level BPE tokenizer with Qwen's pre-tokenisation; tags are ordinary text in it."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
-    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-    bpe = Tokenizer(models.BPE())
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size - len(SPECIAL), initial_alphabet=alphabet, show_progress=False)
-    )
-    made = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=made["vocab"],
-        merges=[tuple(m) for m in made["merges"]],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token=None,
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-        model_max_length=2048,
-    )
+    bpe, alphabet = Qwen2Tokenizer().backend_tokenizer, sorted(pre_tokenizers.ByteLevel.alphabet())
+    how = {"vocab_size": vocab_size - len(SPECIAL), "initial_alphabet": alphabet, "show_progress": False}
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(**how))
+    model = json.loads(bpe.to_str())["model"]
+    vocabulary = {"vocab": model["vocab"], "merges": list(map(tuple, model["merges"])), "unk_token": None}
+    special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": list(SPECIAL[1:])}
+    tokenizer = Qwen2Tokenizer(**vocabulary, **special, model_max_length=2048)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -221,21 +202,11 @@ def new_model(recipe: Recipe, tokenizer):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(recipe.seed)
-    shape = {
-        k: getattr(recipe, k)
-        for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    }
-    config = Qwen2Config(
-        vocab_size=recipe.vocab_size,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        initializer_range=0.05,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **shape,
-    )
+    shape = {name: getattr(recipe, name) for name in SHAPE}
+    fixed = {"max_position_embeddings": 2048, "tie_word_embeddings": True, "initializer_range": 0.05}
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = Qwen2Config(**shape, **fixed, **special, rope_parameters=rope)
     return Qwen2ForCausalLM(config)
 
 
@@ -244,18 +215,13 @@ def encode(tokenizer, question: Question, pieces: list[Piece], context_weight: f
     ids = tokenizer.encode(prompt_text(question.text))
     weights = [context_weight] * len(ids)
     for writer, group in _turns(pieces):
-        text = "".join(p.text for p in group)
-        enc = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-        ids += enc["input_ids"]
+        tokens = tokenizer("".join(p.text for p in group), return_offsets_mapping=True, add_special_tokens=False)
+        ids += tokens["input_ids"]
         if writer == "environment":
-            weights += [context_weight] * len(enc["input_ids"])
-            continue
-        guess = [False] * len(text)
-        at = 0
-        for p in group:
-            guess[at : at + len(p.text)] = [p.writer == "guess"] * len(p.text)
-            at += len(p.text)
-        weights += [0.0 if any(guess[a:b]) else 1.0 for a, b in enc["offset_mapping"]]
+            weights += [context_weight] * len(tokens["input_ids"])
+        else:
+            guessed = [p.writer == "guess" for p in group for _ in p.text]  # one a character
+            weights += [0.0 if any(guessed[start:end]) else 1.0 for start, end in tokens["offset_mapping"]]
     if pieces[-1].text.endswith("</answer>"):
         ids.append(tokenizer.eos_token_id)
         weights.append(1.0)
@@ -264,14 +230,8 @@ def encode(tokenizer, question: Question, pieces: list[Piece], context_weight: f
 
 def _turns(pieces: list[Piece]) -> Iterator[tuple[str, list[Piece]]]:
     """Neighbouring pieces of one writer together; a guess belongs to the model's turn."""
-    group: list[Piece] = []
-    for p in pieces:
-        if group and (p.writer == "environment") != (group[0].writer == "environment"):
-            yield group[0].writer, group
-            group = []
-        group.append(p)
-    if group:
-        yield group[0].writer, group
+    for environment, group in itertools.groupby(pieces, key=lambda p: p.writer == "environment"):
+        yield "environment" if environment else "model", list(group)
 
 
 def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[list[int], list[float]]]]:
@@ -281,12 +241,10 @@ def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[l
         world = fresh_world(number, avoid)
         need = recipe.batch * recipe.world_steps
         context_weight = recipe.context_weight if number * recipe.world_steps < recipe.context_steps else 0.0
-        made = [
-            encode(tokenizer, q, pieces, context_weight)
-            for q, pieces in demonstrations(world, recipe, rng, need + need // 8)
-        ]
+        drawn = demonstrations(world, recipe, rng, need + need // 8)
+        examples = [encode(tokenizer, question, pieces, context_weight) for question, pieces in drawn]
         for i in range(recipe.world_steps):
-            yield made[i * recipe.batch : (i + 1) * recipe.batch]
+            yield examples[i * recipe.batch : (i + 1) * recipe.batch]
         number += 1
 
 
@@ -356,13 +314,31 @@ def make_tokenizer(recipe: Recipe, avoid: set[str]):
         for number in range(3):
             world = fresh_world(number, avoid)
             for question, pieces in demonstrations(world, recipe, rng, 1500):
-                prompt = prompt_text(question.text)
-                for special in SPECIAL:
-                    prompt = prompt.replace(special, "")
+                prompt = re.sub("|".join(map(re.escape, SPECIAL)), "", prompt_text(question.text))
                 yield prompt + "".join(p.text for p in pieces)
             yield from (f"{p.title} {p.text}" for p in world.passages)
 
     return train_tokenizer(texts(), recipe.vocab_size)
+
+
+def update(optimizer, parameters: Iterable, lr: float, losses: Iterable):
+    """One optimiser step on a sum of losses, each differentiated before the next is computed; gradient norm at most 1.
+
+    Returns:
+        the sum, a tensor on the device.
+    """
+    import torch
+
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    total = 0.0
+    for loss in losses:
+        loss.backward()
+        total += loss.detach()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
 
 
 def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, report=print, every: int = 100):
@@ -372,40 +348,28 @@ def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, repo
     avoid = build_world(0).lookup_names
     tokenizer = make_tokenizer(recipe, avoid)
     model = new_model(recipe, tokenizer).to(device).train()
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-        betas=(0.9, 0.98),
-    )
+    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     rounding, log, started, running = NF4Rounding(model), [], time.perf_counter(), []
-    for step, batch in zip(range(recipe.steps), batches(tokenizer, recipe, avoid)):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, recipe)
-        quantised = step >= recipe.steps - recipe.quantised_steps
-        total = sum(sum(w[1:]) for _, w in batch)
+
+    def losses(batch, quantised: bool):
+        total = sum(sum(weights[1:]) for _, weights in batch)
         if quantised:
             rounding.apply()
-        loss = 0.0
         for part in micro_batches(batch, token_budget):
-            part_loss = weighted_loss(model, part, tokenizer.pad_token_id) / total
-            part_loss.backward()
-            loss += part_loss.detach()
+            yield weighted_loss(model, part, tokenizer.pad_token_id) / total
         if quantised:
             rounding.restore()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        running.append(loss)
+
+    for step, batch in zip(range(recipe.steps), batches(tokenizer, recipe, avoid)):
+        parts = losses(batch, quantised=step >= recipe.steps - recipe.quantised_steps)
+        running.append(update(optimizer, model.parameters(), learning_rate(step, recipe), parts))
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
-            row = {
-                "step": step + 1,
-                "loss": round(float(sum(running)) / len(running), 4),
-                "seconds": round(time.perf_counter() - started, 1),
-            }
-            log.append(row)
+            loss, seconds = float(sum(running)) / len(running), time.perf_counter() - started
+            log.append({"step": step + 1, "loss": round(loss, 4), "seconds": round(seconds, 1)})
             running = []
-            report(f"step {row['step']:5d}/{recipe.steps}  loss {row['loss']:.4f}  {row['seconds']:.0f} s")
+            report(f"step {step + 1:5d}/{recipe.steps}  loss {loss:.4f}  {seconds:.0f} s")
     return model, tokenizer, log
 
 
@@ -431,30 +395,24 @@ def measure(
     """
     from .evaluate import evaluate
 
-    limits = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80}
-    made = {
-        act: evaluate(policy, questions, engine, first_action=act, report=report, **limits).table()
-        for act in ("search", "answer")
-    }
-    free = evaluate(policy, questions, engine, temperature=1.0, num_generations=2, seed=seed, report=report, **limits)
-    first = {known: [r["searches"] > 0 for r in free.rows if r["known"] == known] for known in (True, False)}
-    return {
-        "EM, look-up, made to search": made["search"]["look-up"]["em"],
-        "EM, look-up, 1 hop, made to search": made["search"]["look-up, 1 hop"]["em"],
-        "EM, look-up, 2 hops, made to search": made["search"]["look-up, 2 hops"]["em"],
-        "EM, known, made to answer": made["answer"]["known"]["em"],
-        "EM, look-up, made to answer": made["answer"]["look-up"]["em"],
-        "searches first, known": sum(first[True]) / len(first[True]),
-        "searches first, look-up": sum(first[False]) / len(first[False]),
-    }
+    how = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80, "report": report}
+    figures = {}
+    for act in ("search", "answer"):
+        table = evaluate(policy, questions, engine, first_action=act, **how).table()
+        figures |= {f"EM, {group}, made to {act}": row["em"] for group, row in table.items()}
+    free = evaluate(policy, questions, engine, temperature=1.0, num_generations=2, seed=seed, **how)
+    for known, group in ((True, "known"), (False, "look-up")):
+        first = [row["searches"] > 0 for row in free.rows if row["known"] == known]
+        figures[f"searches first, {group}"] = sum(first) / len(first)
+    return {name: figures[name] for name in TARGETS}
 
 
 def save(out: Path, model, tokenizer, recipe: Recipe, log: list[dict]) -> None:
     """Write the model's folder: Hugging Face files, ``search_r1.json`` (its prompt), ``recipe.json``, the log."""
     model.save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
-    write_whole(out / "search_r1.json", json.dumps({"prompt": "short"}, indent=1) + "\n")
-    write_whole(out / "recipe.json", json.dumps(asdict(recipe), indent=1) + "\n")
+    write_json(out / "search_r1.json", {"prompt": "short"})
+    write_json(out / "recipe.json", asdict(recipe))
     write_json_lines(out / "training_log.jsonl", log)
 
 

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..files import write_json_lines, write_whole
+from ..files import read_json, write_json, write_json_lines
 from ..records import Passage, Question
 
 KNOWN_SEED = 20_250_301
@@ -48,22 +47,9 @@ TRADES = (
     "saddler baker lawyer midwife miller linguist poet judge mason"
 ).split()
 PRODUCTS = (
-    "lanterns",
-    "compasses",
-    "porcelain",
-    "barometers",
-    "umbrellas",
-    "pianos",
-    "bicycles",
-    "telescopes",
-    "gloves",
-    "candles",
-    "ink",
-    "carpets",
-    "tinned fish",
-    "fountain pens",
-    "sleigh bells",
-)
+    "lanterns, compasses, porcelain, barometers, umbrellas, pianos, bicycles, telescopes, gloves, candles, ink, "
+    "carpets, tinned fish, fountain pens, sleigh bells"
+).split(", ")
 MONTHS = "January February March April May June July August September October November December".split()
 _FIRMS = "Works Brothers Mills Trading Foundry Workshop Press Company".split()
 _GENRES = "novel play travelogue treatise ballad memoir".split()
@@ -72,8 +58,22 @@ _BOOK_ADJECTIVES = "Silent Crooked Distant Amber Hollow Second Burning Patient F
 
 
 @dataclass(frozen=True)
-class City:
+class Entity:
+    """What facts are about: ``subject`` in questions, ``title`` over its passage."""
+
     name: str
+
+    @property
+    def subject(self) -> str:
+        return self.name
+
+    @property
+    def title(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class City(Entity):
     country: str
     river: str
 
@@ -85,113 +85,79 @@ class City:
     def title(self) -> str:
         return f"{self.name} ({self.country})"
 
+    @property
+    def place(self) -> str:
+        return f"{self.name}, {self.country}"
+
 
 @dataclass(frozen=True)
-class Person:
-    name: str
+class Person(Entity):
     city: City
-    trade: str
+    trade: str  # with its article
     month: str  # of birth
 
-    @property
-    def subject(self) -> str:
-        return self.name
-
-    title = subject
-
 
 @dataclass(frozen=True)
-class Company:
-    name: str
+class Company(Entity):
     founder: Person
     city: City
     product: str
 
-    @property
-    def subject(self) -> str:
-        return self.name
-
-    title = subject
-
 
 @dataclass(frozen=True)
-class Book:
-    name: str
+class Book(Entity):
     author: Person
     year: int
     genre: str
 
-    @property
-    def subject(self) -> str:
-        return self.name
-
-    title = subject
-
 
 @dataclass(frozen=True)
 class Relation:
-    """How a kind of fact is asked for, searched and stated; ``{s}`` the subject, ``{v}`` the value."""
+    """A kind of fact: the entity's field that holds the value, and how the fact is searched and stated.
 
-    questions: tuple[str, ...]
+    In the texts ``{s}`` is the subject and ``{v}`` the value.
+    """
+
+    field: str
     query: str
     fact: str
-    value: object  # entity -> entity or text
-
-
-def _with_article(word: str) -> str:
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 RELATIONS = {
-    "born_in": Relation(
-        ("Where was {s} born?", "In which town was {s} born?", "What is the birthplace of {s}?"),
-        "{s} born in",
-        "{s} was born in {v}",
-        lambda e: e.city,
-    ),
-    "born_month": Relation(
-        ("In which month was {s} born?", "What is the birth month of {s}?"),
-        "{s} born month",
-        "{s} was born in the month of {v}",
-        lambda e: e.month,
-    ),
-    "trade": Relation(
-        ("What was the trade of {s}?", "What did {s} do for a living?"),
-        "{s} trade",
-        "{s} worked as {v}",
-        lambda e: _with_article(e.trade),
-    ),
-    "founder": Relation(
-        ("Who founded {s}?", "Who was the founder of {s}?"),
-        "{s} founded by",
-        "{s} was founded by {v}",
-        lambda e: e.founder,
-    ),
-    "seat": Relation(
-        ("In which town is the seat of {s}?", "Where does {s} have its seat?"),
-        "{s} seat",
-        "{s} has its seat in {v}",
-        lambda e: e.city,
-    ),
-    "author": Relation(
-        ("Who wrote {s}?", "Who is the author of {s}?"), "{s} written by", "{s} was written by {v}", lambda e: e.author
-    ),
-    "river": Relation(
-        ("Which river flows through {s}?", "On which river does {s} lie?"),
-        "{s} river",
-        "{s} lies on the {v}",
-        lambda e: e.river,
-    ),
+    "born_in": Relation("city", "{s} born in", "{s} was born in {v}"),
+    "born_month": Relation("month", "{s} born month", "{s} was born in the month of {v}"),
+    "trade": Relation("trade", "{s} trade", "{s} worked as {v}"),
+    "founder": Relation("founder", "{s} founded by", "{s} was founded by {v}"),
+    "seat": Relation("city", "{s} seat", "{s} has its seat in {v}"),
+    "author": Relation("author", "{s} written by", "{s} was written by {v}"),
+    "river": Relation("river", "{s} river", "{s} lies on the {v}"),
 }
-#: Two relations in a row: the value of the first is the subject of the second.
-BRIDGES = {
-    ("founder", "born_in"): ("Where was the founder of {s} born?", "In which town was the founder of {s} born?"),
-    ("founder", "trade"): ("What was the trade of the founder of {s}?",),
-    ("author", "born_in"): ("Where was the author of {s} born?", "What is the birthplace of the author of {s}?"),
-    ("author", "born_month"): ("In which month was the author of {s} born?",),
-    ("born_in", "river"): ("Which river flows through the birthplace of {s}?",),
-    ("seat", "river"): ("Which river flows through the town where {s} has its seat?",),
+#: How a chain of relations is asked for; the value of one is the subject of the next.
+WORDINGS = {
+    "born_in": ("Where was {s} born?", "In which town was {s} born?", "What is the birthplace of {s}?"),
+    "born_month": ("In which month was {s} born?", "What is the birth month of {s}?"),
+    "trade": ("What was the trade of {s}?", "What did {s} do for a living?"),
+    "founder": ("Who founded {s}?", "Who was the founder of {s}?"),
+    "seat": ("In which town is the seat of {s}?", "Where does {s} have its seat?"),
+    "author": ("Who wrote {s}?", "Who is the author of {s}?"),
+    "river": ("Which river flows through {s}?", "On which river does {s} lie?"),
+    "founder born_in": ("Where was the founder of {s} born?", "In which town was the founder of {s} born?"),
+    "founder trade": ("What was the trade of the founder of {s}?",),
+    "author born_in": ("Where was the author of {s} born?", "What is the birthplace of the author of {s}?"),
+    "author born_month": ("In which month was the author of {s} born?",),
+    "born_in river": ("Which river flows through the birthplace of {s}?",),
+    "seat river": ("Which river flows through the town where {s} has its seat?",),
 }
+#: Which chains are asked of which entities, in the order of the questions; rivers only in the look-up part.
+CHAINS = (
+    ("people", "born_in", "born_month", "trade"),
+    ("companies", "founder", "seat"),
+    ("books", "author"),
+    ("cities", "river"),
+    ("companies", "founder born_in", "founder trade", "seat river"),
+    ("books", "author born_in", "author born_month"),
+    ("people", "born_in river"),
+)
 COMPARISON = ("Who was born earlier in the year, {a} or {b}?", "Whose birthday comes first in the year, {a} or {b}?")
 
 
@@ -252,13 +218,14 @@ class _Names:
         r = self.rng
         return (r.choice(_ONSETS) + r.choice(_VOWELS) + r.choice(_MIDDLES) + r.choice(ends)).capitalize()
 
+    def _surname(self) -> str:
+        # a surname in three is shared with somebody: near-duplicates for a careless retriever
+        shared = self.surnames and self.rng.random() < 0.33
+        return self.rng.choice(self.surnames) if shared else self._word(_SURNAME_ENDS)
+
     def person(self) -> str:
         def make():
-            # a surname in three is shared with somebody: near-duplicates for a careless retriever
-            if self.surnames and self.rng.random() < 0.33:
-                last = self.rng.choice(self.surnames)
-            else:
-                last = self._word(_SURNAME_ENDS)
+            last = self._surname()
             return f"{self.rng.choice(FIRST_NAMES)} {last}"
 
         name = self._fresh(make)
@@ -269,11 +236,9 @@ class _Names:
         return self._fresh(lambda: f"{self.rng.choice(self.surnames)} {self.rng.choice(_FIRMS)}")
 
     def book(self) -> str:
-        r = self.rng
-
         def make():
-            last = self._word(_TOWN_ENDS if r.random() < 0.5 else _SURNAME_ENDS)
-            return f"The {r.choice(_BOOK_ADJECTIVES)} {r.choice(_BOOK_NOUNS)} of {last}"
+            last = self._word(_TOWN_ENDS if self.rng.random() < 0.5 else _SURNAME_ENDS)
+            return f"The {self.rng.choice(_BOOK_ADJECTIVES)} {self.rng.choice(_BOOK_NOUNS)} of {last}"
 
         return self._fresh(make)
 
@@ -291,20 +256,29 @@ def _first_names() -> list[str]:
     return sorted(names)
 
 
-FIRST_NAMES = _first_names()
-RIVERS = sorted(
-    {
-        (o + v + e).capitalize()
-        for r in [random.Random(11)]
-        for _ in range(90)
-        for o, v, e in [(r.choice(_ONSETS), r.choice("a e i o u".split()), r.choice(_RIVER_ENDS))]
-    }
-)
+def _rivers() -> list[str]:
+    pick = random.Random(11).choice
+    return sorted({(pick(_ONSETS) + pick("aeiou") + pick(_RIVER_ENDS)).capitalize() for _ in range(90)})
+
+
+FIRST_NAMES, RIVERS = _first_names(), _rivers()
+
+
+def _entity(kind: str, name: str, others: dict[str, list], rng: random.Random) -> Entity:
+    """A person, company or book with facts drawn at random, which refer to others of its split."""
+    pick = rng.choice
+    if kind == "people":
+        trade = lambda word: f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+        return Person(name, pick(others["cities"]), trade(pick(TRADES)), pick(MONTHS))
+    if kind == "companies":
+        return Company(name, pick(others["people"]), pick(others["cities"]), pick(PRODUCTS))
+    return Book(name, pick(others["people"]), rng.randint(1700, 1979), pick(_GENRES))
 
 
 def _entities(part: Part, names: _Names, rng: random.Random) -> dict[str, list]:
     """The people, companies, books and cities of one split; they refer only to one another."""
     cities: list[City] = []
+    entities: dict[str, list] = {"people": [], "companies": [], "books": [], "cities": cities}
     for _ in range(part.cities):
         # one city in eight has a namesake in another country
         if cities and rng.random() < 0.125:
@@ -314,78 +288,61 @@ def _entities(part: Part, names: _Names, rng: random.Random) -> dict[str, list]:
                 cities.append(City(twin.name, country, rng.choice([r for r in RIVERS if r != twin.river])))
                 continue
         cities.append(City(names.city(), rng.choice(COUNTRIES), rng.choice(RIVERS)))
-    people = [
-        Person(names.person(), rng.choice(cities), rng.choice(TRADES), rng.choice(MONTHS)) for _ in range(part.people)
-    ]
-    companies = [
-        Company(names.company(), rng.choice(people), rng.choice(cities), rng.choice(PRODUCTS))
-        for _ in range(part.companies)
-    ]
-    books = [
-        Book(names.book(), rng.choice(people), rng.randint(1700, 1979), rng.choice(_GENRES)) for _ in range(part.books)
-    ]
-    return {"people": people, "companies": companies, "books": books, "cities": cities}
+    for kind, name in (("people", names.person), ("companies", names.company), ("books", names.book)):
+        entities[kind] += [_entity(kind, name(), entities, rng) for _ in range(getattr(part, kind))]
+    return entities
+
+
+#: By kind: the words of a name that can be exchanged, and the name with another one.
+_ALIKE = {
+    "people": (FIRST_NAMES, lambda name, first: f"{first} {name.split()[1]}"),
+    "companies": (_FIRMS, lambda name, firm: f"{name.split()[0]} {firm}"),
+    "books": (_BOOK_ADJECTIVES, lambda name, adjective: f"The {adjective} {name.split(' ', 2)[2]}"),
+}
 
 
 def _namesakes(entities: dict[str, list], count: int, taken: set[str], rng: random.Random) -> dict[str, list]:
     """For every entity ``count`` others with nearly its name and facts of their own; fewer where names run out."""
-    cities, people = entities["cities"], entities["people"]
-    alike = {
-        "people": lambda e: (
-            Person(f"{first} {e.name.split()[1]}", rng.choice(cities), rng.choice(TRADES), rng.choice(MONTHS))
-            for first in _shuffled(FIRST_NAMES, rng)
-        ),
-        "companies": lambda e: (
-            Company(f"{e.name.split()[0]} {firm}", rng.choice(people), rng.choice(cities), rng.choice(PRODUCTS))
-            for firm in _shuffled(_FIRMS, rng)
-        ),
-        "books": lambda e: (
-            Book(
-                f"The {adjective} {e.name.split(' ', 2)[2]}",
-                rng.choice(people),
-                rng.randint(1700, 1979),
-                rng.choice(_GENRES),
-            )
-            for adjective in _shuffled(_BOOK_ADJECTIVES, rng)
-        ),
-        "cities": lambda e: (City(e.name, country, rng.choice(RIVERS)) for country in _shuffled(COUNTRIES, rng)),
-    }
-    found: dict[str, list] = {kind: [] for kind in entities}
+    namesakes: dict[str, list] = {kind: [] for kind in entities}
     for kind, members in entities.items():
         for entity in members:
-            free = [e for e in alike[kind](entity) if e.title not in taken and not _unwanted(e.title)][:count]
+            words, renamed = _ALIKE.get(kind, (COUNTRIES, None))
+            words = rng.sample(words, len(words))
+            if renamed:
+                alike = [_entity(kind, renamed(entity.name, word), entities, rng) for word in words]
+            else:
+                alike = [City(entity.name, country, rng.choice(RIVERS)) for country in words]
+            free = [e for e in alike if e.title not in taken and not _unwanted(e.title)][:count]
             taken.update(e.title for e in free)
-            found[kind] += free
-    return found
+            namesakes[kind] += free
+    return namesakes
 
 
-def _shuffled(values: list[str], rng: random.Random) -> list[str]:
-    return rng.sample(values, len(values))
-
-
-_PERSON = (
-    "{n} was born in {c} in {m} and worked as {t}.",
-    "{n} was {t}, born in {m} in {c}.",
-    "Born in {c} in {m}, {n} earned a living as {t}.",
-    "{n} was a native of {c} and {t}; the month of birth is {m}.",
-    "{n}, {t} by trade, was born in the town of {c} in the month of {m}.",
-)
-_COMPANY = (
-    "{n} makes {p}. It was founded by {f} and has its seat in {c}.",
-    "Founded by {f}, {n} of {c} is known for its {p}.",
-    "The seat of {n}, a maker of {p}, is in {c}; its founder was {f}.",
-    "{n} is a firm in {c} that {f} founded to make {p}.",
-)
-_BOOK = (
-    "{n} is a {g} by {a}, printed in {y}.",
-    "{n}, a {g} of {y}, was written by {a}.",
-    "In {y} {a} wrote the {g} {n}.",
-)
-_CITY = (
-    "{n} is a town in {k}. It lies on the {r}.",
-    "{n} stands on the {r} in {k}.",
-    "The {r} flows through {n}, a town in {k}.",
-)
+_TEXTS = {
+    "people": (
+        "{e.name} was born in {e.city.place} in {e.month} and worked as {e.trade}.",
+        "{e.name} was {e.trade}, born in {e.month} in {e.city.place}.",
+        "Born in {e.city.place} in {e.month}, {e.name} earned a living as {e.trade}.",
+        "{e.name} was a native of {e.city.place} and {e.trade}; the month of birth is {e.month}.",
+        "{e.name}, {e.trade} by trade, was born in the town of {e.city.place} in the month of {e.month}.",
+    ),
+    "companies": (
+        "{e.name} makes {e.product}. It was founded by {e.founder.name} and has its seat in {e.city.place}.",
+        "Founded by {e.founder.name}, {e.name} of {e.city.place} is known for its {e.product}.",
+        "The seat of {e.name}, a maker of {e.product}, is in {e.city.place}; its founder was {e.founder.name}.",
+        "{e.name} is a firm in {e.city.place} that {e.founder.name} founded to make {e.product}.",
+    ),
+    "books": (
+        "{e.name} is a {e.genre} by {e.author.name}, printed in {e.year}.",
+        "{e.name}, a {e.genre} of {e.year}, was written by {e.author.name}.",
+        "In {e.year} {e.author.name} wrote the {e.genre} {e.name}.",
+    ),
+    "cities": (
+        "{e.name} is a town in {e.country}. It lies on the {e.river}.",
+        "{e.name} stands on the {e.river} in {e.country}.",
+        "The {e.river} flows through {e.name}, a town in {e.country}.",
+    ),
+}
 _NOTES = (
     ("Letters of {n}", "The letters of {n} are kept in the archive of {c}."),
     ("{n} Prize", "The {n} Prize is given every year in {c}."),
@@ -399,82 +356,44 @@ class _Builder:
         self.ids: dict[str, str] = {}  # title -> passage id
 
     def passages(self, entities: dict[str, list], rng: random.Random, notes: float = 0.25) -> None:
-        place = lambda c: f"{c.name}, {c.country}"
-        for e in entities["people"]:
-            self._add(
-                e.title, rng.choice(_PERSON).format(n=e.name, c=place(e.city), m=e.month, t=_with_article(e.trade))
-            )
-        for e in entities["companies"]:
-            self._add(e.title, rng.choice(_COMPANY).format(n=e.name, c=place(e.city), f=e.founder.name, p=e.product))
-        for e in entities["books"]:
-            self._add(e.title, rng.choice(_BOOK).format(n=e.name, a=e.author.name, y=e.year, g=e.genre))
-        for e in entities["cities"]:
-            self._add(e.title, rng.choice(_CITY).format(n=e.name, k=e.country, r=e.river))
+        for kind, members in entities.items():
+            for e in members:
+                self._add(e.title, rng.choice(_TEXTS[kind]).format(e=e))
         for e in entities["people"]:
             if rng.random() < notes:  # names the person and a town, yet answers nothing
                 title, text = rng.choice(_NOTES)
-                self._add(title.format(n=e.name), text.format(n=e.name, c=place(rng.choice(entities["cities"]))))
+                self._add(title.format(n=e.name), text.format(n=e.name, c=rng.choice(entities["cities"]).place))
 
     def _add(self, title: str, text: str) -> None:
         self.ids[title] = f"p{len(self.world.passages):05d}"
         self.world.passages.append(Passage(self.ids[title], title, text))
 
     def hop(self, entity, relation: str) -> Hop:
-        r, value = RELATIONS[relation], RELATIONS[relation].value(entity)
+        r = RELATIONS[relation]
+        value, s = getattr(entity, r.field), entity.subject
         text = value if isinstance(value, str) else value.subject
-        s = entity.subject
         return Hop(s, relation, text, r.query.format(s=s), r.fact.format(s=s, v=text), self.ids[entity.title])
 
     def questions(self, entities: dict[str, list], split: str, known: bool, rng: random.Random) -> None:
-        asked = {
-            "people": ("born_in", "born_month", "trade"),
-            "companies": ("founder", "seat"),
-            "books": ("author",),
-            "cities": () if known else ("river",),
-        }
-        for kind, relations in asked.items():
-            for e in entities[kind]:
+        for kind, *chains in CHAINS:
+            chains = [chain.split() for chain in chains if not (known and "river" in chain)]
+            for entity, relations in itertools.product(entities[kind], chains):
+                hops, subject = [], entity
                 for relation in relations:
-                    self._ask(
-                        rng.choice(RELATIONS[relation].questions).format(s=e.subject),
-                        [self.hop(e, relation)],
-                        split,
-                        known,
-                        f"almanac/{relation}",
-                    )
-        bridged = {
-            "companies": [("founder", "born_in"), ("founder", "trade")],
-            "books": [("author", "born_in"), ("author", "born_month")],
-        }
-        if not known:
-            bridged["people"] = [("born_in", "river")]
-            bridged["companies"].append(("seat", "river"))
-        for kind, pairs in bridged.items():
-            for e in entities[kind]:
-                for first, second in pairs:
-                    middle = RELATIONS[first].value(e)
-                    self._ask(
-                        rng.choice(BRIDGES[first, second]).format(s=e.subject),
-                        [self.hop(e, first), self.hop(middle, second)],
-                        split,
-                        known,
-                        "almanac/bridge",
-                    )
+                    hops.append(self.hop(subject, relation))
+                    subject = getattr(subject, RELATIONS[relation].field)
+                text = rng.choice(WORDINGS[" ".join(relations)]).format(s=entity.subject)
+                self._ask(text, hops, split, known, relations[0] if len(relations) == 1 else "bridge")
         people = list(entities["people"])
         rng.shuffle(people)
         for a, b in itertools.pairwise(people):
             if a.month != b.month:
-                self._ask(
-                    rng.choice(COMPARISON).format(a=a.name, b=b.name),
-                    [self.hop(a, "born_month"), self.hop(b, "born_month")],
-                    split,
-                    known,
-                    "almanac/comparison",
-                )
+                text = rng.choice(COMPARISON).format(a=a.name, b=b.name)
+                self._ask(text, [self.hop(e, "born_month") for e in (a, b)], split, known, "comparison")
 
-    def _ask(self, text: str, chain: list[Hop], split: str, known: bool, source: str) -> None:
+    def _ask(self, text: str, chain: list[Hop], split: str, known: bool, kind: str) -> None:
         last = chain[-1]
-        if source == "almanac/comparison":
+        if kind == "comparison":
             answers = [min(chain, key=lambda h: MONTHS.index(h.value)).subject]
         elif last.relation in ("born_in", "seat"):
             name, country = last.value.split(" in ")
@@ -485,18 +404,11 @@ class _Builder:
             answers = [last.value.split()[1], last.value]
         else:
             answers = [last.value]
-        number = len(self.world.chains)
-        q = Question(
-            f"{'known' if known else 'lookup'}-{number:05d}",
-            text,
-            answers,
-            passages=[h.passage for h in chain],
-            hops=len(chain),
-            known=known,
-            source=source,
-        )
-        self.world.questions[split].append(q)
-        self.world.chains[q.id] = chain
+        number, gold = len(self.world.chains), [h.passage for h in chain]
+        how = {"passages": gold, "hops": len(chain), "known": known, "source": f"almanac/{kind}"}
+        question = Question(f"{'known' if known else 'lookup'}-{number:05d}", text, answers, **how)
+        self.world.questions[split].append(question)
+        self.world.chains[question.id] = chain
 
 
 def build_world(
@@ -515,14 +427,11 @@ def build_world(
     """
     builder, rng = _Builder(seed), random.Random(KNOWN_SEED)
     names = _Names(rng, set())
-    parts = []
-    for split, part in KNOWN.items():
-        parts.append((split, True, _entities(part, names, rng), rng))
+    parts = [(split, True, _entities(part, names, rng), rng) for split, part in KNOWN.items()]
     known_names = set(names.taken)
     rng = random.Random(seed)
     fresh = _Names(rng, known_names | set(avoid), names.surnames)
-    for split, part in lookup.items():
-        parts.append((split, False, _entities(part, fresh, rng), rng))
+    parts += [(split, False, _entities(part, fresh, rng), rng) for split, part in lookup.items()]
     for _, _, entities, r in parts:
         builder.passages(entities, r)
     for split, known, entities, r in parts:
@@ -532,6 +441,18 @@ def build_world(
     for _, _, entities, _ in parts if near_duplicates else ():
         builder.passages(_namesakes(entities, near_duplicates, set(builder.ids), rng), rng, notes=0)
     return builder.world
+
+
+def world_of(data: str | Path, why: str) -> World:
+    """The world of the almanac in the folder ``data``, which ``why`` needs.
+
+    Raises:
+        ValueError: a folder without an ``almanac.json``: it holds questions of another world.
+    """
+    try:
+        return build_world(read_json(Path(data) / "almanac.json")["seed"])
+    except (OSError, ValueError, KeyError):
+        raise ValueError(f"{why} needs an almanac, and {data} holds no readable almanac.json") from None
 
 
 def near_duplicates(data: str | Path, count: int) -> list[Passage]:
@@ -547,13 +468,8 @@ def near_duplicates(data: str | Path, count: int) -> list[Passage]:
         raise ValueError(f"near_duplicates must not be negative, got {count}")
     if count == 0:
         return []
-    try:
-        seed = json.loads((Path(data) / "almanac.json").read_text(encoding="utf-8"))["seed"]
-    except (OSError, ValueError, KeyError):
-        raise ValueError(
-            f"near_duplicates = {count} needs an almanac, and {data} holds no readable almanac.json: set it to 0"
-        ) from None
-    return build_world(seed, near_duplicates=count).passages[len(build_world(seed).passages) :]
+    plain = world_of(data, f"near_duplicates = {count} (0: none)")
+    return build_world(plain.seed, near_duplicates=count).passages[len(plain.passages) :]
 
 
 def sample_questions(questions: list[Question], known: bool, count: int, rng: random.Random) -> list[Question]:
@@ -578,21 +494,15 @@ def sample_questions(questions: list[Question], known: bool, count: int, rng: ra
 def write_almanac(out: Path, seed: int = 0) -> World:
     """Write ``passages.jsonl``, a question file a split, and ``almanac.json`` (how they were made)."""
     world, rng = build_world(seed), random.Random(seed)
-    write_json_lines(out / "passages.jsonl", [asdict(p) for p in world.passages])
+    write_json_lines(out / "passages.jsonl", map(asdict, world.passages))
     counts = {}
     for split, count in ASKED.items():
-        asked = [q for known in (True, False) for q in sample_questions(world.questions[split], known, count, rng)]
-        rng.shuffle(asked)
-        write_json_lines(out / f"{split}.jsonl", [asdict(q) for q in asked])
-        counts[split] = len(asked)
-    made = {
-        "generator": "searchr1_lib.world",
-        "seed": seed,
-        "known_seed": KNOWN_SEED,
-        "passages": len(world.passages),
-        "questions": counts,
-    }
-    write_whole(out / "almanac.json", json.dumps(made, indent=1) + "\n")
+        chosen = [q for known in (True, False) for q in sample_questions(world.questions[split], known, count, rng)]
+        rng.shuffle(chosen)
+        write_json_lines(out / f"{split}.jsonl", map(asdict, chosen))
+        counts[split] = len(chosen)
+    origin = {"generator": "searchr1_lib.world", "seed": seed, "known_seed": KNOWN_SEED}
+    write_json(out / "almanac.json", origin | {"passages": len(world.passages), "questions": counts})
     return world
 
 

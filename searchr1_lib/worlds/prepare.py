@@ -15,21 +15,12 @@ but the model.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..data import (
-    DataError,
-    load_passages,
-    load_questions,
-    load_with_passages,
-    save_passages,
-    save_questions,
-    select_passages,
-)
-from ..files import write_whole
+from .. import data
+from ..files import write_json
 from ..records import Passage, Question
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -67,8 +58,8 @@ def load_mixed(split: str, known_share: float = 0.5, seed: int = 0) -> list[Ques
     The splits are disjoint, and so are the almanac's entities in them. Raises as ``mix_questions``; KeyError for a
     split other than train, validation and test.
     """
-    lookup = [q for q in load_questions(DATA / "almanac" / f"{split}.jsonl") if q.known is False]
-    return mix_questions(_deal(load_questions(DATA / "common_knowledge.jsonl"))[split], lookup, known_share, seed)
+    lookup = [q for q in data.load_questions(DATA / "almanac" / f"{split}.jsonl") if q.known is False]
+    return mix_questions(_deal(data.load_questions(DATA / "common_knowledge.jsonl"))[split], lookup, known_share, seed)
 
 
 def load_set(
@@ -95,7 +86,7 @@ def load_set(
     """
     learnt = counts["train"] + counts["validation"]
     if learnt and Path(source).name in TEST_ONLY and not list(Path(source).glob("train.*")):
-        raise DataError(
+        raise data.DataError(
             f"{source} has no training split, only test questions: add --train 0 --validation 0. To train "
             "on some of them all the same, give a file: its rows go to the splits in order"
         )
@@ -109,17 +100,19 @@ def load_set(
         if limit == 0:
             continue
         if corpus:
-            found = load_questions(source, split=split, limit=limit)
+            rest = data.load_questions(source, split=split, limit=limit)
         else:
-            found, carried = load_with_passages(source, split=split, limit=limit)
+            rest, carried = data.load_with_passages(source, split=split, limit=limit)
             passages |= {p.id: p for p in carried}
         for name in splits:
-            questions[name], found = found[: counts[name]], found[counts[name] :]
+            questions[name], rest = rest[: counts[name]], rest[counts[name] :]
     questions = {name: part for name, part in questions.items() if part}
-    asked = [q for part in questions.values() for q in part]
-    if corpus and others == 1:
-        return questions, load_passages(corpus, limit=rows)
-    return questions, select_passages(corpus, asked, others=others, limit=rows) if corpus else list(passages.values())
+    if not corpus:
+        return questions, list(passages.values())
+    if others == 1:
+        return questions, data.load_passages(corpus, limit=rows)
+    about = [q for part in questions.values() for q in part]
+    return questions, data.select_passages(corpus, about, others=others, limit=rows)
 
 
 def write_folder(
@@ -127,18 +120,18 @@ def write_folder(
 ) -> None:
     """Write a data folder; ``made`` says how, in ``made.json``, which is written last."""
     out = Path(out)
-    save_passages(out / "passages.jsonl", passages)
+    data.save_passages(out / "passages.jsonl", passages)
     for split, part in questions.items():
-        save_questions(out / f"{split}.jsonl", part)
+        data.save_questions(out / f"{split}.jsonl", part)
     counts = {"passages": len(passages), "questions": {split: len(part) for split, part in questions.items()}}
-    write_whole(out / "made.json", json.dumps({"by": "searchr1_lib.prepare", **made, **counts}, indent=1) + "\n")
+    write_json(out / "made.json", {"by": "searchr1_lib.prepare", **made, **counts})
 
 
 def write_mixed(out: str | Path, known_share: float = 0.5, seed: int = 0) -> None:
     """Write the mixed set of ``load_mixed`` with the almanac's passages."""
     questions = {split: load_mixed(split, known_share, seed) for split in DEALT}
     made = {"source": "mixed", "known_share": known_share, "seed": seed}
-    write_folder(out, questions, load_passages(DATA / "almanac" / "passages.jsonl"), made)
+    write_folder(out, questions, data.load_passages(DATA / "almanac" / "passages.jsonl"), made)
 
 
 def _deal(questions: Sequence[Question]) -> dict[str, list[Question]]:
