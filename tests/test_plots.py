@@ -258,11 +258,27 @@ def test_smoothing_is_the_mean_of_the_neighbourhood(values, window):
     np.testing.assert_allclose(plots.smooth(values, window), expected, atol=1e-6)
 
 
+def test_questions_whose_need_nobody_knows_are_left_out_and_counted():
+    fig = plots.searches_vs_need([rollout(None, 2, 2), rollout(None, 1, 0), rollout(False, 2, 2), rollout(True, 1, 1)])
+    assert "Grid of 2 rollouts" in fig.alt and "just right 50%, too many 50%" in fig.alt
+    assert "Rollouts left out: 2; nobody knows how many searches" in fig.alt
+    assert fig.get_supxlabel().startswith("Rollouts left out: 2")
+    assert [label.get_text() for label in fig.axes[0].get_xticklabels()] == ["known: 0", "look-up: 2"]
+    fig = plots.searches_vs_need([rollout(None, 2, 2)])
+    assert plots.png(fig) and "Rollouts left out: 1" in fig.alt and not fig.axes[0].images
+
+
+def test_a_map_without_values_is_drawn_empty():
+    settings = [{"setting": {"a": 1, "b": 2}, "runs": 1, "figures": {}}]
+    assert plots.png(plots.grid(settings, ["reward"], "a", "b"))
+
+
 def test_before_and_after_where_nobody_knows_which_questions_are_known():
     before, after = (Report([row_of(rollout(None, 1, 2, right))], []) for right in (False, True))
     fig = plots.before_after(before, after)
     assert "exact match on all questions 0.00 before, 1.00 after" in fig.alt
     assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["all"]
+    assert [t.get_text() for t in fig.axes[1].get_legend().get_texts()] == ["before", "after"]  # nobody knows the need
 
 
 def test_bad_input_is_refused_by_name():

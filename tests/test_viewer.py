@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_lib.environment.protocol import observation, split_turn
+from searchr1_lib.metrics import no_variance
 from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 from searchr1_lib.rewards import read_choices
 from searchr1_lib.study.viewer import (
@@ -36,7 +37,6 @@ from searchr1_lib.study.viewer import (
     token_spans,
     weigh,
     weighted,
-    without_variance,
 )
 
 GOLD = Passage("p1", "Mirel Vondash", "Mirel Vondash, a glassblower, was born in Taimbford, Norrein in 1871.")
@@ -226,8 +226,8 @@ def test_the_badge_of_a_group_without_variance():
     same = group_of(4)
     for t in same:
         t.reward = 0.85
-    assert without_variance(same) and "no variance: every reward is 0.85" in render_html(same)
-    assert not without_variance(same[:1])
+    assert no_variance([t.reward for t in same]) and "no variance: every reward is 0.85" in render_html(same)
+    assert "no variance" not in render_html(same[:1])
 
 
 NASTY = st.text(

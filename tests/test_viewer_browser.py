@@ -58,7 +58,7 @@ def test_the_widgets_obey_a_user_in_jupyterlab_and_nothing_written_by_others_doe
     TrajectoryLog(tmp_path / "before.jsonl").append([*mixed(), evil])
     TrajectoryLog(tmp_path / "after.jsonl").append(mixed()[::-1])
     cells = [
-        "from searchr1_lib import TrajectoryLog, viewer\n"
+        "from searchr1_lib import TrajectoryLog\nfrom searchr1_lib.study import viewer\n"
         "before, after = TrajectoryLog('before.jsonl').read(), TrajectoryLog('after.jsonl').read()\n"
         "viewer.browse(before)",
         "viewer.compare(before, after)",

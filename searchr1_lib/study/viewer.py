@@ -19,11 +19,15 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
+from statistics import fmean
 from typing import Any
 
+import ipywidgets as widgets
+
+from ..metrics import first_act, knowledge, no_variance, pairs, right
 from ..records import Segment, ToolCall, Trajectory
-from ..rewards import exact_match, record_choice
+from ..rewards import record_choice
 
 #: Questions longer than this are cut where they only name a row of a list.
 _ROW = 90
@@ -32,6 +36,13 @@ _SHORT = 700
 
 
 # ---- colours ---------------------------------------------------------------------------------------------
+
+
+#: What a legend says of a value; of any other, its name.
+_MEANINGS = {
+    "logprob": "probability of the sampled token, below",
+    "advantage": "push of the update on the token, advantage × (1 − p), from",
+}
 
 
 @dataclass(frozen=True)
@@ -46,35 +57,28 @@ class _Scale:
     signed: bool = False
     digits: int = 2
 
-    def look(self, value: float) -> tuple[str, str]:
-        """Class ("" below the first bound) and hover text."""
+    def look(self, mask: int, value: float | None) -> tuple[str, str]:
+        """Class ("env" for the environment's tokens, "" below the first bound) and hover text."""
+        if not mask:
+            return "env", ""
+        if value is None or not math.isfinite(value):
+            return "m" * (self.color == "mask"), ""
         strength = sum(abs(value) >= b for b in self.bounds)
         hue = ("n" if value < 0 else "p") if self.signed else "u"
-        shown = f"{math.exp(-value):.2g}" if self.color == "logprob" else self._rounded(value)
-        return f"{hue}{strength}" if strength else "", shown
-
-    def _rounded(self, value: float) -> str:
-        return f"{round(value, self.digits) + 0.0:{'+' * self.signed}.{self.digits}f}"  # + 0.0: no "-0"
+        shown = f"{round(value, self.digits) + 0.0:{'+' * self.signed}.{self.digits}f}"  # + 0.0: no "-0"
+        return f"{hue}{strength}" * (strength > 0), f"{math.exp(-value):.2g}" if self.color == "logprob" else shown
 
     def legend(self) -> str:
         if self.color == "mask":
             return "Colour: <span class=m>by the model, trained</span> <i>by the environment, masked</i>"
-        if self.color == "logprob":
-            what = "Colour: probability of the sampled token, below"
-            steps = [(f"u{i}", f"{math.exp(-b):.2g}") for i, b in enumerate(self.bounds, 1)]
-        elif self.color == "advantage":
-            what = "Colour: push of the update on the token, advantage × (1 − p), from"
-            steps = self._steps()
-        else:
-            what = f"Colour: {_e(self.color)}, from"
-            steps = self._steps()
-        shown = " ".join(f"<ins class={c}>&nbsp;{text}&nbsp;</ins>" for c, text in steps)
-        return f"{what} {shown} · point at a token for its value, at unmarked ones for theirs in order"
-
-    def _steps(self) -> list[tuple[str, str]]:
-        signs = [("n", "−"), ("p", "+")] if self.signed else [("u", "")]
-        rows = [[(f"{c}{i}", f"{s}{b:.2g}") for i, b in enumerate(self.bounds, 1)] for c, s in signs]
-        return (rows[0][::-1] + rows[1]) if self.signed else rows[0]
+        bounds = [math.exp(-b) for b in self.bounds] if self.color == "logprob" else self.bounds
+        signs = {"n": "−", "p": "+"} if self.signed else {"u": ""}
+        steps = [(f"{hue}{i}", f"{sign}{b:.2g}") for hue, sign in signs.items() for i, b in enumerate(bounds, 1)]
+        if self.signed:
+            steps[:5] = steps[4::-1]
+        shown = " ".join(f"<ins class={css}>&nbsp;{text}&nbsp;</ins>" for css, text in steps)
+        what = _MEANINGS.get(self.color, f"{_e(self.color)}, from")
+        return f"Colour: {what} {shown} · point at a token for its value, at unmarked ones for theirs in order"
 
 
 def _scale(trajectories: Sequence[Trajectory], color: str) -> _Scale:
@@ -82,12 +86,11 @@ def _scale(trajectories: Sequence[Trajectory], color: str) -> _Scale:
         return _Scale("mask")
     values = [v for t in trajectories for v in _values(t, color) if v is not None and math.isfinite(v)]
     if trajectories and not values:
-        raise ValueError(
-            f"color={color!r}: no trajectory has such a value; choose one of {', '.join(colors(trajectories))}"
-        )
+        choice = ", ".join(colors(trajectories))
+        raise ValueError(f"color={color!r}: no trajectory has such a value; choose one of {choice}")
     if color == "logprob":
         return _Scale(color, tuple(-math.log(p) for p in (0.9, 0.5, 0.2, 0.05, 0.01)))
-    top = max((abs(v) for v in values), default=0.0) or 1.0
+    top = max(map(abs, values), default=0.0) or 1.0
     digits = min(max(2 - math.floor(math.log10(top)), 0), 9)
     bounds = tuple(top * share for share in (0.05, 0.2, 0.4, 0.6, 0.8))
     return _Scale(color, bounds, min(values, default=0.0) < 0, digits)
@@ -102,13 +105,11 @@ def colors(trajectories: Iterable[Trajectory]) -> list[str]:
 
 def _values(t: Trajectory, color: str) -> list[float | None]:
     """One value per token, None for tokens of the environment and where nothing was recorded."""
+    values = t.token_values.get(color) or [None] * len(t.mask)
     if color == "logprob":
         values = [-p for p in t.logprobs]
-    elif color == "advantage":
-        values = [] if t.advantage is None else [t.advantage * -math.expm1(p) for p in t.logprobs]
-    else:
-        values = t.token_values.get(color) or []
-    values = values or [None] * len(t.mask)
+    elif color == "advantage" and t.advantage is not None:
+        values = [t.advantage * -math.expm1(p) for p in t.logprobs]
     return [v if m else None for v, m in zip(values, t.mask)]
 
 
@@ -133,24 +134,16 @@ def render_html(trajectories: Iterable[Trajectory], *, color: str = "mask", titl
     """
     trajectories = list(trajectories)
     scale = _scale(trajectories, color)
-    parts = [f"<h3>{_e(title)}</h3>"] if title else []
-    parts.append(f"<p class=legend>{scale.legend()}</p>" if trajectories else "<p>No trajectories.</p>")
-    parts += [_group_html(members, scale) for members in groups(trajectories)]
-    return _page("".join(parts))
+    head = f"<p class=legend>{scale.legend()}</p>" if trajectories else "<p>No trajectories.</p>"
+    return _page(head + "".join(_group_html(members, scale) for members in groups(trajectories)), title)
 
 
 def groups(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
     """Trajectories by question and step, in the order of first appearance."""
-    found: dict[tuple, list[Trajectory]] = {}
+    members: dict[tuple, list[Trajectory]] = {}
     for t in trajectories:
-        found.setdefault((t.step, t.group or t.question.id, t.question.id), []).append(t)
-    return list(found.values())
-
-
-def without_variance(group: Sequence[Trajectory]) -> bool:
-    """Whether a group of at least two rollouts has one and the same reward, so that it teaches nothing."""
-    rewards = [t.reward for t in group]
-    return len(rewards) > 1 and None not in rewards and max(rewards) - min(rewards) < 1e-9
+        members.setdefault((t.step, t.group or t.question.id, t.question.id), []).append(t)
+    return list(members.values())
 
 
 def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str] = ()) -> str:
@@ -162,7 +155,7 @@ def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str
         for t, label, again in zip(group, labels, _repeats(group, labels))
     )
     badge = ""
-    if not compared and without_variance(group):
+    if not compared and no_variance([t.reward for t in group]):
         badge = f" <strong class=badge>no variance: every reward is {first.reward:.4g}, advantages are 0</strong>"
     return (
         f"<section class=group><h4>{_e(question.text)}</h4><p>{_facts(group)}{badge}</p>"
@@ -174,13 +167,13 @@ def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str
 
 def _facts(group: Sequence[Trajectory]) -> str:
     q = group[0].question
-    facts = ["no gold answer is known"]
-    if q.answers:
-        facts = [f"gold answer: <b>{' / '.join(map(_e, q.answers))}</b>", f"{_e(q.hops)} hop{'s' * (q.hops != 1)}"]
-    facts += [knowledge(group[0])] if q.known is not None else []
-    facts += [_e(q.source)] if q.source else []
-    facts += [f"step {_e(group[0].step)}"] if group[0].step is not None else []
-    return " · ".join(facts + [f"<code>{_e(q.id)}</code>"])
+    hops = f"{_e(q.hops)} hop{'s' * (q.hops != 1)}"
+    facts = (
+        [f"gold answer: <b>{' / '.join(map(_e, q.answers))}</b>", hops] if q.answers else ["no gold answer is known"]
+    )
+    facts += [knowledge(q) if q.known is not None else "", _e(q.source)]
+    facts += [f"step {_e(group[0].step)}" if group[0].step is not None else "", f"<code>{_e(q.id)}</code>"]
+    return " · ".join(filter(None, facts))
 
 
 def _reward_table(group: Sequence[Trajectory], labels: Sequence[str]) -> str:
@@ -190,17 +183,24 @@ def _reward_table(group: Sequence[Trajectory], labels: Sequence[str]) -> str:
     for t, label in zip(group, labels):
         numbers = [t.reward, *(t.rewards.get(name) for name in names)]
         cells = [f"<b>{_e(label)}</b>", *map(_number, numbers), _number(t.advantage, "+"), _answer_html(t)]
-        cells += [str(len(t.searches)), _e(t.turns), str(sum(t.mask)), _finish(t)]
-        rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    return f"<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(rows)}</table>"
+        finish = _e(t.finish_reason) + (f", {_e(t.invalid_turns)} invalid" if t.invalid_turns else "")
+        rows.append([*cells, len(t.searches), _e(t.turns), sum(t.mask), finish])
+    return _table(head, rows)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable]) -> str:
+    """Cells are HTML."""
+    tagged = [("th", head), *(("td", row) for row in rows)]
+    body = ("".join(f"<{tag}>{cell}</{tag}>" for cell in row) for tag, row in tagged)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
+
+
+def _details(summary: str, body: str, is_open: bool = False) -> str:
+    return f"<details{' open' * is_open}><summary>{summary}</summary>{body}</details>"
 
 
 def _number(value: float | None, sign: str = "") -> str:
     return "–" if value is None else f"{value + 0.0:{sign}.3g}"  # + 0.0: no "-0"
-
-
-def _finish(t: Trajectory) -> str:
-    return _e(t.finish_reason) + (f", {_e(t.invalid_turns)} invalid" if t.invalid_turns else "")
 
 
 def _answer_html(t: Trajectory) -> str:
@@ -208,47 +208,43 @@ def _answer_html(t: Trajectory) -> str:
         return "<span class=bad>✗ no answer</span>"
     if not t.question.answers:
         return _e(t.answer)  # nothing to compare it with
-    return f"<span class=good>✓ {_e(t.answer)}</span>" if correct(t) else f"<span class=bad>✗ {_e(t.answer)}</span>"
+    return f"<span class={'good>✓' if right(t) else 'bad>✗'} {_e(t.answer)}</span>"
 
 
 def _repeats(group: Sequence[Trajectory], labels: Sequence[str]) -> list[dict[tuple[int, int], str]]:
     """For each rollout its long observations that stand further up already: (start, end) of the tokens -> where."""
     first: dict[tuple, str] = {}
-    found: list[dict[tuple[int, int], str]] = []
+    repeats: list[dict[tuple[int, int], str]] = []
     for t, label in zip(group, labels):
-        found.append({})
+        repeats.append({})
         for s in t.segments:
             if s.kind == "information" and len(s.text) > _SHORT:
                 read, here = (s.text, *t.completion_ids[s.start : s.end]), f"{_e(label)}, turn {_e(s.turn + 1)}"
                 if (where := first.setdefault(read, here)) != here:
-                    found[-1][s.start, s.end] = where
-    return found
+                    repeats[-1][s.start, s.end] = where
+    return repeats
 
 
 def _rollout_html(
     t: Trajectory, label: str, scale: _Scale, again: dict[tuple[int, int], str], *, prompt: bool, fold: bool
 ) -> str:
     head = f"<h5>{_e(label)} · reward {_number(t.reward)} · {_answer_html(t)}</h5>"
-    searches, body, turn = iter(t.searches), [], None
+    calls, body, turn = iter(t.searches), [], None
     *texts, rest = _pieces(t, scale)
     for segment, pieces in zip(t.segments, texts):
         if segment.turn != turn:
             turn = segment.turn
-            body.append(f"<div class=turn>turn {turn + 1}{_turn_reward(t, turn)}</div>")
+            earned = [f" · reward {_number(r)}" for r in t.turn_rewards[turn : turn + 1] if any(t.turn_rewards)]
+            body.append(f"<div class=turn>turn {turn + 1}{''.join(earned)}</div>")
         if segment.kind == "information":
             pieces = _read_html(segment, pieces, again, fold)
-            if search := next(searches, None):
-                pieces = _documents_html(search, t.question.passages) + pieces
+            if call := next(calls, None):
+                pieces = _call_html(call, t.question.passages) + pieces
         else:
             pieces = f"<div class=said>{pieces}</div>"
         body.append(_segment_html(segment, pieces))
     body += [f'<div class="seg text"><b class=kind>end</b><div class=said>{rest}</div></div>'] if rest else []
     return f"<article>{head}{''.join(body)}{_prompt_html(t) if prompt else ''}{_ids_html(t, again)}</article>"
-
-
-def _turn_reward(t: Trajectory, turn: int) -> str:
-    """What a turn earned, where the reward came turn by turn."""
-    return f" · reward {_number(t.turn_rewards[turn])}" if any(t.turn_rewards) and turn < len(t.turn_rewards) else ""
 
 
 def _ids_html(t: Trajectory, again: dict[tuple[int, int], str]) -> str:
@@ -258,30 +254,21 @@ def _ids_html(t: Trajectory, again: dict[tuple[int, int], str]) -> str:
         start, end = end, end + len(list(run))
         ids = f"those of {again[start, end]}" if (start, end) in again else _ids(t.completion_ids[start:end])
         lines.append(f"{start}–{end - 1}, mask {_e(mask)}: {ids}")
-    return f"<details><summary>exact ids and mask</summary><p class=ids>{'<br>'.join(lines)}</p></details>"
+    return _details("exact ids and mask", f"<p class=ids>{'<br>'.join(lines)}</p>")
 
 
 def _prompt_html(t: Trajectory) -> str:
-    return (
-        f"<details><summary>prompt, {len(t.prompt_ids)} tokens</summary><p class=said>{_lines(t.prompt)}</p>"
-        f"<p class=ids>prompt_ids: {_ids(t.prompt_ids)}</p></details>"
-    )
+    body = f"<p class=said>{_lines(t.prompt)}</p><p class=ids>prompt_ids: {_ids(t.prompt_ids)}</p>"
+    return _details(f"prompt, {len(t.prompt_ids)} tokens", body)
 
 
 def _ids(ids: Sequence[int]) -> str:
     return _e(" ".join(map(str, ids)))
 
 
-_NOTES = {
-    "information": "by the environment, not trained",
-    "invalid": "by the environment, not trained",
-    "text": "outside any tag",
-}
-
-
 def _segment_html(segment: Segment, inside: str) -> str:
-    note = f" <small>{_NOTES[segment.kind]}</small>" if segment.kind in _NOTES else ""
-    head = f"<b class=kind>{_e(segment.kind)}</b>{note}" if segment.text.strip() else ""
+    note = "outside any tag" if segment.kind == "text" else "by the environment, not trained" * (not segment.by_model)
+    head = f"<b class=kind>{_e(segment.kind)}</b>{f' <small>{note}</small>' * bool(note)}" * bool(segment.text.strip())
     kind = segment.kind if segment.kind in _KINDS else "text"
     return f'<div class="seg {kind}">{head}{inside}</div>'
 
@@ -292,18 +279,18 @@ def _read_html(segment: Segment, pieces: str, again: dict[tuple[int, int], str],
     if where := again.get((segment.start, segment.end)):
         return f"<p><small>what the model read, {size}: word for word that of {where}</small></p>"
     folded = fold or len(segment.text) > _SHORT
-    summary = f"what the model read{f', {size}' * folded}"
-    return f"<details{'' if folded else ' open'}><summary>{summary}</summary><div class=said>{pieces}</div></details>"
+    return _details(f"what the model read{f', {size}' * folded}", f"<div class=said>{pieces}</div>", not folded)
 
 
-def _documents_html(search: ToolCall, gold: Sequence[str]) -> str:
-    took = f"<small>{search.seconds * 1000:,.1f} ms</small>"
-    if search.error is not None:
-        return f"<p><strong class=bad>✗ search failed: {_e(search.error)}</strong> {took}</p>"
-    if not search.result:
+def _call_html(call: ToolCall, gold: Sequence[str]) -> str:
+    """What a call of a tool gave back: its documents, with a star at gold ones."""
+    took = f"<small>{call.seconds * 1000:,.1f} ms</small>"
+    if call.error is not None:
+        return f"<p><strong class=bad>✗ search failed: {_e(call.error)}</strong> {took}</p>"
+    if not call.result:
         return f"<p><strong>nothing found</strong> {took}</p>"
     rows = []
-    for hit in search.result:
+    for hit in call.result:
         mark = " <mark>★ gold</mark>" if hit.passage.id in gold else ""
         rows.append(f"<li>{_e(hit.passage.title)} <small>score {hit.score:.4g}</small>{mark}</li>")
     return f"<ol>{''.join(rows)}</ol>{took}"
@@ -312,8 +299,7 @@ def _documents_html(search: ToolCall, gold: Sequence[str]) -> str:
 def _pieces(t: Trajectory, scale: _Scale) -> list[str]:
     """The HTML of each segment's text, and last that of the tokens after them (an end-of-message token)."""
     spans = token_spans(t)
-    values = [None] * len(t.mask) if scale.color == "mask" else _values(t, scale.color)
-    looks = [_look(m, v, scale) for m, v in zip(t.mask, values)]
+    looks = [scale.look(mask, value) for mask, value in zip(t.mask, _values(t, scale.color))]
     out, start = [], 0
     for segment in t.segments:
         runs = [
@@ -344,23 +330,15 @@ def _listed(values: Iterable[str]) -> str:
     return " ".join(f"{value}×{n}" if n > 1 else value for value, n in counted)
 
 
-def _look(mask: int, value: float | None, scale: _Scale) -> tuple[str, str]:
-    if not mask:
-        return "env", ""
-    if value is None or not math.isfinite(value):
-        return ("m" if scale.color == "mask" else ""), ""
-    return scale.look(value)
-
-
 def _span(css: str, title: str, text: str) -> str:
     """Text in one look, in as few characters as can be; ``title`` holds numbers only, so it needs no escaping."""
     if css == "env":
         return f"<i>{_lines(text)}</i>"
     title = f' title="{title}"' if " " in title else f" title={title}" * bool(title)
-    if not css:
-        return f"<span{title}>{_lines(text)}</span>" if title else _lines(text)
-    tag = "ins" if title else "span"
-    return f"<{tag} class={css}{title}>{_lines(text)}</{tag}>"
+    if not css and not title:
+        return _lines(text)
+    tag = "ins" if css and title else "span"
+    return f"<{tag}{f' class={css}' * bool(css)}{title}>{_lines(text)}</{tag}>"
 
 
 def token_spans(t: Trajectory) -> list[tuple[int, int]]:
@@ -387,16 +365,6 @@ def token_spans(t: Trajectory) -> list[tuple[int, int]]:
     return spans if at == len(text) else []
 
 
-def correct(t: Trajectory) -> bool:
-    """Whether the answer equals a gold answer (Search-R1's exact match)."""
-    return exact_match(t.answer, t.question.answers) == 1.0
-
-
-def knowledge(t: Trajectory) -> str:
-    """ "known", "look-up", or "unknown" where nobody can say."""
-    return {True: "known", False: "look-up", None: "unknown"}[t.question.known]
-
-
 # ---- text, and the notebook -------------------------------------------------------------------------------
 
 
@@ -405,11 +373,11 @@ def render_text(trajectories: Iterable[Trajectory]) -> str:
     out = []
     for group in groups(trajectories):
         q = group[0].question
-        out.append(f"{q.text}  [gold: {' / '.join(q.answers)}; {q.hops} hop(s), {knowledge(group[0])}]")
-        if without_variance(group):
+        out.append(f"{q.text}  [gold: {' / '.join(q.answers)}; {q.hops} hop(s), {knowledge(q)}]")
+        if no_variance([t.reward for t in group]):
             out.append("  no variance in the rewards: advantages are 0")
         for i, t in enumerate(group, 1):
-            said = "no answer" if t.answer is None else f"{'right' if correct(t) else 'wrong'}: {t.answer}"
+            said = "no answer" if t.answer is None else f"{answered(t)}: {t.answer}"
             out.append(f"  #{i} reward {_number(t.reward)}, {len(t.searches)} search(es), {t.finish_reason}, {said}")
             out += [f"     {s.kind:>11} | {' '.join(s.text.split())}" for s in t.segments if s.text.strip()]
     return _UNSEEN.sub(lambda m: f"‹U+{ord(m[0]):04X}›", "\n".join(out))
@@ -448,56 +416,39 @@ SORTS = {
 }
 
 
-def select(
-    trajectories: Iterable[Trajectory],
-    *,
-    knowledge: str | None = None,
-    hops: int | None = None,
-    answered: str | None = None,
-    searches: int | None = None,
-    finish: str | None = None,
-    reward: tuple[float, float] | None = None,
-    text: str = "",
-    sort: str = "as logged",
-) -> list[Trajectory]:
-    """The trajectories that meet every condition given; None and "" mean any.
-
-    Args:
-        knowledge: "known", "look-up" or "unknown".
-        answered: "right", "wrong" (an answer, not a gold one) or "none".
-        searches: how many were executed.
-        finish: a finish reason.
-        reward: least and greatest, both included; leaves out trajectories without a reward.
-        text: must stand in the question, the gold answers or the completion, whatever the case.
-        sort: a name in ``SORTS``.
-    """
-    wanted = {"knowledge": knowledge, "hops": hops, "answered": answered, "searches": searches, "finish": finish}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
-    chosen = [t for t in trajectories if all(_FEATURES[name](t) == value for name, value in wanted.items())]
-    if reward is not None:
-        chosen = [t for t in chosen if t.reward is not None and reward[0] - 1e-9 <= t.reward <= reward[1] + 1e-9]
-    if text:
-        needle = text.casefold()
-        chosen = [t for t in chosen if needle in _searchable(t)]
-    return sorted(chosen, key=SORTS[sort])
-
-
-def answered(t: Trajectory) -> str:
-    """ "right", "wrong", or "none" without an answer."""
-    return "none" if t.answer is None else "right" if correct(t) else "wrong"
-
-
+#: Conditions of ``select``, and what a trajectory says of each.
 _FEATURES = {
-    "knowledge": knowledge,
+    "knowledge": lambda t: knowledge(t.question),
     "hops": lambda t: t.question.hops,
-    "answered": answered,
+    "answered": lambda t: answered(t),
     "searches": lambda t: len(t.searches),
     "finish": lambda t: t.finish_reason,
 }
 
 
-def _searchable(t: Trajectory) -> str:
-    return "\n".join([t.question.text, *t.question.answers, t.text]).casefold()
+def select(trajectories: Iterable[Trajectory], reward=None, text="", sort="as logged", **features) -> list[Trajectory]:
+    """The trajectories that meet every condition given; None and "" mean any.
+
+    Args:
+        reward: the least and the greatest, both included; leaves out trajectories without a reward.
+        text: must stand in the question, the gold answers or the completion, whatever the case.
+        sort: a name in ``SORTS``.
+        features: ``knowledge`` ("known", "look-up" or "unknown"), ``hops``, ``answered`` ("right", "wrong": an answer,
+            not a gold one; or "none"), ``searches`` (how many were executed), ``finish`` (a finish reason).
+    """
+    features = {name: value for name, value in features.items() if value is not None}
+    chosen = [t for t in trajectories if all(_FEATURES[name](t) == value for name, value in features.items())]
+    if reward is not None:
+        chosen = [t for t in chosen if t.reward is not None and reward[0] - 1e-9 <= t.reward <= reward[1] + 1e-9]
+    if text:
+        texts = ("\n".join([t.question.text, *t.question.answers, t.text]).casefold() for t in chosen)
+        chosen = [t for t, written in zip(chosen, texts) if text.casefold() in written]
+    return sorted(chosen, key=SORTS[sort])
+
+
+def answered(t: Trajectory) -> str:
+    """ "right", "wrong", or "none" without an answer."""
+    return "none" if t.answer is None else "right" if right(t) else "wrong"
 
 
 def _row(t: Trajectory) -> str:
@@ -518,81 +469,93 @@ def browse(trajectories: Iterable[Trajectory]):
     Where no widget can run (GitHub, nbviewer, papermill's output) the same cell shows the static HTML of the
     group on display. Controls are attributes of the returned box (``box.controls["hops"].value = 2``).
     """
-    import ipywidgets as widgets
-
     trajectories = list(trajectories)
     if not trajectories:
         raise ValueError("nothing to browse: the list of trajectories is empty")
     by_group = {id(t): group for group in groups(trajectories) for t in group}
     rewards = [t.reward for t in trajectories if t.reward is not None] or [0.0]
     low, high = min(rewards), max(rewards)
-
-    def dropdown(name: str, values: Iterable) -> Any:
-        return widgets.Dropdown(description=name, options=[(ANY, ANY)] + [(str(v), v) for v in values])
-
-    controls = {name: dropdown(name, sorted({feature(t) for t in trajectories})) for name, feature in _FEATURES.items()}
-    controls["reward"] = widgets.FloatRangeSlider(
+    controls = {}
+    for name, feature in _FEATURES.items():
+        values = [(str(value), value) for value in sorted({feature(t) for t in trajectories})]
+        controls[name] = widgets.Dropdown(description=name, options=[(ANY, ANY), *values])
+    span = controls["reward"] = widgets.FloatRangeSlider(
         description="reward", min=low, max=max(high, low + 1e-6), value=(low, high), step=(high - low) / 100 or 0.01
     )
     controls["text"] = widgets.Text(description="text", placeholder="question or completion")
     controls["sort"] = widgets.Dropdown(description="sort", options=list(SORTS))
-    controls["color"] = widgets.Dropdown(description="colour", options=colors(trajectories))
-    controls["group"] = widgets.Checkbox(description="whole group", value=True)
-    rows = controls["rows"] = widgets.Select(rows=8, layout=widgets.Layout(width="auto"))
-    count, drawing = widgets.Label(), widgets.HTML()
+    color = controls["color"] = widgets.Dropdown(description="colour", options=colors(trajectories))
+    whole = controls["group"] = widgets.Checkbox(description="whole group", value=True)
+    top = widgets.HBox(list(controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
+    rows = controls["rows"] = widgets.Select(rows=8, layout=_wide())
+    count = widgets.Label()
     shown: list[Trajectory] = []
 
-    def refill(_=None):
-        filters = {name: controls[name].value for name in _FEATURES if controls[name].value != ANY}
-        span = controls["reward"].value
-        narrowed = span[0] > low + 1e-9 or span[1] < high - 1e-9
-        found = select(
-            trajectories,
-            reward=span if narrowed else None,
-            text=controls["text"].value,
-            sort=controls["sort"].value,
-            **filters,
-        )
-        shown[:] = found[:LIST_LIMIT]
-        cut = f", the first {LIST_LIMIT} listed" if len(found) > LIST_LIMIT else ""
-        count.value = f"{len(found)} of {len(trajectories)} trajectories{cut}"
-        rows.options = [(_row(t), i) for i, t in enumerate(shown)]
-        rows.index = 0 if shown else None
+    def draw(changed) -> str:
+        if changed not in (rows, color, whole):
+            filters = {name: controls[name].value for name in _FEATURES if controls[name].value != ANY}
+            narrowed = span.value[0] > low + 1e-9 or span.value[1] < high - 1e-9
+            filters |= {"reward": span.value if narrowed else None, "sort": controls["sort"].value}
+            shown[:] = select(trajectories, text=controls["text"].value, **filters)
+            cut = f", the first {LIST_LIMIT} listed" if len(shown) > LIST_LIMIT else ""
+            count.value = f"{len(shown)} of {len(trajectories)} trajectories{cut}"
+            _fill(rows, map(_row, shown))
+        chosen = [] if rows.value is None else [shown[rows.value]]
+        if chosen and whole.value:
+            chosen = by_group[id(chosen[0])]
+        return render_html(chosen, color=_possible(color, chosen))
+
+    return _Box([top, count, rows], controls, draw, count)
+
+
+def _wide():
+    return widgets.Layout(width="auto")
+
+
+def _fill(rows, labels: Iterable[str]) -> None:
+    """Put labels into a list, of which the first is chosen then."""
+    rows.options = [(label, i) for i, label in enumerate(islice(labels, LIST_LIMIT))]
+    rows.index = 0 if rows.options else None
+
+
+def _possible(color, trajectories: Sequence[Trajectory]) -> str:
+    """The colour chosen, or that of the mask where these trajectories have no such values."""
+    return color.value if color.value in colors(trajectories) else "mask"
+
+
+class _Box(widgets.VBox):
+    """A widget: its parts, and below them the HTML that ``draw`` makes whenever a control is used.
+
+    ``draw`` is given that control, at first None. The notebook's output also holds the HTML of ``drawing``, for readers
+    without widgets.
+    """
+
+    if not hasattr(widgets.VBox, "_repr_mimebundle_"):  # ipywidgets 7, which Colab has: it displays itself
+        _ipython_display_ = None
+
+    def __init__(self, parts: Sequence, controls: Mapping[str, Any], draw: Callable, count=None):
+        self.controls, self.drawing, self.count = controls, widgets.HTML(), count
+        super().__init__([*parts, self.drawing])
+        page = self.drawing
+
+        def redraw(used=None):
+            page.value = draw(used)
+
+        for control in controls.values():
+            if isinstance(control, widgets.Button):
+                control.on_click(redraw)
+            else:
+                control.observe(lambda change: redraw(change["owner"]), "value")
         redraw()
 
-    def redraw(_=None):
-        chosen = [] if rows.value is None else [shown[rows.value]]
-        if chosen and controls["group"].value:
-            chosen = by_group[id(chosen[0])]
-        color = controls["color"].value if controls["color"].value in colors(chosen) else "mask"
-        drawing.value = render_html(chosen, color=color)
-
-    for name, control in controls.items():
-        control.observe(redraw if name in ("rows", "color", "group") else refill, "value")
-    refill()
-    top = widgets.HBox([c for c in controls.values() if c is not rows], layout=widgets.Layout(flex_flow="row wrap"))
-    box = _with_static_html(widgets.VBox)([top, count, rows, drawing])
-    box.controls, box.drawing, box.count = controls, drawing, count
-    return box
-
-
-def _with_static_html(base):
-    """A widget class whose notebook output also holds the HTML of its ``drawing`` for readers without widgets."""
-
-    class WithStaticHTML(base):
-        if not hasattr(base, "_repr_mimebundle_"):  # ipywidgets 7, which Colab has: it displays itself
-            _ipython_display_ = None
-
-        def _repr_mimebundle_(self, **kwargs):
-            if hasattr(base, "_repr_mimebundle_"):
-                bundle = super()._repr_mimebundle_(**kwargs)
-            else:
-                view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-                bundle = {"text/plain": repr(self)[:110], "application/vnd.jupyter.widget-view+json": view}
-            data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-            return {**data, "text/html": self.drawing.value}, metadata
-
-    return WithStaticHTML
+    def _repr_mimebundle_(self, **kwargs):
+        if hasattr(super(), "_repr_mimebundle_"):
+            bundle = super()._repr_mimebundle_(**kwargs)
+        else:
+            view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
+            bundle = {"text/plain": repr(self)[:110], "application/vnd.jupyter.widget-view+json": view}
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        return {**data, "text/html": self.drawing.value}, metadata
 
 
 # ---- two checkpoints on the same questions ---------------------------------------------------------------
@@ -609,37 +572,30 @@ def paired_outcomes(before: Iterable[Trajectory], after: Iterable[Trajectory]) -
     Raises:
         ValueError: the two sets share no question.
     """
-    found: dict[str, list[tuple]] = {name: [] for name in OUTCOMES}
-    for first, second in _pairs(before, after):
-        was, now = _mostly_right(first), _mostly_right(second)
+    outcomes: dict[str, list[tuple]] = {name: [] for name in OUTCOMES}
+    for pair in pairs(before, after):
+        was, now = (2 * sum(map(right, side)) >= len(side) for side in pair)
         name = ("same, right" if now else "broken") if was else ("fixed" if now else "same, wrong")
-        found[name].append((first, second))
-    return found
-
-
-def _pairs(before: Iterable[Trajectory], after: Iterable[Trajectory]) -> list[tuple]:
-    """``(before, after)`` of each question that both have, each a list of trajectories."""
-    first, second = _by_question(before), _by_question(after)
-    pairs = [(first[question], second[question]) for question in first if question in second]
-    if not pairs:
-        raise ValueError("before and after share no question id: evaluate both on the same questions")
-    return pairs
-
-
-def _by_question(trajectories: Iterable[Trajectory]) -> dict[str, list[Trajectory]]:
-    found: dict[str, list[Trajectory]] = {}
-    for t in trajectories:
-        found.setdefault(t.question.id, []).append(t)
-    return found
-
-
-def _mostly_right(trajectories: Sequence[Trajectory]) -> bool:
-    return 2 * sum(map(correct, trajectories)) >= len(trajectories)
+        outcomes[name].append(pair)
+    return outcomes
 
 
 def render_comparison(before: Iterable[Trajectory], after: Iterable[Trajectory], *, title: str = "") -> str:
     """Self-contained HTML: the paired outcome matrix, and per outcome the questions with both answers."""
-    return _comparison_html(paired_outcomes(before, after), title)
+    outcomes = paired_outcomes(before, after)
+    n = {name: len(questions) for name, questions in outcomes.items()}
+    matrix = (
+        "<table><tr><th></th><th>right after</th><th>wrong after</th></tr>"
+        f"<tr><th>right before</th><td>{n['same, right']} same</td><td class=bad>{n['broken']} broken ✗</td></tr>"
+        f"<tr><th>wrong before</th><td class=good>{n['fixed']} fixed ✓</td><td>{n['same, wrong']} same</td></tr>"
+        "</table>"
+    )
+    lists = ""
+    for name, questions in outcomes.items():
+        table = _table(("question", "gold", "before", "after"), (_pair_row(*pair) for pair in questions))
+        is_open = name in ("fixed", "broken") and len(questions) <= 20
+        lists += _details(f"{name}: {len(questions)}", table if questions else "<p>none</p>", is_open)
+    return _page(f"<p>{sum(n.values())} questions, the same before and after</p>{matrix}{lists}", title)
 
 
 def render_side_by_side(
@@ -650,44 +606,24 @@ def render_side_by_side(
     Raises:
         ValueError: the two sets share no question; no trajectory has values for ``color``.
     """
-    pairs = _pairs(before, after)
-    scale = _scale([t for first, second in pairs for t in (*first, *second)], color)
-    parts = [f"<h3>{_e(title)}</h3>"] if title else []
-    parts.append(f"<p class=legend>{scale.legend()}</p>")
-    for pair in pairs:
-        labels = [f"{side} #{i}" for side, ts in zip(("before", "after"), pair) for i in range(1, len(ts) + 1)]
-        parts.append(_group_html([*pair[0], *pair[1]], scale, labels))
-    return _page("".join(parts))
+    questions = pairs(before, after)
+    scale = _scale([t for pair in questions for side in pair for t in side], color)
+    parts = [f"<p class=legend>{scale.legend()}</p>"]
+    for first, second in questions:
+        sides = (("before", first), ("after", second))
+        labels = [f"{name} #{i}" for name, side in sides for i, _ in enumerate(side, 1)]
+        parts.append(_group_html([*first, *second], scale, labels))
+    return _page("".join(parts), title)
 
 
-def _comparison_html(outcomes: dict[str, list[tuple]], title: str = "") -> str:
-    n = {name: len(pairs) for name, pairs in outcomes.items()}
-    matrix = (
-        "<table><tr><th></th><th>right after</th><th>wrong after</th></tr>"
-        f"<tr><th>right before</th><td>{n['same, right']} same</td><td class=bad>{n['broken']} broken ✗</td></tr>"
-        f"<tr><th>wrong before</th><td class=good>{n['fixed']} fixed ✓</td><td>{n['same, wrong']} same</td></tr>"
-        "</table>"
-    )
-    lists = []
-    for name, pairs in outcomes.items():
-        rows = "".join(_pair_row(*pair) for pair in pairs)
-        head = "<tr><th>question</th><th>gold</th><th>before</th><th>after</th></tr>"
-        body = f"<table>{head}{rows}</table>" if pairs else "<p>none</p>"
-        is_open = " open" if name in ("fixed", "broken") and len(pairs) <= 20 else ""
-        lists.append(f"<details{is_open}><summary>{name}: {len(pairs)}</summary>{body}</details>")
-    heading = f"<h3>{_e(title)}</h3>" if title else ""
-    return _page(f"{heading}<p>{sum(n.values())} questions, the same before and after</p>{matrix}{''.join(lists)}")
-
-
-def _pair_row(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> str:
+def _pair_row(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> tuple[str, ...]:
     q = before[0].question
-    cells = [_e(q.text), _e(q.answers[0]) if q.answers else "–", _side(before), _side(after)]
-    return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+    return _e(q.text), _e(q.answers[0]) if q.answers else "–", _side(before), _side(after)
 
 
 def _side(side: Sequence[Trajectory]) -> str:
     if len(side) > 1:
-        return f"{sum(map(correct, side))} of {len(side)} right"
+        return f"{sum(map(right, side))} of {len(side)} right"
     searches = len(side[0].searches)
     return f"{_answer_html(side[0])}, {searches} search{'es' * (searches != 1)}"
 
@@ -697,46 +633,28 @@ def compare(before: Iterable[Trajectory], after: Iterable[Trajectory]):
 
     Without widgets the cell shows ``render_comparison``. Controls are attributes of the returned box.
     """
-    import ipywidgets as widgets
-
+    before, after = list(before), list(after)
     outcomes = paired_outcomes(before, after)
-    names = [f"{name} ({len(pairs)})" for name, pairs in outcomes.items()]
+    names = [f"{name} ({len(some)})" for name, some in outcomes.items()]
     outcome = widgets.Dropdown(description="outcome", options=list(zip(names, outcomes)))
-    available = colors(t for pairs in outcomes.values() for pair in pairs for side in pair for t in side)
-    color = widgets.Dropdown(description="colour", options=available)
-    rows = widgets.Select(rows=8, layout=widgets.Layout(width="auto"))
-    matrix, pair = widgets.HTML(), widgets.HTML()
+    color = widgets.Dropdown(description="colour", options=colors(before + after))
+    rows = widgets.Select(rows=8, layout=_wide())
 
-    def refill(_=None):
-        found = outcomes[outcome.value][:LIST_LIMIT]
-        rows.options = [(first[0].question.text[:_ROW], i) for i, (first, _) in enumerate(found)]
-        rows.index = 0 if found else None
-        redraw()
-
-    def redraw(_=None):
+    def draw(changed) -> str:
+        if changed not in (rows, color):
+            _fill(rows, (first[0].question.text[:_ROW] for first, _ in outcomes[outcome.value]))
         if rows.value is None:
-            pair.value = _page("<p>No question has this outcome.</p>")
-            return
+            return _page("<p>No question has this outcome.</p>")
         first, second = outcomes[outcome.value][rows.value]
-        chosen = color.value if color.value in colors([*first, *second]) else "mask"
-        pair.value = render_side_by_side(first, second, color=chosen)
+        return render_side_by_side(first, second, color=_possible(color, [*first, *second]))
 
-    outcome.observe(refill, "value")
-    rows.observe(redraw, "value")
-    color.observe(redraw, "value")
-    refill()
-    matrix.value = _comparison_html(outcomes)
-    box = _with_static_html(widgets.VBox)([matrix, widgets.HBox([outcome, color]), rows, pair])
-    box.controls, box.drawing, box.pair = {"outcome": outcome, "color": color, "rows": rows}, matrix, pair
+    matrix = widgets.HTML(render_comparison(before, after))
+    box = _Box([matrix, widgets.HBox([outcome, color]), rows], {"outcome": outcome, "color": color, "rows": rows}, draw)
+    box.drawing, box.pair = matrix, box.drawing
     return box
 
 
 # ---- weighing rewards, and choosing by hand ---------------------------------------------------------------
-
-
-def first_act(t: Trajectory) -> str:
-    """What the model did first: "search", "answer", or "neither"."""
-    return next((s.kind for s in t.segments if s.kind in ("search", "answer")), "neither")
 
 
 def weighted(group: Sequence[Trajectory], weights: Mapping[str, float]) -> tuple[list[float], list[float]]:
@@ -761,32 +679,22 @@ def render_weights(group: Sequence[Trajectory], weights: Mapping[str, float]) ->
         weights: name of a reward -> its weight. Errors as in ``weighted``.
     """
     rewards, advantages = weighted(group, weights)
-    names = ["", "first act", "searches", "answer", *map(_e, weights), "reward", "advantage", "less", "more likely"]
+    head = ["", "first act", "searches", "answer", *map(_e, weights), "reward", "advantage", "less", "more likely"]
     rows = []
     for i, (t, reward, advantage) in enumerate(zip(group, rewards, advantages), 1):
         bar = "█" * round(6 * abs(advantage))
-        cells = [f"<b>#{i}</b>", first_act(t), str(len(t.searches)), _answer_html(t)]
-        cells += [_number(t.rewards[name]) for name in weights] + [_number(reward), _number(round(advantage, 2), "+")]
-        cells += [bar * (advantage < 0), bar * (advantage > 0)]
-        rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+        numbers = [*(t.rewards[name] for name in weights), reward]
+        cells = [f"<b>#{i}</b>", first_act(t), len(t.searches), _answer_html(t), *map(_number, numbers)]
+        rows.append([*cells, _number(round(advantage, 2), "+"), bar * (advantage < 0), bar * (advantage > 0)])
     formula = " + ".join(f"{w:.3g} × {_e(name)}" for name, w in weights.items())
-    equal = max(rewards) - min(rewards) < 1e-9
-    badge = " <strong class=badge>all rewards are equal: nothing is learned</strong>" if equal else ""
+    acts = [first_act(t) for t in group]
+    by_act = {act: [a for a, own in zip(advantages, acts) if own == act] for act in sorted(set(acts))}
+    told = [f"{act} first: {_number(round(fmean(a), 2), '+')} ({len(a)})" for act, a in by_act.items()]
+    badge = " <strong class=badge>all rewards are equal: nothing is learned</strong>" * no_variance(rewards)
     return _page(
         f"<h4>{_e(group[0].question.text)}</h4><p>{_facts(group)}</p><p>reward = {formula}{badge}</p>"
-        f"<table><tr>{''.join(f'<th>{n}</th>' for n in names)}</tr>{''.join(rows)}</table>"
-        f"<p>{_favoured(group, advantages)}</p>"
+        f"{_table(head, rows)}<p>Mean advantage (rollouts): {'; '.join(told)}</p>"
     )
-
-
-def _favoured(group: Sequence[Trajectory], advantages: Sequence[float]) -> str:
-    """Mean advantage by first act, in words."""
-    found: dict[str, list[float]] = {}
-    for t, a in zip(group, advantages):
-        found.setdefault(first_act(t), []).append(a)
-    means = {act: _number(round(math.fsum(a) / len(a), 2), "+") for act, a in sorted(found.items())}
-    told = "; ".join(f"{act} first: {m} ({len(found[act])})" for act, m in means.items())
-    return f"Mean advantage (rollouts): {told}"
 
 
 def weigh(trajectories: Iterable[Trajectory], weights: Mapping[str, float], *, most: float = 2.0):
@@ -795,28 +703,18 @@ def weigh(trajectories: Iterable[Trajectory], weights: Mapping[str, float], *, m
     Without widgets the cell shows the first group under the weights given. Controls are attributes of the box
     (``box.controls["search_cost"].value = 0.5``; ``box.controls["group"]`` chooses the question).
     """
-    import ipywidgets as widgets
-
-    found = groups(trajectories)
-    if not found:
+    by_question = groups(trajectories)
+    if not by_question:
         raise ValueError("nothing to weigh: the list of trajectories is empty")
-    sliders = {
-        name: widgets.FloatSlider(description=name, value=w, max=most, step=0.05, style={"description_width": "9em"})
-        for name, w in weights.items()
-    }
-    options = [(f"{knowledge(g[0])}: {g[0].question.text[:_ROW]}", i) for i, g in enumerate(found)]
-    group = widgets.Dropdown(description="group", options=options, layout=widgets.Layout(width="auto"))
-    drawing = widgets.HTML()
+    look = {"max": most, "step": 0.05, "style": {"description_width": "9em"}}
+    sliders = {name: widgets.FloatSlider(description=name, value=w, **look) for name, w in weights.items()}
+    options = [(f"{knowledge(g[0].question)}: {g[0].question.text[:_ROW]}", i) for i, g in enumerate(by_question)]
+    group = widgets.Dropdown(description="group", options=options, layout=_wide())
 
-    def redraw(_=None):
-        drawing.value = render_weights(found[group.value], {name: s.value for name, s in sliders.items()})
+    def draw(_) -> str:
+        return render_weights(by_question[group.value], {name: s.value for name, s in sliders.items()})
 
-    for control in (group, *sliders.values()):
-        control.observe(redraw, "value")
-    redraw()
-    box = _with_static_html(widgets.VBox)([group, *sliders.values(), drawing])
-    box.controls, box.drawing = {"group": group, **sliders}, drawing
-    return box
+    return _Box([group, *sliders.values()], {"group": group, **sliders}, draw)
 
 
 def render_pair(a: Trajectory, b: Trajectory) -> str:
@@ -831,42 +729,32 @@ def prefer(pairs: Iterable[tuple[Trajectory, Trajectory]], path: str | os.PathLi
     Without widgets the cell shows the first pair. Controls are attributes of the returned box: the buttons
     ``box.controls["a"]``, ``["b"]`` and ``["skip"]``; ``box.count`` says how far one is.
     """
-    import ipywidgets as widgets
-
     pairs = list(pairs)
     if not pairs:
         raise ValueError("nothing to choose from: the list of pairs is empty")
-    buttons = {
-        name: widgets.Button(description=label)
-        for name, label in (("a", "A is better"), ("b", "B is better"), ("skip", "skip"))
-    }
-    count, drawing = widgets.Label(), widgets.HTML()
+    names = {"a": "A is better", "b": "B is better", "skip": "skip"}
+    buttons = {name: widgets.Button(description=label) for name, label in names.items()}
+    count = widgets.Label()
     at = chosen = 0
 
-    def draw():
-        count.value = f"pair {min(at + 1, len(pairs))} of {len(pairs)}; {chosen} choices written to {path}"
-        drawing.value = render_pair(*pairs[at]) if at < len(pairs) else _page("<p>No pair is left. Thank you.</p>")
+    def draw(pressed) -> str:
+        nonlocal at, chosen
+        trouble = ""
+        name = next((name for name, button in buttons.items() if button is pressed), None)
+        if name and at < len(pairs):
+            try:
+                if name != "skip":
+                    record_choice(path, *pairs[at], name)
+                    chosen += 1
+                at += 1
+            except OSError as e:
+                trouble = f"the choice was not written to {path}: {e.strerror or e}"
+        count.value = trouble or f"pair {min(at + 1, len(pairs))} of {len(pairs)}; {chosen} choices written to {path}"
         for button in buttons.values():
             button.disabled = at >= len(pairs)
+        return render_pair(*pairs[at]) if at < len(pairs) else _page("<p>No pair is left. Thank you.</p>")
 
-    def press(name: str):
-        nonlocal at, chosen
-        try:
-            if name != "skip":
-                record_choice(path, *pairs[at], name)
-                chosen += 1
-        except OSError as e:
-            count.value = f"the choice was not written to {path}: {e.strerror or e}"
-            return
-        at += 1
-        draw()
-
-    for name, button in buttons.items():
-        button.on_click(lambda _, name=name: press(name))
-    draw()
-    box = _with_static_html(widgets.VBox)([count, widgets.HBox(list(buttons.values())), drawing])
-    box.controls, box.drawing, box.count = buttons, drawing, count
-    return box
+    return _Box([count, widgets.HBox(list(buttons.values()))], buttons, draw, count)
 
 
 # ---- asking ----------------------------------------------------------------------------------------------
@@ -878,28 +766,16 @@ def ask(answer: Callable[[str], str], question: str = ""):
     ``answer`` must escape what it shows, as ``render_html`` does. What it raises is shown in its place. Without
     widgets the cell shows the answer to ``question``, which is asked at once.
     """
-    import ipywidgets as widgets
+    look = {"description": "question", "placeholder": "type a question and press Enter", "layout": _wide()}
+    typed = widgets.Text(question, continuous_update=False, **look)
 
-    box = widgets.Text(
-        value=question,
-        description="question",
-        continuous_update=False,
-        placeholder="type a question and press Enter",
-        layout=widgets.Layout(width="auto"),
-    )
-    drawing = widgets.HTML()
-
-    def draw(_=None):
+    def draw(_) -> str:
         try:
-            drawing.value = answer(box.value) if box.value.strip() else ""
+            return answer(typed.value) if typed.value.strip() else ""
         except Exception as e:
-            drawing.value = _page(f"<p><strong class=bad>✗ {_e(type(e).__name__)}: {_e(e)}</strong></p>")
+            return _page(f"<p><strong class=bad>✗ {_e(type(e).__name__)}: {_e(e)}</strong></p>")
 
-    box.observe(draw, "value")
-    draw()
-    whole = _with_static_html(widgets.VBox)([box, drawing])
-    whole.controls, whole.drawing = {"question": box}, drawing
-    return whole
+    return _Box([typed], {"question": typed}, draw)
 
 
 # ---- escaping --------------------------------------------------------------------------------------------
@@ -950,9 +826,8 @@ _STYLE = """
 .sr1 table{border-collapse:collapse;margin:6px 0;color:var(--fg);font-size:13px;display:block;overflow-x:auto}
 .sr1 tr,.sr1 tr:nth-child(even){background:none}
 .sr1 table th,.sr1 table td{border:1px solid var(--line);padding:2px 8px;text-align:left}
-.sr1 th{white-space:nowrap;font-weight:600}
+.sr1 th{white-space:nowrap;font-weight:600;background:var(--box)}
 .sr1 h3,.sr1 h4,.sr1 h5{font-weight:700}
-.sr1 th{background:var(--box)}
 .sr1 .turn{margin:6px 0 2px;text-transform:uppercase;letter-spacing:.05em}
 .sr1 .seg{padding:1px 0 1px 8px;margin:4px 0}.sr1 .kind{font-size:12px}
 .sr1 .said{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;font:13px/1.6 ui-monospace,monospace}
@@ -966,13 +841,11 @@ _STYLE = """
 
 
 def _css() -> str:
-    dark = ["[data-jp-theme-light=false]", "[data-vscode-theme-kind=vscode-dark]", "html[theme=dark]"]
-    light = ["[data-jp-theme-light=true]", "[data-vscode-theme-kind=vscode-light]", "html[theme=light]"]
     rules = [
         f".sr1{{{_LIGHT}}}",
         f"@media (prefers-color-scheme:dark){{.sr1{{{_DARK}}}}}",
-        f"{','.join(f'{s} .sr1' for s in light)}{{{_LIGHT}}}",
-        f"{','.join(f'{s} .sr1' for s in dark)}{{{_DARK}}}",
+        f":is([data-jp-theme-light=true],[data-vscode-theme-kind=vscode-light],html[theme=light]) .sr1{{{_LIGHT}}}",
+        f":is([data-jp-theme-light=false],[data-vscode-theme-kind=vscode-dark],html[theme=dark]) .sr1{{{_DARK}}}",
         _STYLE.strip(),
         *(f".sr1 .seg.{kind}{{border-left:4px {line}}}" for kind, line in _KINDS.items()),
     ]
@@ -983,5 +856,6 @@ def _css() -> str:
     return "\n".join(rules)
 
 
-def _page(body: str) -> str:
-    return f'<meta charset="utf-8"><div class=sr1><style>{_css()}</style>{body}</div>'
+def _page(body: str, title: str = "") -> str:
+    heading = f"<h3>{_e(title)}</h3>" if title else ""
+    return f'<meta charset="utf-8"><div class=sr1><style>{_css()}</style>{heading}{body}</div>'
