@@ -1,7 +1,6 @@
 """The viewer: exact text, nothing forged, small pages, widgets driven through their traits."""
 
 import html
-import itertools
 import json
 import math
 import random
@@ -34,10 +33,10 @@ from searchr1_lib.study.viewer import (
     render_weights,
     select,
     show,
-    token_spans,
     weigh,
     weighted,
 )
+from searchr1_lib.training.rollout import _ends
 
 GOLD = Passage("p1", "Mirel Vondash", "Mirel Vondash, a glassblower, was born in Taimbford, Norrein in 1871.")
 NEAR = Passage("p2", "Mirel Vondick", "Mirel Vondick was a judge born in Ouldmora, Halvia.")
@@ -285,21 +284,18 @@ def test_what_cannot_be_seen_is_shown_by_its_number(name, unseen):
 def test_tokens_that_cut_characters_still_cover_the_text(text, data):
     raw = text.encode()
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)), max_size=6)))
-    tokens = [raw[a:b].decode("utf-8", "replace") for a, b in zip([0, *cuts], [*cuts, len(raw)])]
-    t = Trajectory(QUESTION, [], [0] * len(tokens), [1] * len(tokens), [-0.5] * len(tokens), tokens=tokens)
-    t.segments = [Segment("policy", "text", text, 0, 0, len(tokens))]
-    spans = token_spans(t)
-    if spans:
-        assert spans[0][0] == 0 and spans[-1][1] == len(text) and len(spans) == len(tokens)
-        assert all(x[1] <= y[0] for x, y in itertools.pairwise(spans))
-    shown = _Page(render_html([t], color="logprob")).text
-    assert text in shown
+    pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)])]
+    tokens, n = [piece.decode("utf-8", "replace") for piece in pieces], len(pieces)
+    t = Trajectory(QUESTION, [], [0] * n, [1] * n, [-0.5] * n, tokens=tokens, ends=_ends(pieces))
+    t.segments = [Segment("policy", "text", text, 0, 0, n)]
+    assert t.ends == sorted(t.ends) and t.ends[-1] == len(text)
+    page = render_html([t], color="logprob")
+    assert text in _Page(page).text and "0.61" in page  # e^-0.5, told of each token
 
 
-def test_tokens_of_a_cut_character_share_it():
-    t = Trajectory(QUESTION, [], [1, 2, 3], [1] * 3, [0.0] * 3, tokens=["a\ufffd", "\ufffd", "b"])
-    t.segments = [Segment("policy", "text", "aéb", 0, 0, 3)]
-    assert token_spans(t) == [(0, 1), (1, 2), (2, 3)]
+def test_a_cut_character_belongs_to_the_token_that_completes_it():
+    assert _ends([b"a" + b"\xc3", b"\xa9", b"b"]) == [1, 2, 3]
+    assert _ends([b"\xc3", b"\xa9", b"", b"b\xe2"]) == [0, 1, 1, 3]  # the last one is cut for good
 
 
 def long_group(size=8):

@@ -288,18 +288,13 @@ def sureness(t: Trajectory) -> float | None:
     """
     if t.searches or t.answer is None:
         return None
-    total = 0.0
+    total, at, starts = 0.0, 0, [0, *t.ends]
     for s in t.segments:
         if s.kind in ("think", "answer"):
-            texts = t.tokens[s.start : s.end]
-            # the segment's text stands somewhere in its tokens, which can straddle its ends
-            begin = max(0, "".join(texts).find(s.text))
-            first, last = begin + len(f"<{s.kind}>"), begin + len(s.text) - len(f"</{s.kind}>")
-            at = 0
-            for text, logprob in zip(texts, t.logprobs[s.start : s.end]):
-                if at < last and at + len(text) > first:
-                    total += logprob
-                at += len(text)
+            first, last = at + len(f"<{s.kind}>"), at + len(s.text) - len(f"</{s.kind}>")
+            own = (i for i in range(s.start, s.end) if starts[i] < last and t.ends[i] > first)
+            total += sum(t.logprobs[i] for i in own)
+        at += len(s.text)
     return math.exp(total)
 
 

@@ -100,7 +100,7 @@ def colors(trajectories: Iterable[Trajectory]) -> list[str]:
     """What ``render_html`` can colour these trajectories by: "mask", "logprob", "advantage" and recorded values."""
     trajectories = list(trajectories)
     extra = sorted({name for t in trajectories for name in t.token_values})
-    return ["mask", "logprob"] + ["advantage"] * any(t.advantage is not None for t in trajectories) + extra
+    return ["mask", "logprob"] + ["advantage"] * any(t.advantages for t in trajectories) + extra
 
 
 def _values(t: Trajectory, color: str) -> list[float | None]:
@@ -108,8 +108,8 @@ def _values(t: Trajectory, color: str) -> list[float | None]:
     values = t.token_values.get(color) or [None] * len(t.mask)
     if color == "logprob":
         values = [-p for p in t.logprobs]
-    elif color == "advantage" and t.advantage is not None:
-        values = [t.advantage * -math.expm1(p) for p in t.logprobs]
+    elif color == "advantage" and t.advantages:
+        values = [a * -math.expm1(p) for a, p in zip(t.advantages, t.logprobs)]
     return [v if m else None for v, m in zip(values, t.mask)]
 
 
@@ -229,7 +229,7 @@ def _rollout_html(
     t: Trajectory, label: str, scale: _Scale, again: dict[tuple[int, int], str], *, prompt: bool, fold: bool
 ) -> str:
     head = f"<h5>{_e(label)} · reward {_number(t.reward)} · {_answer_html(t)}</h5>"
-    calls, body, turn = iter(t.searches), [], None
+    calls, body, turn = iter(t.calls), [], None
     *texts, rest = _pieces(t, scale)
     for segment, pieces in zip(t.segments, texts):
         if segment.turn != turn:
@@ -286,7 +286,7 @@ def _call_html(call: ToolCall, gold: Sequence[str]) -> str:
     """What a call of a tool gave back: its documents, with a star at gold ones."""
     took = f"<small>{call.seconds * 1000:,.1f} ms</small>"
     if call.error is not None:
-        return f"<p><strong class=bad>✗ search failed: {_e(call.error)}</strong> {took}</p>"
+        return f"<p><strong class=bad>✗ {_e(call.tool)} failed: {_e(call.error)}</strong> {took}</p>"
     if not call.result:
         return f"<p><strong>nothing found</strong> {took}</p>"
     rows = []
@@ -298,7 +298,7 @@ def _call_html(call: ToolCall, gold: Sequence[str]) -> str:
 
 def _pieces(t: Trajectory, scale: _Scale) -> list[str]:
     """The HTML of each segment's text, and last that of the tokens after them (an end-of-message token)."""
-    spans = token_spans(t)
+    spans = list(zip([0, *t.ends], t.ends))
     looks = [scale.look(mask, value) for mask, value in zip(t.mask, _values(t, scale.color))]
     out, start = [], 0
     for segment in t.segments:
@@ -339,30 +339,6 @@ def _span(css: str, title: str, text: str) -> str:
         return _lines(text)
     tag = "ins" if css and title else "span"
     return f"<{tag}{f' class={css}' * bool(css)}{title}>{_lines(text)}</{tag}>"
-
-
-def token_spans(t: Trajectory) -> list[tuple[int, int]]:
-    """Where each token stands in ``t.text``, as ``(start, end)`` characters; ``[]`` where the two disagree.
-
-    A special token, of which the text knows nothing, stands nowhere (``start == end``). Tokens that hold a
-    part of a character ("\\ufffd") are given the character to the last of them.
-    """
-    text, at, spans, broken = t.text, 0, [], False
-    for token in t.tokens:
-        start = at
-        if text.startswith(token, at) and not (broken and not token):
-            at, broken = at + len(token), False
-        elif broken and token and (found := text.find(token, at + 1)) >= 0:
-            spans[-1], start = (spans[-1][0], found), found
-            at, broken = found + len(token), False
-        elif "\ufffd" in token:
-            whole = token.split("\ufffd")[0]
-            at, broken = at + len(whole) * text.startswith(whole, at), True
-        spans.append((start, at))  # other tokens, such as an end-of-message token, are no part of the text
-    if broken:
-        spans[-1] = (spans[-1][0], len(text))
-        at = len(text)
-    return spans if at == len(text) else []
 
 
 # ---- text, and the notebook -------------------------------------------------------------------------------
@@ -719,7 +695,7 @@ def weigh(trajectories: Iterable[Trajectory], weights: Mapping[str, float], *, m
 
 def render_pair(a: Trajectory, b: Trajectory) -> str:
     """Self-contained HTML: two rollouts of one question as A and B, without rewards, so that they sway nobody."""
-    pair = [replace(t, reward=None, rewards={}, turn_rewards=[], advantage=None) for t in (a, b)]
+    pair = [replace(t, reward=None, rewards={}, turn_rewards=[], advantages=[]) for t in (a, b)]
     return _page(_group_html(pair, _scale(pair, "mask"), ["A", "B"]))
 
 
