@@ -30,7 +30,7 @@ ASK_FIRM, ASK_ADA = "<search> Gestath Works founded by </search>", "<search> Ada
 def rollout(question=BRIDGE, *turns, step=None):
     t = handwritten(question, turns)
     t.step = step
-    score(SearchR1Reward(0.15), [t])
+    score(SearchR1Reward(0.15), [t]).keep([t])
     return t
 
 

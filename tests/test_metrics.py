@@ -18,7 +18,7 @@ def question(known, hops=2):
 def rolled(known, *returned, answer="ada miller.", **fields):
     """A rollout whose searches returned these passages, one each."""
     calls = [SearchCall("works", [Hit(passage, 1.0)], 0.0) for passage in returned]
-    return Trajectory(question(known), [1], [1, 2], [1, 0], [0.0] * 2, searches=calls, answer=answer, **fields)
+    return Trajectory(question(known), [1], [1, 2], [1, 0], [0.0] * 2, calls=calls, answer=answer, **fields)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_right_and_malformed():
 def test_the_first_act():
     kinds = {"search": ["text", "think", "search", "answer"], "answer": ["answer", "search"], "neither": ["invalid"]}
     for act, segments in kinds.items():
-        t = rolled(True, segments=[Segment(kind, "", 0, 0, 0) for kind in segments])
+        t = rolled(True, segments=[Segment("policy", kind, "", 0, 0, 0) for kind in segments])
         assert metrics.first_act(t) == act
 
 

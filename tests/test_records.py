@@ -25,7 +25,7 @@ def trajectory(text="<answer> é\u2028 </answer>", logprob=-0.1):
         finish_reason="answer",
         reward=1.0,
         rewards={"exact_match": 1.0},
-        advantage=0.5,
+        advantages=[0.5, 0.5],
         group="g",
     )
 

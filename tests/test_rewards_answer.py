@@ -170,7 +170,7 @@ def test_the_rewards_read_the_final_answer():
     q = Question("q", "Where?", ["Velmora"])
     ts = [handwritten(q, [f"<think> x </think><answer> {a} </answer>"]) for a in ("velmora!", "Velmora town", "x")]
     ts.append(handwritten(q, ["<think> Velmora </think>"]))
-    assert score(ExactMatch(), ts) == [1, 0, 0, 0]
-    assert score(F1(), ts) == pytest.approx([1, 2 / 3, 0, 0])
-    assert score(SubstringMatch(), ts) == [1, 1, 0, 0]
+    assert score(ExactMatch(), ts).values == [1, 0, 0, 0]
+    assert score(F1(), ts).values == pytest.approx([1, 2 / 3, 0, 0])
+    assert score(SubstringMatch(), ts).values == [1, 1, 0, 0]
     assert [t.rewards for t in ts] == [{"substring_match": v} for v in (1, 1, 0, 0)]

@@ -37,7 +37,7 @@ def rollouts(group=""):
 
 def test_the_default_reward_is_exact_match_minus_the_cost_of_searches():
     ts = rollouts()
-    assert score(SearchR1Reward(0.15), ts) == pytest.approx([1, 0, -1, 0.85, 0, -1, 0.7, 0, -1])
+    assert score(SearchR1Reward(0.15), ts).values == pytest.approx([1, 0, -1, 0.85, 0, -1, 0.7, 0, -1])
     assert ts[3].rewards == {"exact_match": 1, "search_cost": -0.15, "malformed": 0, "search_r1": 0.85}
 
 
@@ -45,16 +45,16 @@ def test_a_second_chance_after_a_malformed_turn_is_worth_less_than_a_wrong_answe
     spoilt = "<think> </think><answer no"
     turns = [spoilt, ("<think> </think><search> a </search>", [P1]), "<think> </think><answer> Ada Lovelace </answer>"]
     right, wrong = handwritten(Q, turns), handwritten(Q, [spoilt, spoilt, "<answer> no </answer>"])
-    assert score(SearchR1Reward(0.15), [right, wrong]) == pytest.approx([-0.15, -1])
+    assert score(SearchR1Reward(0.15), [right, wrong]).values == pytest.approx([-0.15, -1])
     assert right.rewards == {"exact_match": 1, "search_cost": -0.15, "malformed": -1, "search_r1": right.reward}
     assert math.fsum(right.turn_rewards) == right.reward
-    assert score(SearchR1Reward(0.15), [handwritten(Q, turns[1:])]) == [0.85]
-    assert score(SearchR1Reward(0.15), [handwritten(Q, ["<think> </think> no action, and the end"])]) == [-1]
+    assert score(SearchR1Reward(0.15), [handwritten(Q, turns[1:])]).values == [0.85]
+    assert score(SearchR1Reward(0.15), [handwritten(Q, ["<think> </think> no action, and the end"])]).values == [-1]
 
 
 def test_weights_and_parts():
     ts = rollouts()
-    values = score(Composite([(0.7, F1()), (0.3, ExactMatch())], name="mix"), ts)
+    values = score(Composite([(0.7, F1()), (0.3, ExactMatch())], name="mix"), ts).values
     for t, v in zip(ts, values):
         assert v == pytest.approx(0.7 * t.rewards["f1"] + 0.3 * t.rewards["exact_match"]) == t.rewards["mix"]
 
@@ -62,7 +62,7 @@ def test_weights_and_parts():
 def test_products_thresholds_and_scales_nest_and_keep_their_parts():
     ts = rollouts()
     gated = Product([ExactMatch(), Scaled(SearchCost(0.25), -1, 0)], name="gated")
-    score(Composite([(1, gated), (0.5, Threshold(F1(), 0.6))]), ts)
+    score(Composite([(1, gated), (0.5, Threshold(F1(), 0.6))]), ts).keep(ts)
     for t in ts:
         assert t.rewards["gated"] == t.rewards["exact_match"] * t.rewards["search_cost_scaled"]
         assert t.rewards["search_cost_scaled"] == 1 + t.rewards["search_cost"]
@@ -72,12 +72,12 @@ def test_products_thresholds_and_scales_nest_and_keep_their_parts():
 
 def test_standardized_has_mean_0_and_deviation_1_in_each_group():
     ts = rollouts("a") + rollouts("b")
-    values = score(Standardized(F1()), ts)
+    values = score(Standardized(F1()), ts).values
     assert values[:9] == values[9:]
     assert statistics.fmean(values[:9]) == pytest.approx(0, abs=1e-12)
     assert statistics.pstdev(values[:9]) == pytest.approx(1)
     same = [handwritten(Q, ["x"]) for _ in range(4)]
-    assert score(Standardized(F1()), same) == [0, 0, 0, 0]
+    assert score(Standardized(F1()), same).values == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -99,11 +99,11 @@ def test_bad_compositions_are_refused(make, says):
 def test_turn_rewards_sum_to_the_reward_and_stand_where_they_were_earned():
     ts = rollouts()
     reward = Composite([(1, ExactMatch()), (1, SearchCost(0.1)), (0.5, InformationGain()), (2, RepeatedSearch(0.1))])
-    for t, value in zip(ts, score(reward, ts)):
+    for t, value in zip(ts, score(reward, ts).values):
         assert math.fsum(t.turn_rewards) == pytest.approx(value) and len(t.turn_rewards) == t.turns
     assert ts[6].turn_rewards == pytest.approx([-0.1, -0.1 + 0.5, 1])
     nested = Composite([(2, reward), (1, F1())], name="outer")
-    score(nested, ts)
+    score(nested, ts).keep(ts)
     assert ts[6].turn_rewards == pytest.approx([-0.2, 0.8, 3]) and ts[6].reward == pytest.approx(3.6)
 
 
@@ -111,26 +111,26 @@ def test_turn_rewards_sum_to_the_reward_and_stand_where_they_were_earned():
 def test_a_composite_is_linear(weights, which):
     t = rollouts()[which]
     parts = [ExactMatch(), F1(), SearchCost(0.1), InformationGain()]
-    alone = [score(p, [t])[0] for p in parts]
-    got = score(Composite(list(zip(weights, parts))), [t])[0]
+    alone = [score(p, [t]).values[0] for p in parts]
+    got = score(Composite(list(zip(weights, parts))), [t]).values[0]
     assert got == pytest.approx(sum(w * v for w, v in zip(weights, alone)), abs=1e-9)
     assert math.fsum(t.turn_rewards) == pytest.approx(got, abs=1e-9)
 
 
 def test_any_function_is_a_reward_and_scoring_again_leaves_nothing_old():
     ts = rollouts()
-    score(SearchR1Reward(), ts)
+    score(SearchR1Reward(), ts).keep(ts)
 
     def short(trajectories):
         return [-len(t.answer or "") / 100 for t in trajectories]
 
-    assert score(short, ts)[0] == -0.12
-    assert ts[0].rewards == {"short": -0.12} and score(SearchR1Reward(), []) == []
+    assert score(short, ts).values[0] == -0.12
+    assert ts[0].rewards == {"short": -0.12} and score(SearchR1Reward(), []).values == []
 
 
 def test_rewards_survive_the_log(tmp_path):
     ts = rollouts()
-    score(SearchR1Reward(), ts)
+    score(SearchR1Reward(), ts).keep(ts)
     TrajectoryLog(tmp_path / "t.jsonl").append(ts)
     assert list(TrajectoryLog(tmp_path / "t.jsonl").read()) == ts
     old = ts[0].to_dict()

@@ -43,7 +43,7 @@ def test_search_cost_counts_what_the_model_asked_for():
     refused = handwritten(Q, [ask(), "<think> a </think>\n<search> again </search>"])
     empty = handwritten(Q, ["<think> a </think>\n<search> </search>", RIGHT])
     ts = [searching(0), searching(2), refused, empty]
-    assert score(SearchCost(0.25), ts) == [0, -0.5, -0.5, -0.25]
+    assert score(SearchCost(0.25), ts).values == [0, -0.5, -0.5, -0.25]
     assert ts[1].turn_rewards == [-0.25, -0.25, 0] and ts[2].turn_rewards == [-0.25, -0.25]
     with pytest.raises(ValueError, match="cost must be 0 or more"):
         SearchCost(-0.1)
@@ -51,19 +51,19 @@ def test_search_cost_counts_what_the_model_asked_for():
 
 def test_otc_follows_the_papers_three_cases():
     none_needed = [searching(0), searching(1), searching(3), searching(0, WRONG)]
-    assert score(OTC(c=4), none_needed) == pytest.approx([1, math.cos(math.pi / 6), math.cos(3 * math.pi / 10), 0])
+    assert score(OTC(c=4), none_needed).values == pytest.approx([1, math.cos(math.pi / 6), math.cos(3 * math.pi / 10), 0])
     two_needed = [searching(2), searching(3), searching(1, WRONG), searching(0, WRONG)]
     f = 2 * 2 * 3 / 5
-    assert score(OTC(), two_needed) == pytest.approx([1, math.sin(f * math.pi / 4), 0, 0])
-    assert score(OTC(alpha=0.5), [searching(2)]) == pytest.approx([0.5])
-    assert score(OTC(), [searching(2, WRONG)]) == [0]
+    assert score(OTC(), two_needed).values == pytest.approx([1, math.sin(f * math.pi / 4), 0, 0])
+    assert score(OTC(alpha=0.5), [searching(2)]).values == pytest.approx([0.5])
+    assert score(OTC(), [searching(2, WRONG)]).values == [0]
 
 
 def test_otc_compares_within_the_group_only():
     a, b = searching(0, group="a"), searching(2, group="b")
-    assert score(OTC(), [a, b]) == pytest.approx([1, 1])
+    assert score(OTC(), [a, b]).values == pytest.approx([1, 1])
     b.group = "a"
-    assert score(OTC(), [a, b])[1] < 1
+    assert score(OTC(), [a, b]).values[1] < 1
 
 
 def test_otc_factor_falls_with_searches_and_never_below_zero():
@@ -85,7 +85,7 @@ def test_ikea_table():
         searching(0, WRONG),
         malformed,
     ]
-    assert score(IKEA(), ts) == pytest.approx([1.6, 1.4, 1.2, 1.0, 1.0, 0.05, 0, -1])
+    assert score(IKEA(), ts).values == pytest.approx([1.6, 1.4, 1.2, 1.0, 1.0, 0.05, 0, -1])
 
 
 def test_confident_search_reads_the_least_likely_token_of_the_searches():
@@ -97,8 +97,8 @@ def test_confident_search_reads_the_least_likely_token_of_the_searches():
     elsewhere.logprobs[0] = math.log(0.01)  # a think token
     none = searching(0, probability=0.1)
     ts = [sure, unsure, elsewhere, none, searching(1, WRONG)]
-    assert score(ConfidentSearch(threshold=0.4), ts) == [1, 0, 1, 1, 0]
-    assert score(ConfidentSearch(F1(), threshold=0.2), [unsure]) == [1]
+    assert score(ConfidentSearch(threshold=0.4), ts).values == [1, 0, 1, 1, 0]
+    assert score(ConfidentSearch(F1(), threshold=0.2), [unsure]).values == [1]
 
 
 def test_overlong_penalty_is_dapos_and_counts_the_models_tokens_only():
@@ -112,7 +112,7 @@ def test_overlong_penalty_is_dapos_and_counts_the_models_tokens_only():
         (written - 1, 10, -1),
         (written + 10, 40, -0.75),
     ]:
-        assert score(OverlongPenalty(allowed, buffer), [t]) == pytest.approx([want])
+        assert score(OverlongPenalty(allowed, buffer), [t]).values == pytest.approx([want])
     with pytest.raises(ValueError, match="buffer"):
         OverlongPenalty(10, 0)
 
@@ -121,7 +121,7 @@ def test_overlong_penalty_is_trls():
     trl = pytest.importorskip("trl.rewards")
     public = trl.get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=40)
     ts = [handwritten(Q, ["x" * n]) for n in range(140)]
-    assert score(OverlongPenalty(100, 40), ts) == pytest.approx(public(completion_ids=[t.completion_ids for t in ts]))
+    assert score(OverlongPenalty(100, 40), ts).values == pytest.approx(public(completion_ids=[t.completion_ids for t in ts]))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_format_state_machine(turns, error):
     t = handwritten(Q, turns)
     errors = format_errors(t)
     assert bool(errors) == bool(error) and (not error or error in "; ".join(errors))
-    assert score(Format(), [t]) == [float(not error)]
+    assert score(Format(), [t]).values == [float(not error)]
 
 
 def test_search_r1_format_table():
@@ -156,35 +156,35 @@ def test_search_r1_format_table():
     badly_wrong = handwritten(Q, ["<answer> Tarn </answer>"])
     found_wrong = handwritten(Q, [ask(found=[P2]), WRONG])
     ts = [searching(1), badly_right, searching(1, WRONG), found_wrong, badly_wrong, handwritten(Q, ["x"])]
-    assert score(SearchR1Format(), ts) == pytest.approx([1, 0.8, 0.2, 0.2, 0.1, 0])
-    assert score(SearchR1Format(retrieval=0.1), ts) == pytest.approx([1, 0.8, 0.2, 0.3, 0.1, 0])
+    assert score(SearchR1Format(), ts).values == pytest.approx([1, 0.8, 0.2, 0.2, 0.1, 0])
+    assert score(SearchR1Format(retrieval=0.1), ts).values == pytest.approx([1, 0.8, 0.2, 0.3, 0.1, 0])
 
 
 def test_information_gain_pays_each_gold_passage_once_in_its_turn():
     t = handwritten(Q, [ask("a", [P3]), ask("b", [P1, P3]), ask("c", [P1]), ask("d", [P2]), RIGHT])
-    assert score(InformationGain(), [t]) == [1] and t.turn_rewards == [0, 0.5, 0, 0.5, 0]
+    assert score(InformationGain(), [t]).values == [1] and t.turn_rewards == [0, 0.5, 0, 0.5, 0]
     # seen before: P3 of the second search, P1 of the third
-    assert score(InformationGain(redundancy=0.5), [t]) == pytest.approx([0.25])
+    assert score(InformationGain(redundancy=0.5), [t]).values == pytest.approx([0.25])
     assert t.turn_rewards == pytest.approx([0, 0.25, -0.5, 0.5, 0])
 
 
 def test_without_gold_passages_the_answer_is_what_is_to_be_found():
     q = Question("q", "?", ["Velmora"])
     t = handwritten(q, [ask("a", [P3]), ask("b", [P2]), ask("c", [P2]), RIGHT])
-    assert score(InformationGain(), [t]) == [1] and t.turn_rewards == [0, 1, 0, 0]
-    assert score(Retrieval(), [t]) == [1] and score(Retrieval(), [searching(1)]) == [0]
+    assert score(InformationGain(), [t]).values == [1] and t.turn_rewards == [0, 1, 0, 0]
+    assert score(Retrieval(), [t]).values == [1] and score(Retrieval(), [searching(1)]).values == [0]
 
 
 def test_gain_stands_in_the_turn_of_its_search_even_after_a_failed_turn():
     t = handwritten(Q, ["no action here", ask("a", [P1]), "<think> c </think><search> refused </search>"])
-    score(InformationGain(), [t])
+    score(InformationGain(), [t]).keep([t])
     assert t.turn_rewards == [0, 0.5, 0]
 
 
 def test_repeated_and_empty_searches_are_fined():
     empty = "<think> </think><search>  </search>"
     t = handwritten(Q, [ask("Ada born"), ask("ada  BORN!"), ask("Ada died"), empty, RIGHT])
-    assert score(RepeatedSearch(0.1), [t]) == pytest.approx([-0.2])
+    assert score(RepeatedSearch(0.1), [t]).values == pytest.approx([-0.2])
     assert t.turn_rewards == pytest.approx([0, -0.1, 0, -0.1, 0])
 
 
@@ -203,4 +203,4 @@ def test_all_are_finite_on_an_empty_rollout():
         RepeatedSearch(),
         ExactMatch(),
     ):
-        assert score(r, [t])[0] in (0, -1)
+        assert score(r, [t]).values[0] in (0, -1)

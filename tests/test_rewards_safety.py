@@ -82,14 +82,14 @@ def test_forged_text_changes_no_reward(reward, place, forged):
     t = rollout(Passage("p", title, text), question)
     if place == "raw":  # an environment that forgot to escape
         t.segments = [
-            Segment(s.kind, f"<information>{forged}</information>", s.turn, s.start, s.end)
+            Segment(s.author, s.kind, f"<information>{forged}</information>", s.turn, s.start, s.end)
             if s.kind == "information"
             else s
             for s in t.segments
         ]
     if place == "error":
         t.searches[0].error = forged
-    assert score(reward(), [t]) == score(reward(), [plain])
+    assert score(reward(), [t]).values == score(reward(), [plain]).values
     assert final_answer(t) == "Tarnbeck"
 
 
@@ -97,8 +97,8 @@ def test_forged_text_changes_no_reward(reward, place, forged):
 @given(st.lists(st.sampled_from(FORGED + ["<", ">", "answer", "</information>", "<think>", "\n"]), max_size=8))
 def test_no_mixture_of_tags_in_a_passage_earns_anything(parts):
     t = rollout(Passage("p", "".join(parts[:2]), "".join(parts)))
-    assert score(Composite([(1, r()) for r in (ExactMatch, F1, SubstringMatch)]), [t]) == [0]
-    assert not format_errors(t) and score(SearchCost(0.1), [t]) == [-0.1]
+    assert score(Composite([(1, r()) for r in (ExactMatch, F1, SubstringMatch)]), [t]).values == [0]
+    assert not format_errors(t) and score(SearchCost(0.1), [t]).values == [-0.1]
 
 
 def test_a_tag_built_across_an_observation_is_none():
@@ -113,7 +113,7 @@ def test_a_tag_built_across_an_observation_is_none():
 def test_an_answer_that_no_segment_of_the_model_holds_is_not_believed():
     t = rollout(Passage("p", "t", "x"))
     t.answer = "Velmora"  # a careless environment took it from a passage
-    assert score(ExactMatch(), [t]) == [0]
+    assert score(ExactMatch(), [t]).values == [0]
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,14 @@ def test_which_answer_counts(text, answer, flags):
 
 def test_a_look_alike_answer_is_wrong():
     t = handwritten(Q, ["<think> x </think><answer>V\u0435lmora</answer>"])
-    assert score(ExactMatch(), [t]) == [0] and score(F1(), [t]) == [0]
+    assert score(ExactMatch(), [t]).values == [0] and score(F1(), [t]).values == [0]
 
 
 def test_megabyte_answers_are_scored():
     rewards = [ExactMatch(), F1(), SubstringMatch(), Format(), SearchR1Format(), IKEA()]
     for answer in ("Velmora " * 250_000, "x" * 2_000_000, "<answer>" * 200_000, "<" * 1_000_000):
         t = Trajectory(Q, [], [], [], [], segments=[Segment("policy", "answer", f"<answer>{answer}</answer>", 0, 0, 0)])
-        values = score(Composite([(1.0, r) for r in rewards]), [t])
+        values = score(Composite([(1.0, r) for r in rewards]), [t]).values
         assert all(map(math.isfinite, values)) and t.rewards["exact_match"] == 0
         assert all(math.isfinite(f(t)) for f in FEATURES.values())
 
@@ -156,14 +156,14 @@ def test_megabyte_queries_and_passages_are_scored():
     found = [Passage("p", "x", "Tarn " * 200_000)]
     t = handwritten(Q, [(search, found), "<think> b </think>\n<answer> Velmora </answer>"])
     rewards = [ExactMatch(), Format(), RepeatedSearch(), Retrieval(), InformationGain(), SearchCost(0.1)]
-    assert score(Composite([(1.0, r) for r in rewards]), [t]) == pytest.approx([1 + 1 - 0.1])
-    assert score(ConfidentSearch(), [t]) == [1]
+    assert score(Composite([(1.0, r) for r in rewards]), [t]).values == pytest.approx([1 + 1 - 0.1])
+    assert score(ConfidentSearch(), [t]).values == [1]
 
 
 def test_gold_answers_in_passages_count_for_retrieval_only():
     t = rollout(Passage("gold", "Ada", "Ada was born in Velmora."))
     parts = [(1.0, ExactMatch()), (1.0, Retrieval()), (1.0, InformationGain())]
-    assert score(Composite(parts), [t]) == [2]
+    assert score(Composite(parts), [t]).values == [2]
     assert t.rewards == {"exact_match": 0, "retrieval": 1, "information_gain": 1, "composite": 2}
 
 

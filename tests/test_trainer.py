@@ -181,7 +181,7 @@ def test_micro_batches_and_checkpointing_change_nothing(tmp_path, engine, questi
         max_turn_tokens=40,
         generator=torch.Generator().manual_seed(0),
     )
-    score(SearchR1Reward(), got)
+    score(SearchR1Reward(), got).keep(got)
     for t, a in zip(got, group_advantages([t.reward for t in got], 4).tolist()):
         t.advantage = a
     whole = gradients(tmp_path, engine, got, 10**6, loss_type=loss_type)
@@ -349,7 +349,7 @@ def scored(engine, questions):
         max_turn_tokens=60,
         generator=torch.Generator().manual_seed(2),
     )
-    score(SearchR1Reward(), got)
+    score(SearchR1Reward(), got).keep(got)
     return got
 
 

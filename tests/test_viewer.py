@@ -62,7 +62,7 @@ def build(question, parts, *, seed=0, split=r"\s?\w+|\W", **fields):
         base = len(t.tokens)
         for kind, a, b in spans:
             inside = [i for i, (x, y) in enumerate(places) if x < b and y > a]
-            t.segments.append(Segment(kind, text[a:b], t.turns, base + inside[0], base + inside[-1] + 1))
+            t.segments.append(Segment("policy", kind, text[a:b], t.turns, base + inside[0], base + inside[-1] + 1))
         t.tokens += tokens
         t.completion_ids += [hash(x) % 4000 for x in range(len(tokens))]
         t.mask += [int(ours)] * len(tokens)
