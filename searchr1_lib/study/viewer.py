@@ -352,9 +352,9 @@ def token_spans(t: Trajectory) -> list[tuple[int, int]]:
         start = at
         if text.startswith(token, at) and not (broken and not token):
             at, broken = at + len(token), False
-        elif broken and token and (found := text.find(token, at + 1)) >= 0:
-            spans[-1], start = (spans[-1][0], found), found
-            at, broken = found + len(token), False
+        elif broken and token and (place := text.find(token, at + 1)) >= 0:
+            spans[-1], start = (spans[-1][0], place), place
+            at, broken = place + len(token), False
         elif "\ufffd" in token:
             whole = token.split("\ufffd")[0]
             at, broken = at + len(whole) * text.startswith(whole, at), True
