@@ -14,12 +14,14 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from .records import Passage, Question, Trajectory
+
+T = TypeVar("T")
 
 # ---- answers ---------------------------------------------------------------------------------------------
 
@@ -167,21 +169,21 @@ def no_variance(rewards: Sequence[float | None]) -> bool:
     return len(rewards) > 1 and None not in rewards and max(rewards) - min(rewards) <= EQUAL_REWARDS
 
 
-def by_question(trajectories: Iterable[Trajectory]) -> dict[str, list[Trajectory]]:
-    """The trajectories of each question, by its id."""
-    rollouts: dict[str, list[Trajectory]] = {}
-    for t in trajectories:
-        rollouts.setdefault(t.question.id, []).append(t)
-    return rollouts
+def grouped(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """The items by what ``key`` says of them, in their order."""
+    groups: dict[Any, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
-def pairs(before: Iterable[Trajectory], after: Iterable[Trajectory]) -> list[tuple[list[Trajectory], list[Trajectory]]]:
+def pairs(before: Iterable[Trajectory], after: Iterable[Trajectory]) -> list[tuple[list, list]]:
     """The trajectories before and after of each question that both sides have.
 
     Raises:
         ValueError: they share no question.
     """
-    first, second = by_question(before), by_question(after)
+    first, second = (grouped(side, lambda t: t.question.id) for side in (before, after))
     shared = [(first[question], second[question]) for question in first if question in second]
     if not shared:
         raise ValueError("before and after share no question id: evaluate both on the same questions")

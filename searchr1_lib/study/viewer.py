@@ -25,7 +25,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from ..metrics import first_act, knowledge, no_variance, pairs, right
+from ..metrics import first_act, grouped, knowledge, no_variance, pairs, right
 from ..records import SearchCall, Segment, Trajectory
 from ..rewards import record_choice
 
@@ -140,10 +140,7 @@ def render_html(trajectories: Iterable[Trajectory], *, color: str = "mask", titl
 
 def groups(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
     """Trajectories by question and step, in the order of first appearance."""
-    members: dict[tuple, list[Trajectory]] = {}
-    for t in trajectories:
-        members.setdefault((t.step, t.group or t.question.id, t.question.id), []).append(t)
-    return list(members.values())
+    return list(grouped(trajectories, lambda t: (t.step, t.group or t.question.id, t.question.id)).values())
 
 
 def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str] = ()) -> str:
@@ -687,9 +684,9 @@ def render_weights(group: Sequence[Trajectory], weights: Mapping[str, float]) ->
         cells = [f"<b>#{i}</b>", first_act(t), len(t.searches), _answer_html(t), *map(_number, numbers)]
         rows.append([*cells, _number(round(advantage, 2), "+"), bar * (advantage < 0), bar * (advantage > 0)])
     formula = " + ".join(f"{w:.3g} × {_e(name)}" for name, w in weights.items())
-    acts = [first_act(t) for t in group]
-    by_act = {act: [a for a, own in zip(advantages, acts) if own == act] for act in sorted(set(acts))}
-    told = [f"{act} first: {_number(round(fmean(a), 2), '+')} ({len(a)})" for act, a in by_act.items()]
+    by_act = grouped(zip(map(first_act, group), advantages), lambda pair: pair[0])
+    means = {act: fmean(advantage for _, advantage in some) for act, some in sorted(by_act.items())}
+    told = [f"{act} first: {_number(round(mean, 2), '+')} ({len(by_act[act])})" for act, mean in means.items()]
     badge = " <strong class=badge>all rewards are equal: nothing is learned</strong>" * no_variance(rewards)
     return _page(
         f"<h4>{_e(group[0].question.text)}</h4><p>{_facts(group)}</p><p>reward = {formula}{badge}</p>"
