@@ -211,6 +211,16 @@ def test_labels_of_points_do_not_meet(drawn):
     assert boxes and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
 
 
+def test_known_and_look_up_questions_have_one_look_in_all_figures(drawn):
+    metrics = {"em_known": "of known questions", "em_lookup": "of look-up questions", "em": "of all", "f1": "F1"}
+    fig = plots.curves([{"step": 1} | dict.fromkeys(metrics, 0.5)], {"Right": metrics}, title="Right")
+    looks = {line.get_label(): (line.get_color(), line.get_marker()) for line in fig.axes[0].lines}
+    assert looks["of known questions"] == (plots.BLUE, "o") and looks["of look-up questions"] == (plots.RED, "s")
+    assert looks["of all"] == (plots.BLACK, "D") and looks["F1"] == (plots.GREEN, "^")
+    labelled = [line for name in ("learning_curves", "curves") for ax in drawn[name][0].axes for line in ax.lines]
+    assert {line.get_color() for line in labelled if line.get_label().startswith("known:")} == {plots.BLUE}
+
+
 def test_the_pareto_front_is_what_no_point_beats():
     points = [
         {"label": str(i), "x": x, "y": y}

@@ -48,7 +48,11 @@ def test_every_word_can_be_read_in_light_and_dark(page, tmp_path, theme):
         (tmp_path / f"{number}.html").write_text(html, encoding="utf-8")
         page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
         page.open(f"file://{tmp_path / f'{number}.html'}")
-        wait_for(lambda: page.js(f"location.href.endsWith('/{number}.html') && document.readyState === 'complete'"))
+        wait_for(
+            lambda number=number: page.js(
+                f"location.href.endsWith('/{number}.html') && document.readyState === 'complete'"
+            )
+        )
         contrasts = page.js(CONTRASTS)
         assert len(contrasts) > 20 and contrasts[0][0] >= 4.5, contrasts[:3]  # WCAG level AA
 

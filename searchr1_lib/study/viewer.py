@@ -25,8 +25,13 @@ from typing import Any
 
 import ipywidgets as widgets
 
+<<<<<<< HEAD
 from ..metrics import first_act, knowledge, no_variance, pairs, right
 from ..records import Segment, ToolCall, Trajectory
+=======
+from ..metrics import first_act, grouped, knowledge, no_variance, pairs, right
+from ..records import SearchCall, Segment, Trajectory
+>>>>>>> plots
 from ..rewards import record_choice
 
 #: Questions longer than this are cut where they only name a row of a list.
@@ -140,10 +145,7 @@ def render_html(trajectories: Iterable[Trajectory], *, color: str = "mask", titl
 
 def groups(trajectories: Iterable[Trajectory]) -> list[list[Trajectory]]:
     """Trajectories by question and step, in the order of first appearance."""
-    members: dict[tuple, list[Trajectory]] = {}
-    for t in trajectories:
-        members.setdefault((t.step, t.group or t.question.id, t.question.id), []).append(t)
-    return list(members.values())
+    return list(grouped(trajectories, lambda t: (t.step, t.group or t.question.id, t.question.id)).values())
 
 
 def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str] = ()) -> str:
@@ -341,6 +343,33 @@ def _span(css: str, title: str, text: str) -> str:
     return f"<{tag}{f' class={css}' * bool(css)}{title}>{_lines(text)}</{tag}>"
 
 
+<<<<<<< HEAD
+=======
+def token_spans(t: Trajectory) -> list[tuple[int, int]]:
+    """Where each token stands in ``t.text``, as ``(start, end)`` characters; ``[]`` where the two disagree.
+
+    A special token, of which the text knows nothing, stands nowhere (``start == end``). Tokens that hold a
+    part of a character ("\\ufffd") are given the character to the last of them.
+    """
+    text, at, spans, broken = t.text, 0, [], False
+    for token in t.tokens:
+        start = at
+        if text.startswith(token, at) and not (broken and not token):
+            at, broken = at + len(token), False
+        elif broken and token and (place := text.find(token, at + 1)) >= 0:
+            spans[-1], start = (spans[-1][0], place), place
+            at, broken = place + len(token), False
+        elif "\ufffd" in token:
+            whole = token.split("\ufffd")[0]
+            at, broken = at + len(whole) * text.startswith(whole, at), True
+        spans.append((start, at))  # other tokens, such as an end-of-message token, are no part of the text
+    if broken:
+        spans[-1] = (spans[-1][0], len(text))
+        at = len(text)
+    return spans if at == len(text) else []
+
+
+>>>>>>> plots
 # ---- text, and the notebook -------------------------------------------------------------------------------
 
 
@@ -663,9 +692,9 @@ def render_weights(group: Sequence[Trajectory], weights: Mapping[str, float]) ->
         cells = [f"<b>#{i}</b>", first_act(t), len(t.searches), _answer_html(t), *map(_number, numbers)]
         rows.append([*cells, _number(round(advantage, 2), "+"), bar * (advantage < 0), bar * (advantage > 0)])
     formula = " + ".join(f"{w:.3g} × {_e(name)}" for name, w in weights.items())
-    acts = [first_act(t) for t in group]
-    by_act = {act: [a for a, own in zip(advantages, acts) if own == act] for act in sorted(set(acts))}
-    told = [f"{act} first: {_number(round(fmean(a), 2), '+')} ({len(a)})" for act, a in by_act.items()]
+    by_act = grouped(zip(map(first_act, group), advantages), lambda pair: pair[0])
+    means = {act: fmean(advantage for _, advantage in some) for act, some in sorted(by_act.items())}
+    told = [f"{act} first: {_number(round(mean, 2), '+')} ({len(by_act[act])})" for act, mean in means.items()]
     badge = " <strong class=badge>all rewards are equal: nothing is learned</strong>" * no_variance(rewards)
     return _page(
         f"<h4>{_e(group[0].question.text)}</h4><p>{_facts(group)}</p><p>reward = {formula}{badge}</p>"
