@@ -73,12 +73,13 @@ def _find_corpus(folder: Path) -> Path:
     if not folder.is_dir():
         raise IndexFolderError(f"{folder}: no such folder; name one with an index or with a {PASSAGES}")
     for pattern in [*CORPORA, *("*/" + name for name in CORPORA)]:
-        found = sorted(folder.glob(pattern))
-        if len(found) > 1:
-            raise IndexFolderError(f"{folder}: several corpora ({', '.join(map(str, found))}); name one folder")
-        if found:
-            return found[0]
+        corpora = sorted(folder.glob(pattern))
+        if len(corpora) > 1:
+            raise IndexFolderError(f"{folder}: several corpora ({', '.join(map(str, corpora))}); name one folder")
+        if corpora:
+            return corpora[0]
     raise IndexFolderError(
         f"{folder}: holds neither an index ({MANIFEST}) nor a corpus ({' or '.join(CORPORA)}). Make the almanac with "
-        "python -m searchr1_lib.worlds.almanac --out data/almanac, or an index with BM25Search(load_passages(file)).save(folder)"
+        "python -m searchr1_lib.worlds.almanac --out data/almanac, or an index with "
+        "BM25Search(load_passages(file)).save(folder)"
     )
