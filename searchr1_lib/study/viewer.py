@@ -25,13 +25,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
-<<<<<<< HEAD
-from ..metrics import first_act, knowledge, no_variance, pairs, right
-from ..records import Segment, ToolCall, Trajectory
-=======
 from ..metrics import first_act, grouped, knowledge, no_variance, pairs, right
-from ..records import SearchCall, Segment, Trajectory
->>>>>>> plots
+from ..records import Segment, ToolCall, Trajectory
 from ..rewards import record_choice
 
 #: Questions longer than this are cut where they only name a row of a list.
@@ -343,33 +338,6 @@ def _span(css: str, title: str, text: str) -> str:
     return f"<{tag}{f' class={css}' * bool(css)}{title}>{_lines(text)}</{tag}>"
 
 
-<<<<<<< HEAD
-=======
-def token_spans(t: Trajectory) -> list[tuple[int, int]]:
-    """Where each token stands in ``t.text``, as ``(start, end)`` characters; ``[]`` where the two disagree.
-
-    A special token, of which the text knows nothing, stands nowhere (``start == end``). Tokens that hold a
-    part of a character ("\\ufffd") are given the character to the last of them.
-    """
-    text, at, spans, broken = t.text, 0, [], False
-    for token in t.tokens:
-        start = at
-        if text.startswith(token, at) and not (broken and not token):
-            at, broken = at + len(token), False
-        elif broken and token and (place := text.find(token, at + 1)) >= 0:
-            spans[-1], start = (spans[-1][0], place), place
-            at, broken = place + len(token), False
-        elif "\ufffd" in token:
-            whole = token.split("\ufffd")[0]
-            at, broken = at + len(whole) * text.startswith(whole, at), True
-        spans.append((start, at))  # other tokens, such as an end-of-message token, are no part of the text
-    if broken:
-        spans[-1] = (spans[-1][0], len(text))
-        at = len(text)
-    return spans if at == len(text) else []
-
-
->>>>>>> plots
 # ---- text, and the notebook -------------------------------------------------------------------------------
 
 
