@@ -134,7 +134,7 @@ def test_a_sample_of_hotpotqa_from_search_to_evaluation(tmp_path):
     )
     assert len(report.rows) == 4 and all(row["known"] is None and row["need"] is None for row in report.rows)
     assert sum(len(t.searches) for t in report.trajectories) > 0
-    assert all(call.hits for t in report.trajectories for call in t.searches)
+    assert all(call.result for t in report.trajectories for call in t.searches)
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples in ../shared are not here")

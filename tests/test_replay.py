@@ -73,7 +73,7 @@ def test_without_a_passage_it_parts_where_that_was_first_found(queries, gone):
         def search(self, query, k=3):
             return [h for h in full.search(query, k=4) if h.passage in less][:k]
 
-    held = [any(h.passage.id == f"p{gone}" for h in call.hits) for call in t.searches]
+    held = [any(h.passage.id == f"p{gone}" for h in call.result) for call in t.searches]
     (row,) = replay([t], engine=Less(), topk=3).rows
     assert row.search_parts == (held.index(True) if any(held) else None)
     assert row.trajectory is t and [c.query for c in row.searches] == [c.query for c in t.searches]
@@ -233,13 +233,13 @@ TRAJECTORIES = COUNT.map(lambda n: n % 5).flatmap(
         completion_ids=st.just([7] * n),
         mask=st.just([1] * n),
         logprobs=st.lists(NUMBER, min_size=n, max_size=n),
-        segments=st.lists(st.builds(Segment, TEXT, TEXT, COUNT, COUNT, COUNT)),
-        searches=st.lists(CALL),
+        segments=st.lists(st.builds(Segment, TEXT, TEXT, TEXT, COUNT, COUNT, COUNT)),
+        calls=st.lists(CALL),
         answer=st.none() | TEXT,
         reward=st.none() | NUMBER,
         rewards=st.dictionaries(TEXT, NUMBER),
         turn_rewards=st.lists(NUMBER),
-        advantage=st.none() | NUMBER,
+        advantages=st.lists(NUMBER),
         group=TEXT,
         prompt=TEXT,
         tokens=TEXTS,
@@ -300,7 +300,9 @@ def test_other_files_than_ours_are_named(tmp_path):
 
 
 def made(step, reward=0.0, advantage=0.0):
-    return Trajectory(Question(f"{step}", "?", ["x"]), [], [], [], [], step=step, reward=reward, advantage=advantage)
+    return Trajectory(
+        Question(f"{step}", "?", ["x"]), [], [0], [1], [0.0], step=step, reward=reward, advantages=[advantage]
+    )
 
 
 def test_capacity_and_age_drop_the_oldest():

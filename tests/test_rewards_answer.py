@@ -172,5 +172,6 @@ def test_the_rewards_read_the_final_answer():
     ts.append(handwritten(q, ["<think> Velmora </think>"]))
     assert score(ExactMatch(), ts).values == [1, 0, 0, 0]
     assert score(F1(), ts).values == pytest.approx([1, 2 / 3, 0, 0])
-    assert score(SubstringMatch(), ts).values == [1, 1, 0, 0]
-    assert [t.rewards for t in ts] == [{"substring_match": v} for v in (1, 1, 0, 0)]
+    scores = score(SubstringMatch(), ts)
+    assert scores.values == [1, 1, 0, 0] and scores.parts == {"substring_match": [1, 1, 0, 0]}
+    assert all(t.reward is None and not t.rewards for t in ts)  # a score is a return value

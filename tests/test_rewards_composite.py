@@ -37,7 +37,9 @@ def rollouts(group=""):
 
 def test_the_default_reward_is_exact_match_minus_the_cost_of_searches():
     ts = rollouts()
-    assert score(SearchR1Reward(0.15), ts).values == pytest.approx([1, 0, -1, 0.85, 0, -1, 0.7, 0, -1])
+    scores = score(SearchR1Reward(0.15), ts)
+    assert scores.values == pytest.approx([1, 0, -1, 0.85, 0, -1, 0.7, 0, -1])
+    scores.keep(ts)
     assert ts[3].rewards == {"exact_match": 1, "search_cost": -0.15, "malformed": 0, "search_r1": 0.85}
 
 
@@ -45,7 +47,9 @@ def test_a_second_chance_after_a_malformed_turn_is_worth_less_than_a_wrong_answe
     spoilt = "<think> </think><answer no"
     turns = [spoilt, ("<think> </think><search> a </search>", [P1]), "<think> </think><answer> Ada Lovelace </answer>"]
     right, wrong = handwritten(Q, turns), handwritten(Q, [spoilt, spoilt, "<answer> no </answer>"])
-    assert score(SearchR1Reward(0.15), [right, wrong]).values == pytest.approx([-0.15, -1])
+    scores = score(SearchR1Reward(0.15), [right, wrong])
+    assert scores.values == pytest.approx([-0.15, -1])
+    scores.keep([right, wrong])
     assert right.rewards == {"exact_match": 1, "search_cost": -0.15, "malformed": -1, "search_r1": right.reward}
     assert math.fsum(right.turn_rewards) == right.reward
     assert score(SearchR1Reward(0.15), [handwritten(Q, turns[1:])]).values == [0.85]
@@ -54,8 +58,9 @@ def test_a_second_chance_after_a_malformed_turn_is_worth_less_than_a_wrong_answe
 
 def test_weights_and_parts():
     ts = rollouts()
-    values = score(Composite([(0.7, F1()), (0.3, ExactMatch())], name="mix"), ts).values
-    for t, v in zip(ts, values):
+    scores = score(Composite([(0.7, F1()), (0.3, ExactMatch())], name="mix"), ts)
+    scores.keep(ts)
+    for t, v in zip(ts, scores.values):
         assert v == pytest.approx(0.7 * t.rewards["f1"] + 0.3 * t.rewards["exact_match"]) == t.rewards["mix"]
 
 
@@ -99,9 +104,10 @@ def test_bad_compositions_are_refused(make, says):
 def test_turn_rewards_sum_to_the_reward_and_stand_where_they_were_earned():
     ts = rollouts()
     reward = Composite([(1, ExactMatch()), (1, SearchCost(0.1)), (0.5, InformationGain()), (2, RepeatedSearch(0.1))])
-    for t, value in zip(ts, score(reward, ts).values):
-        assert math.fsum(t.turn_rewards) == pytest.approx(value) and len(t.turn_rewards) == t.turns
-    assert ts[6].turn_rewards == pytest.approx([-0.1, -0.1 + 0.5, 1])
+    scores = score(reward, ts)
+    for t, turns, value in zip(ts, scores.turns, scores.values):
+        assert math.fsum(turns) == pytest.approx(value) and len(turns) == t.turns
+    assert scores.turns[6] == pytest.approx([-0.1, -0.1 + 0.5, 1])
     nested = Composite([(2, reward), (1, F1())], name="outer")
     score(nested, ts).keep(ts)
     assert ts[6].turn_rewards == pytest.approx([-0.2, 0.8, 3]) and ts[6].reward == pytest.approx(3.6)
@@ -112,20 +118,24 @@ def test_a_composite_is_linear(weights, which):
     t = rollouts()[which]
     parts = [ExactMatch(), F1(), SearchCost(0.1), InformationGain()]
     alone = [score(p, [t]).values[0] for p in parts]
-    got = score(Composite(list(zip(weights, parts))), [t]).values[0]
-    assert got == pytest.approx(sum(w * v for w, v in zip(weights, alone)), abs=1e-9)
-    assert math.fsum(t.turn_rewards) == pytest.approx(got, abs=1e-9)
+    scores = score(Composite(list(zip(weights, parts))), [t])
+    assert scores.values[0] == pytest.approx(sum(w * v for w, v in zip(weights, alone)), abs=1e-9)
+    assert math.fsum(scores.turns[0]) == pytest.approx(scores.values[0], abs=1e-9)
 
 
-def test_any_function_is_a_reward_and_scoring_again_leaves_nothing_old():
+def test_any_function_is_a_reward_and_a_trajectory_gains_its_score_once():
     ts = rollouts()
-    score(SearchR1Reward(), ts).keep(ts)
 
     def short(trajectories):
         return [-len(t.answer or "") / 100 for t in trajectories]
 
-    assert score(short, ts).values[0] == -0.12
-    assert ts[0].rewards == {"short": -0.12} and score(SearchR1Reward(), []).values == []
+    scores = score(short, ts)
+    assert scores.values[0] == -0.12 and score(SearchR1Reward(), []).values == []
+    scores.keep(ts)
+    assert ts[0].rewards == {"short": -0.12}
+    with pytest.raises(ValueError, match="question 'q1' has a reward already"):
+        score(SearchR1Reward(), ts).keep(ts)
+    assert ts[0].rewards == {"short": -0.12}
 
 
 def test_rewards_survive_the_log(tmp_path):

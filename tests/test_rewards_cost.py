@@ -43,15 +43,18 @@ def test_search_cost_counts_what_the_model_asked_for():
     refused = handwritten(Q, [ask(), "<think> a </think>\n<search> again </search>"])
     empty = handwritten(Q, ["<think> a </think>\n<search> </search>", RIGHT])
     ts = [searching(0), searching(2), refused, empty]
-    assert score(SearchCost(0.25), ts).values == [0, -0.5, -0.5, -0.25]
-    assert ts[1].turn_rewards == [-0.25, -0.25, 0] and ts[2].turn_rewards == [-0.25, -0.25]
+    scores = score(SearchCost(0.25), ts)
+    assert scores.values == [0, -0.5, -0.5, -0.25]
+    assert scores.turns[1:3] == [[-0.25, -0.25, 0], [-0.25, -0.25]]
     with pytest.raises(ValueError, match="cost must be 0 or more"):
         SearchCost(-0.1)
 
 
 def test_otc_follows_the_papers_three_cases():
     none_needed = [searching(0), searching(1), searching(3), searching(0, WRONG)]
-    assert score(OTC(c=4), none_needed).values == pytest.approx([1, math.cos(math.pi / 6), math.cos(3 * math.pi / 10), 0])
+    assert score(OTC(c=4), none_needed).values == pytest.approx(
+        [1, math.cos(math.pi / 6), math.cos(3 * math.pi / 10), 0]
+    )
     two_needed = [searching(2), searching(3), searching(1, WRONG), searching(0, WRONG)]
     f = 2 * 2 * 3 / 5
     assert score(OTC(), two_needed).values == pytest.approx([1, math.sin(f * math.pi / 4), 0, 0])
@@ -121,7 +124,9 @@ def test_overlong_penalty_is_trls():
     trl = pytest.importorskip("trl.rewards")
     public = trl.get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=40)
     ts = [handwritten(Q, ["x" * n]) for n in range(140)]
-    assert score(OverlongPenalty(100, 40), ts).values == pytest.approx(public(completion_ids=[t.completion_ids for t in ts]))
+    assert score(OverlongPenalty(100, 40), ts).values == pytest.approx(
+        public(completion_ids=[t.completion_ids for t in ts])
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,16 +167,19 @@ def test_search_r1_format_table():
 
 def test_information_gain_pays_each_gold_passage_once_in_its_turn():
     t = handwritten(Q, [ask("a", [P3]), ask("b", [P1, P3]), ask("c", [P1]), ask("d", [P2]), RIGHT])
-    assert score(InformationGain(), [t]).values == [1] and t.turn_rewards == [0, 0.5, 0, 0.5, 0]
+    scores = score(InformationGain(), [t])
+    assert scores.values == [1] and scores.turns == [[0, 0.5, 0, 0.5, 0]]
     # seen before: P3 of the second search, P1 of the third
-    assert score(InformationGain(redundancy=0.5), [t]).values == pytest.approx([0.25])
-    assert t.turn_rewards == pytest.approx([0, 0.25, -0.5, 0.5, 0])
+    scores = score(InformationGain(redundancy=0.5), [t])
+    assert scores.values == pytest.approx([0.25])
+    assert scores.turns[0] == pytest.approx([0, 0.25, -0.5, 0.5, 0])
 
 
 def test_without_gold_passages_the_answer_is_what_is_to_be_found():
     q = Question("q", "?", ["Velmora"])
     t = handwritten(q, [ask("a", [P3]), ask("b", [P2]), ask("c", [P2]), RIGHT])
-    assert score(InformationGain(), [t]).values == [1] and t.turn_rewards == [0, 1, 0, 0]
+    scores = score(InformationGain(), [t])
+    assert scores.values == [1] and scores.turns == [[0, 1, 0, 0]]
     assert score(Retrieval(), [t]).values == [1] and score(Retrieval(), [searching(1)]).values == [0]
 
 
@@ -184,8 +192,9 @@ def test_gain_stands_in_the_turn_of_its_search_even_after_a_failed_turn():
 def test_repeated_and_empty_searches_are_fined():
     empty = "<think> </think><search>  </search>"
     t = handwritten(Q, [ask("Ada born"), ask("ada  BORN!"), ask("Ada died"), empty, RIGHT])
-    assert score(RepeatedSearch(0.1), [t]).values == pytest.approx([-0.2])
-    assert t.turn_rewards == pytest.approx([0, -0.1, 0, -0.1, 0])
+    scores = score(RepeatedSearch(0.1), [t])
+    assert scores.values == pytest.approx([-0.2])
+    assert scores.turns[0] == pytest.approx([0, -0.1, 0, -0.1, 0])
 
 
 def test_all_are_finite_on_an_empty_rollout():

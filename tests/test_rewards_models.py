@@ -526,7 +526,9 @@ def test_an_embeddings_endpoint_gives_the_local_encoders_values(minilm):
         assert np.allclose(remote.encode(texts, batch_size=2), minilm.encode(texts), atol=1e-5)
         assert len(server.requests) == 3 and remote.encode([]).shape[0] == 0
         ts = [answered("Velmora town"), answered("banana")]
-        assert score(SemanticSimilarity(remote), ts).values == pytest.approx(score(SemanticSimilarity(minilm), ts).values, abs=1e-5)
+        assert score(SemanticSimilarity(remote), ts).values == pytest.approx(
+            score(SemanticSimilarity(minilm), ts).values, abs=1e-5
+        )
         server.faults = [(200, {"data": []})]
         with pytest.raises(EndpointError, match="every text"):
             remote.encode(["x"])

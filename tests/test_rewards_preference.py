@@ -37,8 +37,9 @@ def test_it_learns_what_the_person_wants():
     reward = PreferenceReward(choices(300))
     assert reward.weights["searches"] < 0 < reward.weights["exact_match"] and reward.accuracy > 0.75
     ts = [rollout(True, 0), rollout(True, 2), rollout(False, 0), rollout(False, 3)]
-    values = score(reward, ts).values
-    assert values == sorted(values, reverse=True) and ts[0].rewards["preference"] == values[0]
+    scores = score(reward, ts)
+    values = scores.values
+    assert values == sorted(values, reverse=True) and scores.parts["preference"] == values
     held_out = choices(200, seed=1)
     agreed = np.mean([reward([a])[0] > reward([b])[0] for a, b in held_out if a.to_dict() != b.to_dict()])
     assert agreed > 0.75

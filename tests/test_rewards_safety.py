@@ -146,8 +146,8 @@ def test_megabyte_answers_are_scored():
     rewards = [ExactMatch(), F1(), SubstringMatch(), Format(), SearchR1Format(), IKEA()]
     for answer in ("Velmora " * 250_000, "x" * 2_000_000, "<answer>" * 200_000, "<" * 1_000_000):
         t = Trajectory(Q, [], [], [], [], segments=[Segment("policy", "answer", f"<answer>{answer}</answer>", 0, 0, 0)])
-        values = score(Composite([(1.0, r) for r in rewards]), [t]).values
-        assert all(map(math.isfinite, values)) and t.rewards["exact_match"] == 0
+        scores = score(Composite([(1.0, r) for r in rewards]), [t])
+        assert all(map(math.isfinite, scores.values)) and scores.parts["exact_match"] == [0]
         assert all(math.isfinite(f(t)) for f in FEATURES.values())
 
 
@@ -163,8 +163,9 @@ def test_megabyte_queries_and_passages_are_scored():
 def test_gold_answers_in_passages_count_for_retrieval_only():
     t = rollout(Passage("gold", "Ada", "Ada was born in Velmora."))
     parts = [(1.0, ExactMatch()), (1.0, Retrieval()), (1.0, InformationGain())]
-    assert score(Composite(parts), [t]).values == [2]
-    assert t.rewards == {"exact_match": 0, "retrieval": 1, "information_gain": 1, "composite": 2}
+    scores = score(Composite(parts), [t])
+    assert scores.values == [2]
+    assert scores.parts == {"exact_match": [0], "retrieval": [1], "information_gain": [1], "composite": [2]}
 
 
 # --- a reward that fails -------------------------------------------------------------------------------------
@@ -195,8 +196,6 @@ class Broken:
 )
 def test_a_failing_reward_names_itself_and_the_trajectory(act, says):
     ts = [handwritten(Question("q1", "?", ["a"]), ["x"]), handwritten(Q, ["<answer> Velmora </answer>"])]
-    for t in ts:
-        t.reward = 0.5
     for reward in (Broken(act), Composite([(1.0, ExactMatch()), (0.1, Broken(act))])):
         with pytest.raises(RewardError, match=f"'broken'.*{says}") as e:
             score(reward, ts)

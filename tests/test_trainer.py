@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from searchr1_lib.data import load_passages, load_questions
+from searchr1_lib.environment.base import Limits, Observation
 from searchr1_lib.files import TrajectoryLog
-from searchr1_lib.records import Question, Segment, Trajectory
+from searchr1_lib.records import Question
 from searchr1_lib.rewards import RewardError, SearchR1Reward, score
 from searchr1_lib.search import BM25Search, LocalSearch
 from searchr1_lib.training.grpo import group_advantages
-from searchr1_lib.training.learner import Learner, _blame_what_it_would_do, _forced, _trained
+from searchr1_lib.training.learner import Batch, Learner, _blame_what_it_would_do
 from searchr1_lib.training.policy import load_policy
-from searchr1_lib.training.rollout import rollout
+from searchr1_lib.training.rollout import _Episode, rollout
 from searchr1_lib.training.trainer import Settings, Trainer, TrainingError, describe, train_grpo
 
 TINY = "data/tiny_qwen"
@@ -183,7 +184,7 @@ def test_micro_batches_and_checkpointing_change_nothing(tmp_path, engine, questi
     )
     score(SearchR1Reward(), got).keep(got)
     for t, a in zip(got, group_advantages([t.reward for t in got], 4).tolist()):
-        t.advantage = a
+        t.advantages = [a] * len(t.mask)
     whole = gradients(tmp_path, engine, got, 10**6, loss_type=loss_type)
     for other in (
         gradients(tmp_path, engine, got, 300, loss_type=loss_type),
@@ -376,7 +377,7 @@ def test_a_batch_of_idle_rollouts_still_moves_by_momentum(scored):
     one.update(scored, 0)
     before = [p.detach().clone() for p in one.parameters()]
     for t in scored:
-        t.advantage = 0.0
+        t.advantages = [0.0] * len(t.mask)
     row = one.update(scored, 1)
     assert row["grad_norm"] == 0 and any(not torch.equal(a, b) for a, b in zip(before, one.parameters()))
 
@@ -399,10 +400,10 @@ def test_credit_by_turn_differs_from_turn_to_turn(scored):
     one.assign_advantages(scored)
     for t in scored:
         if t.turns > 1:
-            first = [t.token_values["advantage"][k] for s in t.segments if s.turn == 0 for k in range(s.start, s.end)]
-            later = [t.token_values["advantage"][k] for s in t.segments if s.turn > 0 for k in range(s.start, s.end)]
+            first = [t.advantages[k] for s in t.segments if s.turn == 0 for k in range(s.start, s.end)]
+            later = [t.advantages[k] for s in t.segments if s.turn > 0 for k in range(s.start, s.end)]
             assert len(set(first)) == 1 and set(later) == {0.0}  # every later turn earned the same
-    assert any(t.turns > 1 and t.token_values["advantage"][0] != 0 for t in scored)
+    assert any(t.turns > 1 and t.advantages[0] != 0 for t in scored)
 
 
 def test_dynamic_sampling_draws_again_and_keeps_the_size(tmp_path, engine, questions):
@@ -537,11 +538,7 @@ def test_only_the_undecided_tokens_get_an_advantage(scored):
     one = learner(top_entropy_quantile=0.2)
     one.assign_advantages(scored)
     tokens = [
-        (a, e)
-        for t in scored
-        if t.advantage
-        for a, e, m in zip(t.token_values["advantage"], t.token_values["entropy"], t.mask)
-        if m
+        (a, e) for t in scored if t.advantage for a, e, m in zip(t.advantages, t.token_values["entropy"], t.mask) if m
     ]
     least = min(e for a, e in tokens if a)
     assert all(a == 0 for a, e in tokens if e < least)
@@ -564,24 +561,21 @@ def test_without_the_mask_retrieved_text_is_trained_on(scored):
 
 
 def test_the_deciding_token_of_a_forced_tag_is_found_however_the_tag_is_cut():
-    def made(tokens, text_of):
-        n = len(tokens)
-        return Trajectory(
-            Question("q", "?", ["a"]),
-            [1],
-            list(range(n)),
-            [1, *[0] * (n - 2), 1],
-            [0.0] * n,
-            first_action="search",
-            tokens=tokens,
-            segments=[Segment("policy", "think", "x", 0, 0, 1), Segment(*text_of, 0, 1, n)],
-        )
+    class Cut:
+        """A tokenizer that cuts after so many characters."""
 
-    assert _forced(made(["x", "<search", ">", " a"], ("search", "<search> a"))) == 1
-    assert _forced(made(["x", "\n<", "sea", "rch", ">", " a"], ("text", "\n<search> a"))) == 2
-    unforced = made(["x", "<search", ">", " a"], ("search", "<search> a"))
-    unforced.first_action = None
-    assert _forced(unforced) is None
+        def __init__(self, size):
+            self.size, self.token_bytes = size, {}
+
+        def encode(self, text):
+            pieces = [text[i : i + self.size] for i in range(0, len(text), self.size)]
+            self.token_bytes = {i: piece.encode() for i, piece in enumerate(pieces)}
+            return list(self.token_bytes)
+
+    for size, decides in ((1, 2), (2, 1), (3, 0), (20, 0)):
+        e = _Episode(Cut(size), None, Limits(), None, "", "", [], [])
+        e.take(Observation("\n<search>", decides=2), "", 0)
+        assert e.forced == decides and e.mask == [0] * len(e.mask)  # the letter after "<"
 
 
 def test_blame_for_a_forced_choice_has_an_end():
@@ -601,8 +595,9 @@ def test_the_forced_choice_keeps_its_advantage_where_only_undecided_tokens_have_
     t = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, explore=1, top_entropy_quantile=0.1))
     _, chosen = t._collect()
     t.learner.assign_advantages(chosen)
-    forced = [(x, _forced(x)) for x in chosen if _forced(x) is not None]
-    assert forced and all(x.token_values["advantage"][i] == x.advantage for x, i in forced)
+    whole = group_advantages([x.reward for x in chosen], SHORT.num_generations).tolist()
+    forced = [(x, a) for x, a in zip(chosen, whole) if x.forced is not None]
+    assert forced and all(x.advantages[x.forced] == a for x, a in forced)
 
 
 def test_both_ways_are_tried_in_every_group_and_the_forced_choice_is_trained(tmp_path, engine, questions):
@@ -613,7 +608,7 @@ def test_both_ways_are_tried_in_every_group_and_the_forced_choice_is_trained(tmp
     t.learner.assign_advantages(chosen)
     decides = {a: t.policy.encode(f"<{a}>")[0] for a in ("search", "answer")}  # "<search" is one token of the tiny Qwen
     for x in drawn:
-        trained = _trained(x, True)
+        trained = Batch.of([x], t.policy).mask[0, len(x.prompt_ids) - 1 :].tolist()
         forced = [i for i, (a, b) in enumerate(zip(trained, x.mask)) if a != b]
         if x.first_action is None:
             assert not forced

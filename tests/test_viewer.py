@@ -51,7 +51,7 @@ def build(question, parts, *, seed=0, split=r"\s?\w+|\W", **fields):
     t = Trajectory(question, [1, 2, 3], [], [], [], prompt=f"Question: {question.text}\n", **fields)
     for part in parts:
         ours = isinstance(part, str)
-        text = part if ours else observation([h.passage for h in part.hits])
+        text = part if ours else observation([h.passage for h in part.result])
         spans = split_turn(part) if ours else [("information", 0, len(text))]
         tokens, at = re.findall(split, text, re.S), 0
         places = []
@@ -62,8 +62,18 @@ def build(question, parts, *, seed=0, split=r"\s?\w+|\W", **fields):
         base = len(t.tokens)
         for kind, a, b in spans:
             inside = [i for i, (x, y) in enumerate(places) if x < b and y > a]
-            t.segments.append(Segment("policy", kind, text[a:b], t.turns, base + inside[0], base + inside[-1] + 1))
+            t.segments.append(
+                Segment(
+                    "policy" if ours else "environment",
+                    kind,
+                    text[a:b],
+                    t.turns,
+                    base + inside[0],
+                    base + inside[-1] + 1,
+                )
+            )
         t.tokens += tokens
+        t.ends += [len(t.text) - at + end for _, end in places]
         t.completion_ids += [hash(x) % 4000 for x in range(len(tokens))]
         t.mask += [int(ours)] * len(tokens)
         t.logprobs += [math.log(rng.betavariate(3, 0.4) + 1e-6) if ours else 0.0 for _ in tokens]
@@ -100,7 +110,7 @@ def group_of(size=8, seed=0):
         made.append(t)
     mean = sum(t.reward for t in made) / size
     for t in made:
-        t.advantage = t.reward - mean
+        t.advantages = [t.reward - mean] * len(t.mask)
     return made
 
 
@@ -185,7 +195,7 @@ def test_values_stand_on_hover_and_grow_with_surprise():
     t = build(QUESTION, ["<answer> x y </answer>"], split=r"\s?\w+|\W|$")
     t.logprobs = [math.log(p) for p in (0.003, 0.95, 0.9999, 0.9999, 0.93, 0.21, 0.4, 0.91)]
     t.tokens = ["<answer", ">", " ", "x", " y", " </", "ans", "wer>"]
-    t.mask, t.completion_ids, t.token_values = [1] * 8, [0] * 8, {}
+    t.mask, t.completion_ids, t.token_values, t.ends = [1] * 8, [0] * 8, {}, _ends([x.encode() for x in t.tokens])
     t.segments = [Segment("policy", "answer", t.text, 0, 0, 8)]
     drawn = hovered(render_html([t], color="logprob"))
     assert drawn == [
@@ -195,11 +205,11 @@ def test_values_stand_on_hover_and_grow_with_surprise():
         ("u2", "0.4", "ans"),
         ("", "0.91", "wer>"),
     ]
-    t.advantage = -0.5
+    t.advantages = [-0.5] * len(t.mask)
     drawn = hovered(render_html([t], color="advantage"))
     assert drawn[0] == ("n5", "-0.498", "<answer")  # A (1 - p) = -0.5 * 0.997 = -0.4985
     assert drawn[2] == ("", "+0.000×2", " x")  # -0.00005, at three decimals
-    t.advantage = None
+    t.advantages = []
     with pytest.raises(ValueError, match="mask, logprob"):
         render_html([t], color="advantage")
 
@@ -209,6 +219,7 @@ def test_values_stand_on_hover_and_grow_with_surprise():
 def test_every_value_can_be_read_back_from_the_page(values):
     t = Trajectory(QUESTION, [], [0] * len(values), [1] * len(values), [0.0] * len(values))
     t.tokens = [f"{i};" for i in range(len(values))]
+    t.ends = _ends([token.encode() for token in t.tokens])
     t.segments = [Segment("policy", "text", "".join(t.tokens), 0, 0, len(values))]
     t.token_values["kl"] = values
     finite = [v for v in values if math.isfinite(v)]
@@ -313,7 +324,8 @@ def long_group(size=8):
                 f"<think> {' '.join(rng.choices(words, k=90))} </think><search> q {start} </search>",
                 found("q", passages),
             ]
-        group.append(build(QUESTION, [*parts, "<answer> x </answer>"], seed=i, advantage=0.5))
+        group.append(build(QUESTION, [*parts, "<answer> x </answer>"], seed=i))
+        group[-1].advantages = [0.5] * len(group[-1].mask)
     for t in group:
         t.completion_ids = [sum(map(ord, token)) * 7919 % 151_936 for token in t.tokens]
     return group
@@ -555,7 +567,8 @@ def test_prefer_writes_what_was_chosen_and_shows_no_reward(tmp_path):
 
 
 def test_a_choice_that_cannot_be_written_is_not_lost(tmp_path):
-    box = prefer([tuple(group_of(2))], tmp_path / "no folder" / "choices.jsonl")
+    (tmp_path / "a file").touch()
+    box = prefer([tuple(group_of(2))], tmp_path / "a file" / "choices.jsonl")
     shown = box.drawing.value
     box.controls["a"].click()
     assert "was not written" in box.count.value and box.drawing.value == shown
