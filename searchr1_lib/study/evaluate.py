@@ -21,7 +21,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -460,10 +460,10 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
     """The table's text; everything that can be refused is refused before the model is loaded."""
     from ..search import RemoteSearch
     from ..training.policy import check_model_folder, load_policy
-    from ..training.rollout import Limits
+    from ..training.settings import Limits
 
     say = lambda line: print(line, file=sys.stderr, flush=True)
-    limits = asdict(Limits(**{name: vars(args)[name] for name in Limits.__dataclass_fields__ if name in args}))
+    limits = Limits(**{name: vars(args)[name] for name in Limits.model_fields if name in args}).limits()
     questions = read_sets(args.data, args.limit)
     check_model_folder(args.model)
     prompt = args.prompt.read_text(encoding="utf-8") if args.prompt else None

@@ -26,38 +26,12 @@ from ..environment import protocol
 from ..records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 from .grpo import head_logits
 from .policy import Policy
+from .settings import Limits
 
 #: A stop string lies in at most this many tokens: one a byte, and the tokens that straddle its ends.
 _STOP_TOKENS = 12
 #: Tokens of one forward pass over prompts or observations: more gain nothing, and need memory.
 _CHUNK_TOKENS = 4096
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a rollout may spend.
-
-    Attributes:
-        max_turns: turns in which a search is carried out; after the last one the model may still write
-            once more, to answer. A turn without a valid action counts.
-        max_turn_tokens: tokens the model may sample in one turn.
-        max_observation_tokens: tokens of one observation; documents are shortened, tags never.
-        max_completion_length: tokens of the whole completion, observations included.
-        topk: documents asked of the engine.
-        search_timeout: seconds to wait for the engine's answer to one batch, None for ever.
-    """
-
-    max_turns: int = 4
-    max_turn_tokens: int = 500
-    max_observation_tokens: int = 500
-    max_completion_length: int = 2048
-    topk: int = 3
-    search_timeout: float | None = 60.0
-
-    def __post_init__(self):
-        for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
-            if not isinstance(value := getattr(self, name), int) or value < (0 if name == "max_turns" else 1):
-                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
 
 
 @dataclass
