@@ -15,6 +15,7 @@ _HOME = {
     "endpoints": "ChatEndpoint LocalChat EmbeddingsEndpoint EndpointError Reply",
     "preference": "PreferenceReward record_choice read_choices FEATURES",
     "byhand": "handwritten",
+    "byname": "build",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_MODULE)
