@@ -5,7 +5,7 @@ knows when to search has searches = need.
 
 From the shell, the table of the Search-R1 paper (Jin et al. 2025, arXiv 2503.09516, table 2), for one model:
 
-    python -m searchr1_lib.study.evaluate --model Qwen/Qwen2.5-1.5B-Instruct --engine http://127.0.0.1:8000 --data all
+    searchr1 evaluate --model Qwen/Qwen2.5-1.5B-Instruct --engine http://127.0.0.1:8000 --data all
 
 Every answer goes to a log at once; the same command, started again, goes on where it was stopped.
 """
@@ -28,6 +28,7 @@ from statistics import fmean
 from ..data import SETS, load_questions, load_with_passages
 from ..records import Question, Trajectory, TrajectoryLog, write_whole
 from ..rewards import exact_match, f1_score
+from ..training.settings import Limits
 
 METRICS = (
     "em",
@@ -398,39 +399,14 @@ def open_engine(name: str, sources: Sequence[str] = (), limit: int | None = None
     return search.LocalSearch(name)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Answer what is not answered yet, print the table, and write it to ``report.json``."""
-    args = _arguments(arguments)
-    from ..search import SearchError
-
-    try:
-        print(_evaluate_from_shell(args))
-    except (ValueError, OSError, SearchError) as e:
-        sys.exit(f"evaluate: {e}")
-    except KeyboardInterrupt:
-        sys.exit("evaluate: stopped; the same command goes on from here")
-
-
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m searchr1_lib.study.evaluate",
-        description="The seven-set table of the Search-R1 paper, for a model.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="a model's folder, or its name on the hub")
     add("--adapter", help="a folder with a LoRA adapter in PEFT's format")
-    add(
-        "--engine",
-        required=True,
-        help="an index's folder, a retrieval server's address, web:PROVIDER, or passages "
-        "(BM25 over what the questions' own rows carry)",
-    )
-    add(
-        "--data",
-        required=True,
-        nargs="+",
-        help=f"{', '.join(SETS)}, all (the paper's seven), files, SET=FILE or hub:OWNER/NAME",
-    )
+    engines = "an index's folder, a retrieval server's address, web:PROVIDER, or passages"
+    add("--engine", required=True, help=f"{engines} (BM25 over what the questions' own rows carry)")
+    sets = f"{', '.join(SETS)}, all (the paper's seven), files, SET=FILE or hub:OWNER/NAME"
+    add("--data", required=True, nargs="+", help=sets)
     add("--limit", type=_positive, help="at most so many questions of each set")
     add("--out", type=Path, help="folder of the log and the report (default: runs/evaluate/NAME of the model)")
     add("--batch-size", type=_positive, default=64, help="rollouts at a time")
@@ -438,16 +414,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--no-quantize", action="store_true", help="16 or 32 bits a weight instead of NF4's 4")
     add("--thinking", action="store_true", help="switch Qwen3's thinking mode on; give it a larger --max-turn-tokens")
     for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
-        add(
-            "--" + name.replace("_", "-"),
-            type=int,
-            default=argparse.SUPPRESS,
-            dest=name,
-            help="see searchr1_lib.rollout.Limits",
-        )
-    args = parser.parse_args(arguments)
-    args.out = args.out or Path("runs/evaluate") / re.sub(r"[^\w.-]+", "_", args.adapter or args.model).strip("_.")
-    return args
+        field = Limits.model_fields[name]
+        how = {"type": int, "default": field.default, "help": f"default: {field.default}; {field.description}"}
+        add("--" + name.replace("_", "-"), **how)
 
 
 def _positive(text: str) -> int:
@@ -456,11 +425,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def run(args: argparse.Namespace) -> None:
+    """Answer what is not answered yet, print the table, and write it to ``report.json``."""
+    args.out = args.out or Path("runs/evaluate") / re.sub(r"[^\w.-]+", "_", args.adapter or args.model).strip("_.")
+    print(_evaluate_from_shell(args))
+
+
 def _evaluate_from_shell(args: argparse.Namespace) -> str:
     """The table's text; everything that can be refused is refused before the model is loaded."""
     from ..search import RemoteSearch
     from ..training.policy import check_model_folder, load_policy
-    from ..training.settings import Limits
 
     say = lambda line: print(line, file=sys.stderr, flush=True)
     limits = Limits(**{name: vars(args)[name] for name in Limits.model_fields if name in args}).limits()
@@ -529,7 +503,3 @@ def _fingerprint(folder: str | None) -> str | None:
                 f.seek(i * size // 64 if size > 64 * 2**20 else i * 2**20)
                 digest.update(f.read(2**20))
     return digest.hexdigest()
-
-
-if __name__ == "__main__":
-    main()
