@@ -345,7 +345,7 @@ def test_a_run_that_cannot_even_start_is_reported(swept, capsys):
             "  learning_rat: [0.1]",
             r"line 6: unknown name 'learning_rat'; did you mean learning_rate",
         ),
-        ("  learning_rate: [0.1, 0.2]", "  steps: [1]\n  steps: [2]", r"line 7: 'steps' stands in line 6 already"),
+        ("  learning_rate: [0.1, 0.2]", "  steps: [1]\n  steps: [2]", r"line 7: .*'steps' stands in line 6 already"),
         ("  learning_rate: [0.1, 0.2]", "  learning_rate: [0.1, 0.1]", r"two of its runs would share the folder"),
         ("  learning_rate: [0.1, 0.2]", "  steps: [1]", r"line 6: 'steps' stands under 'parameters' too"),
         ("  learning_rate: [0.1, 0.2]", "  seed: [1]", r"line 6: 'seed' is set by the sweep itself: use 'seeds'"),
@@ -442,7 +442,8 @@ def test_bad_input_is_refused_before_anything_is_written(project, capsys, argume
         ("steps: true\n", r"small.yaml: steps must be a valid integer, got True"),
         ("explore: 4\n", r"small.yaml: explore=4 must be less than half of num_generations=8"),
         ("- steps\n", r"small.yaml must hold lines"),
-        ("steps: [1\n", r"small.yaml is not YAML"),
+        ("steps: [1\n", r"small.yaml, line 2: not YAML"),
+        ("steps: 1\nsteps: 2\n", r"small.yaml, line 2: .*'steps' stands in line 1 already"),
     ],
 )
 def test_bad_profile(project, text, message):

@@ -116,10 +116,36 @@ class Profile(Settings, use_attribute_docstrings=True):
 
 
 class Yaml(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as people write it, and not a text."""
+    """YAML in which 1e-3 is a number, as people write it, and a name that stands twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.value in lines:
+                twice = f"{key.value!r} stands in line {lines[key.value]} already"
+                raise yaml.MarkedYAMLError(problem=twice, problem_mark=key.start_mark)
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
 
 
 Yaml.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?e[-+]?\d+$", re.I), "-+0123456789")
+
+
+def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
+    """A YAML file's value, and its root, which knows the lines.
+
+    Raises:
+        ValueError: the file cannot be read or is not YAML; names it, and the line.
+    """
+    try:
+        loader = Yaml(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        return loader.construct_document(node) if node else None, node
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"{shown(path)} cannot be read: {e}") from None
+    except (yaml.YAMLError, RecursionError) as e:
+        mark, what = getattr(e, "problem_mark", None), getattr(e, "problem", None) or e
+        raise ValueError(f"{shown(path)}, line {mark.line + 1 if mark else 1}: not YAML: {what}") from None
 
 
 def load_profile(name: str, **given: Any) -> Profile:
@@ -129,15 +155,11 @@ def load_profile(name: str, **given: Any) -> Profile:
         ValueError: there is no such profile (names the known ones); its file holds no lines 'name: value'; a name
             that no notebook knows, or a value that cannot be; names the file or the parameter.
     """
-    folder = suite.ROOT / "notebooks" / "profiles"
-    path, known = folder / f"{name}.yaml", sorted(p.stem for p in folder.glob("*.yaml"))
-    if name not in known:
-        here = shown(path)
-        raise ValueError(f"profile = {name!r} is unknown: choose auto or one of {', '.join(known)}, or write {here}")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Yaml) or {}
-    except yaml.YAMLError as e:
-        raise ValueError(f"{shown(path)} is not YAML: {e}") from None
+    path = suite.ROOT / "notebooks" / "profiles" / f"{name}.yaml"
+    if name not in (known := sorted(p.stem for p in path.parent.glob("*.yaml"))):
+        known = f"choose auto or one of {', '.join(known)}, or write {shown(path)}"
+        raise ValueError(f"profile = {name!r} is unknown: {known}")
+    values = read_yaml(path)[0] or {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{shown(path)} must hold lines 'name: value'")
     try:

@@ -147,11 +147,8 @@ def _run_predecessor(run_dir: Path, path: Path, notebook: str, making: list[str]
             f'{profile}. Run that notebook first, in this session or with mount_drive in both; or set profile = "cpu" '
             "in the parameters cell: the tiny Qwen is then trained here, in minutes"
         )
-    print(
-        f"{path} is missing, and this is Colab, where each notebook begins on an empty machine: running {notebook} "
-        "first",
-        flush=True,
-    )
+    why = "this is Colab, where each notebook begins on an empty machine"
+    print(f"{path} is missing, and {why}: running {notebook} first", flush=True)
     command = command_of(profile, run_dir.name, [notebook], manifest["parameters"])
     env = {**os.environ, "SEARCHR1_MAKING": " ".join([*making, notebook])}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -220,14 +217,14 @@ def notebooks(only: Sequence[str] = ()) -> list[Path]:
     Raises:
         ValueError: no notebook begins so, or there are none at all.
     """
-    found = sorted(p for p in (suite.ROOT / "notebooks").glob("*.ipynb") if re.match(r"(\d\d|A\d)_", p.name))
+    books = sorted(p for p in (suite.ROOT / "notebooks").glob("*.ipynb") if re.match(r"(\d\d|A\d)_", p.name))
     for start in only:
-        if not any(p.name.startswith(start) for p in found):
-            known = ", ".join(p.stem for p in found) or "none"
+        if not any(p.name.startswith(start) for p in books):
+            known = ", ".join(p.stem for p in books) or "none"
             raise ValueError(f"--only {start}: no such notebook; there are {known}")
-    if not found:
+    if not books:
         raise ValueError("there is no numbered notebook in notebooks/")
-    return [p for p in found if not only or p.name.startswith(tuple(only))]
+    return [p for p in books if not only or p.name.startswith(tuple(only))]
 
 
 def lacking(run_dir: Path, paths: Sequence[Path]) -> list[Path]:
@@ -290,10 +287,8 @@ def _clear_way(run_dir: Path, paths: Sequence[Path], inside: bool, overwrite: bo
             raise FileExistsError(f"{shown(run_dir)} holds {old[0].stem} already: add --overwrite to run it again")
     elif run_dir.exists() and any(run_dir.iterdir()):
         if not overwrite:
-            raise FileExistsError(
-                f"{shown(run_dir)} exists already: choose another --run, continue in it with --only, "
-                "or add --overwrite to delete it first"
-            )
+            ways = "choose another --run, continue in it with --only, or add --overwrite to delete it first"
+            raise FileExistsError(f"{shown(run_dir)} exists already: {ways}")
         if not (run_dir / "manifest.json").exists():
             raise FileExistsError(f"{shown(run_dir)} has no manifest.json, so it is no run's folder: not deleted")
         shutil.rmtree(run_dir)
@@ -325,10 +320,8 @@ def _execute(path: Path, run_dir: Path, values: dict[str, Any]) -> Outcome:
     }
     try:
         papermill.execute_notebook(path, copy, values, **how)
-    except papermill.PapermillExecutionError as e:
-        error = f"cell In [{e.exec_count}] of {shown(copy)}: {e.ename}: {e.evalue}"
-    except (DeadKernelError, CellTimeoutError) as e:
-        error = f"{shown(copy)}: the kernel died (out of memory?): {e}"
+    except (papermill.PapermillExecutionError, DeadKernelError, CellTimeoutError):
+        error = f"{_why(copy)} (see {shown(copy)})"
     except ValueError as e:
         error = f"{shown(path)} cannot be run: {e}"
     else:
@@ -338,17 +331,20 @@ def _execute(path: Path, run_dir: Path, values: dict[str, Any]) -> Outcome:
 
 def failure_of(run_dir: str | os.PathLike) -> str | None:
     """Why a run is unfinished: notebook, cell and error, read from the copy that it left; None if there is none."""
+    copies = sorted(Path(run_dir).glob("notebooks/*.unfinished.ipynb"))
+    return f"{copies[0].name.removesuffix('.unfinished.ipynb')}, {_why(copies[0])}" if copies else None
+
+
+def _why(copy: Path) -> str:
+    """The cell and the error with which an executed copy ends."""
     import nbformat
 
-    for copy in sorted(Path(run_dir).glob("notebooks/*.unfinished.ipynb")):
-        name = copy.name.removesuffix(".unfinished.ipynb")
-        for cell in nbformat.read(copy, as_version=4).cells:
-            for output in cell.get("outputs", []):
-                if output.output_type == "error":
-                    what = f"{output.ename}: {output.evalue}".splitlines()[0][:300]
-                    return f"{name}, cell In [{cell.execution_count}]: {what}"
-        return f"{name}: its kernel died (out of memory?) or was stopped"
-    return None
+    for cell in nbformat.read(copy, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                what = f"{output.ename}: {output.evalue}".splitlines()[0][:300]
+                return f"cell In [{cell.execution_count}]: {what}"
+    return "the kernel died (out of memory?) or was stopped"
 
 
 def _peak_gib() -> float:

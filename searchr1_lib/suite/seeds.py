@@ -38,13 +38,9 @@ def run_seeds(profile: str = "auto", seeds: Sequence[int] = (0, 1, 2)) -> str:
     command = f"searchr1 seeds --profile {profile} --seeds {' '.join(map(str, runs))}"
     commits = {str(read_json(run / "manifest.json").get("git_commit")) for run in runs.values()}
     trained = notebooks(SEED_NOTEBOOKS)[-1].stem
-    section = "\n".join(
-        [
-            f"## {len(runs)} seeds under the profile {profile}\n",
-            f"Made by `{command}` on {os.cpu_count()} cores, commit {', '.join(sorted(commits))}. Figures of {trained}.\n",
-            _seed_table({seed: read_json(run / "summary.json").get(trained, {}) for seed, run in runs.items()}),
-        ]
-    )
+    section = f"## {len(runs)} seeds under the profile {profile}\n\nMade by `{command}` on {os.cpu_count()} cores, "
+    section += f"commit {', '.join(sorted(commits))}. Figures of {trained}.\n\n"
+    section += _seed_table({seed: read_json(run / "summary.json").get(trained, {}) for seed, run in runs.items()})
     write_section(suite.ROOT / "docs" / "measurements.md", f"seeds {profile}", section)
     return section
 

@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .. import suite
 from ..records import write_json_lines
 from ..training.settings import Whole, problem
-from .profiles import Yaml, load_profile, resolve_profile, shown
+from .profiles import load_profile, read_yaml, resolve_profile, shown
 from .runs import command_of, failure_of, lacking, notebooks, open_run, read_json, table_of
 from .seeds import flat
 
@@ -67,14 +67,14 @@ class Experiment:
         Raises:
             ValueError: two runs are the same, or differ only in signs that no folder's name can hold.
         """
-        found: dict[Path, dict[str, Any]] = {}
+        runs: dict[Path, dict[str, Any]] = {}
         for seed, setting in product(self.seeds, self.settings):
             words = [f"{name}-{_plain(value)}" for name, value in {**setting, "seed": seed}.items()]
             path = self.folder / "_".join(words)
-            if path in found:
+            if path in runs:
                 raise ValueError(f"experiment {self.name}: two of its runs would share the folder {path}")
-            found[path] = {**self.common, **setting, "seed": seed}
-        return found
+            runs[path] = {**self.common, **setting, "seed": seed}
+        return runs
 
 
 def _plain(value: Any) -> str:
@@ -106,12 +106,10 @@ def read_experiment(path: str | os.PathLike, profile: str = "", seeds: Sequence[
             type or out of range; names file and line.
     """
     path = Path(path)
-    value, lines = _read_yaml(path)
+    value, root = read_yaml(path)
 
     def fail(message: str, *at: Any):
-        while at and at not in lines:
-            at = at[:-1]
-        raise ValueError(f"{shown(path)}, line {lines.get(at, 1)}: {message}")
+        raise ValueError(f"{shown(path)}, line {_line(root, at)}: {message}")
 
     keys = [field.alias or name for name, field in _File.model_fields.items()]
     if not isinstance(value, dict):
@@ -152,36 +150,18 @@ def _check_setting(profile: str, common: dict[str, Any], setting: dict[str, Any]
         fail(str(e), *places.get(named, at))
 
 
-def _read_yaml(path: Path) -> tuple[Any, dict[tuple, int]]:
-    """A YAML file's value, and the line of each key and item by its place, such as ``("grid", "topk")``."""
-
-    try:
-        loader = Yaml(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        lines: dict[tuple, int] = {}
-        for at, line in _places(node):
-            if at in lines:
-                raise ValueError(f"{shown(path)}, line {line}: {at[-1]!r} stands in line {lines[at]} already")
-            lines[at] = line
-        return loader.construct_document(node) if node else None, lines
-    except OSError as e:
-        raise ValueError(f"{path} cannot be read: {e.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{shown(path)} is not UTF-8 text") from None
-    except (yaml.YAMLError, RecursionError) as e:
-        mark, problem = getattr(e, "problem_mark", None), getattr(e, "problem", None) or str(e)
-        raise ValueError(f"{shown(path)}, line {mark.line + 1 if mark else 1}: not YAML: {problem}") from None
-
-
-def _places(node: Any, at: tuple = ()) -> Iterator[tuple[tuple, int]]:
-    """Each key and item below a YAML node: its place and its line."""
-    kind, value = getattr(node, "id", None), getattr(node, "value", None)
-    pairs = [(key.value, key, child) for key, child in value] if kind == "mapping" else []
-    pairs += [(i, child, child) for i, child in enumerate(value)] if kind == "sequence" else []
-    for name, marked, child in pairs:
-        name = name if isinstance(name, (str, int)) else str(name)
-        yield (*at, name), marked.start_mark.line + 1
-        yield from _places(child, (*at, name))
+def _line(node: yaml.Node | None, at: Sequence[Any]) -> int:
+    """The line of what stands at a place below a YAML node, such as ("grid", "topk"), or of what lies on the way."""
+    line = 1
+    for step in at:
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = children if isinstance(node, yaml.MappingNode) else [(child, child) for child in children]
+        keys = [key.value for key, _ in pairs] if isinstance(node, yaml.MappingNode) else range(len(pairs))
+        if step not in keys:
+            return line
+        key, node = pairs[list(keys).index(step)]
+        line = key.start_mark.line + 1
+    return line
 
 
 def run_sweep(experiment: Experiment, jobs: int = 1) -> dict[Path, tuple[float, str | None]]:
@@ -202,17 +182,11 @@ def run_sweep(experiment: Experiment, jobs: int = 1) -> dict[Path, tuple[float, 
     runs = experiment.runs()
     for run_dir, values in runs.items():
         _check_run(run_dir, experiment.profile, values)
-    print(
-        f"{experiment.name}: {len(experiment.settings)} settings x {len(experiment.seeds)} seeds under the profile "
-        f"{experiment.profile}, into {experiment.folder}",
-        flush=True,
-    )
-    pool = ThreadPoolExecutor(jobs)
+    size = f"{len(experiment.settings)} settings x {len(experiment.seeds)} seeds"
+    print(f"{experiment.name}: {size} under the profile {experiment.profile}, into {experiment.folder}", flush=True)
+    pool, outcomes = ThreadPoolExecutor(jobs), {}
     try:
-        pending = {
-            pool.submit(_sweep_one, experiment, run_dir, values, jobs): run_dir for run_dir, values in runs.items()
-        }
-        outcomes = {}
+        pending = {pool.submit(_sweep_one, experiment, *one, jobs): one[0] for one in runs.items()}
         for number, future in enumerate(as_completed(pending), 1):
             minutes, error = outcomes[pending[future]] = future.result()
             said = f"FAILED: {error}" if error else f"{minutes:.1f} min" if minutes else "complete already"
@@ -227,12 +201,11 @@ def _check_run(run_dir: Path, profile: str, values: dict[str, Any]) -> None:
     if not (suite.ROOT / run_dir / "manifest.json").exists():
         return
     open_run(run_dir, profile, values)
-    found = read_json(suite.ROOT / run_dir / "manifest.json").get("parameters", {})
-    differ = [
-        f"{k} = {found.get(k)!r}, not {values.get(k)!r}" for k in {**found, **values} if found.get(k) != values.get(k)
-    ]
+    before = read_json(suite.ROOT / run_dir / "manifest.json").get("parameters", {})
+    differ = [name for name in {**before, **values} if before.get(name) != values.get(name)]
     if differ:
-        raise ValueError(f"{shown(run_dir)} was run with {'; '.join(differ)}: move it away")
+        said = "; ".join(f"{name} = {before.get(name)!r}, not {values.get(name)!r}" for name in differ)
+        raise ValueError(f"{shown(run_dir)} was run with {said}: move it away")
 
 
 def _sweep_one(experiment: Experiment, run_dir: Path, values: dict[str, Any], jobs: int) -> tuple[float, str | None]:
@@ -257,13 +230,8 @@ def _sweep_one(experiment: Experiment, run_dir: Path, values: dict[str, Any], jo
 # -- what runs gave ---------------------------------------------------------------------------------------------------
 
 
-_WORDS = {
-    "em": "exact match",
-    "f1": "F1",
-    "searches_per_need": "searches per hop needed",
-    "over_search": "over-search",
-    "under_search": "under-search",
-}
+_WORDS = {"em": "exact match", "f1": "F1", "searches_per_need": "searches per hop needed"}
+_WORDS |= {"over_search": "over-search", "under_search": "under-search"}
 
 
 def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
@@ -288,36 +256,18 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
         if (path := folder / "after.json").exists():
             for group, metrics in read_json(path).get("table", {}).items():
                 figures |= {f"{_WORDS.get(m, m)}, {group}": v for m, v in metrics.items() if v is not None}
-        profile = manifest.get("profile", "")
-        rows.append(
-            {
-                "run": folder.name,
-                "profile": profile,
-                "settings": load_profile(profile).model_dump(exclude={"profile", "run"})
-                | manifest.get("parameters", {}),
-                "commit": manifest.get("git_commit"),
-                "error": failure_of(folder),
-                "figures": figures,
-                "curve": _curve(folder / "train" / "metrics.jsonl"),
-            }
-        )
+        profile, given = manifest.get("profile", ""), manifest.get("parameters", {})
+        row = {"run": folder.name, "profile": profile}
+        row["settings"] = load_profile(profile).model_dump(exclude={"profile", "run"}) | given
+        row |= {"commit": manifest.get("git_commit"), "error": failure_of(folder), "figures": figures}
+        rows.append(row | {"curve": _curve(folder / "train" / "metrics.jsonl")})
     return rows
 
 
 _CURVE = (
-    "reward",
-    "em_known",
-    "em_lookup",
-    "searches_known",
-    "searches_per_need_lookup",
-    "search_first_known",
-    "search_first_lookup",
-    "malformed",
-    "entropy",
-    "grad_norm",
-    "seconds",
-    "seconds_update",
-)
+    "reward em_known em_lookup searches_known searches_per_need_lookup search_first_known search_first_lookup "
+    "malformed entropy grad_norm seconds seconds_update"
+).split()
 
 
 def _curve(path: Path, every: int = 5) -> list[dict[str, float]]:
