@@ -11,10 +11,10 @@ NOTEBOOKS = $(sort $(wildcard notebooks/[0-9A]*_*.ipynb))
 .PHONY: suite seeds test lab bench notebooks badges venv clean
 
 suite: venv
-	$(BIN)/python -m searchr1_lib.suite run --profile $(PROFILE)
+	$(BIN)/python -m searchr1_lib run --profile $(PROFILE)
 
 seeds: venv
-	$(BIN)/python -m searchr1_lib.suite seeds --profile $(PROFILE)
+	$(BIN)/python -m searchr1_lib seeds --profile $(PROFILE)
 
 # The notebooks need one another's files: one process, in order, in a run's folder that is thrown away.
 test: venv
@@ -39,7 +39,7 @@ notebooks: venv
 badges:
 	@test -n "$(REPO)" || { echo "say which repository on GitHub: make badges REPO=owner/name"; exit 2; }
 	@current=$$(test .venv/.installed -nt pyproject.toml && echo yes); \
-	$(PYTHON) -m searchr1_lib.suite.colab $(REPO) && { test -z "$$current" || touch .venv/.installed; }
+	$(PYTHON) -m searchr1_lib badges $(REPO) && { test -z "$$current" || touch .venv/.installed; }
 
 venv: .venv/.installed
 

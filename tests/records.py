@@ -1,10 +1,10 @@
 """What the house did before its walls were moved: ids, masks, log-probabilities and adapters, kept to compare with.
 
-The model is a seeded random Qwen2 of 40,000 weights and the world has a dozen passages, both in ``tests/data/house``, so
-that no later almanac touches them. Its tags are tokens of their own with strong output vectors: it searches, answers,
-forgets tags and rambles, all by chance.
+The model is a seeded Qwen2 of 114,000 weights, random but for 120 steps on made-up turns, and the world has a dozen
+passages, both in ``tests/data/house``, so that no later almanac touches them. It searches, answers, forgets tags and
+rambles, all by chance.
 
-    python tests/records.py --write FILE          everything: 3 seeds, NF4 and fp32, every baseline and loss (2 minutes)
+    python tests/records.py --write FILE          3 seeds, NF4 and fp32, every baseline and loss (5 minutes)
     python tests/records.py --compare FILE FILE   says what differs, and by how much
 """
 
@@ -84,7 +84,7 @@ def record_rollouts(policy, seed: int) -> list[dict]:
                 "finish": t.finish_reason,
                 "turns": t.turns,
                 "invalid": t.invalid_turns,
-                "queries": [getattr(s, "query", None) or s.argument for s in t.searches],
+                "queries": [call.argument for call in t.searches],
                 "segments": [[s.kind, s.text, s.turn, s.start, s.end] for s in t.segments],
             }
             for t in made
@@ -93,7 +93,7 @@ def record_rollouts(policy, seed: int) -> list[dict]:
 
 
 def record_training(name: str, seed: int, quantize: bool, steps: int = STEPS["steps"]) -> dict:
-    """Metrics of each step and the trained adapter: its bytes' hash, and sums that tell how far two of them are apart."""
+    """Metrics of each step and the trained adapter: the hash of its bytes, and sums that tell how far two are apart."""
     questions, engine = world()
     settings = Settings(**LIMITS, **STEPS | TRAININGS[name] | {"seed": seed, "steps": steps})
     with tempfile.TemporaryDirectory() as folder:

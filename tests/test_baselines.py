@@ -10,6 +10,7 @@ from searchr1_lib.rewards import SearchR1Reward, handwritten
 from searchr1_lib.search import BM25Search
 from searchr1_lib.study import baselines
 from searchr1_lib.study.baselines import Setup, answer_with, cheapest_right, demonstrations, fine_tune, group_of
+from searchr1_lib.suite import cli
 from searchr1_lib.training.policy import load_policy
 
 SHORT = {"max_turn_tokens": 60, "topk": 2}
@@ -150,7 +151,7 @@ SOME = ["untrained", "rag", *baselines.TRAINED]
 def test_methods_from_the_command_line(tmp_path, capsys):
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in vars(SMALL).items()]
     flags += ["--methods", *SOME]
-    assert baselines.main(["--out", str(tmp_path), *flags]) == 0
+    assert cli.main(["baselines", "--out", str(tmp_path), *flags]) == 0
     page = (tmp_path / "baselines.md").read_text()
     assert "| grpo | all | 4 |" in page and "grpo against rejection: exact match" in page
     assert "| look-up, comparison | 1 |" in page and "| rejection | 16 |" in page
@@ -162,12 +163,12 @@ def test_methods_from_the_command_line(tmp_path, capsys):
     assert (tmp_path / "sft" / "adapter_model.safetensors").exists()
 
     times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.json")}
-    assert baselines.main(["--out", str(tmp_path), *flags]) == 0  # nothing is done twice
+    assert cli.main(["baselines", "--out", str(tmp_path), *flags]) == 0  # nothing is done twice
     assert times == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.json")}
     capsys.readouterr()
-    assert baselines.main(["--out", str(tmp_path), *flags, "--topk=1"]) == 2
+    assert cli.main(["baselines", "--out", str(tmp_path), *flags, "--topk=1"]) == 2
     assert "untrained.json was made with another topk: choose another folder" in capsys.readouterr().err
-    assert baselines.main(["--out", str(tmp_path), "--methods", "magic"]) == 2
+    assert cli.main(["baselines", "--out", str(tmp_path), "--methods", "magic"]) == 2
     assert "unknown method magic" in capsys.readouterr().err
 
 

@@ -236,7 +236,7 @@ def test_one_click_in_a_bare_environment_with_nothing_but_the_notebook(runtime, 
     assert origin in setup.source
     use = nbformat.v4.new_code_cell(
         "from searchr1_lib import BM25Search, load_passages, load_questions, suite\n"
-        "p = suite.parameters(profile, 'one', data=None)\n"
+        "p = suite.parameters(profile, 'one')\n"
         "engine = BM25Search(load_passages(f'{p.data}/passages.jsonl'))\n"
         "print(len(engine.search(load_questions(f'{p.data}/test.jsonl')[0].text, k=3)), 'hits')\n"
         "import subprocess, sys\n"
@@ -268,6 +268,7 @@ def test_a_notebook_runs_those_before_it_if_it_begins_on_an_empty_machine(runtim
     address = f"https://github.com/{colab.address()}"
     begin[0].source = begin[0].source.replace(address, f"file://{runtime / 'origin'}")
     begin[1].source = begin[1].source.replace('"auto"', '"smoke"').replace("seed: int = None", "seed: int = 7")
+    assert "seed: int = 7" in begin[1].source
     said = run_in_colab(runtime, tmp_path, begin, monkeypatch)[-1]
     run_dir = tmp_path / "search-r1" / "runs" / "smoke"
     assert "runs/smoke/rollouts.jsonl is missing, and this is Colab" in said
@@ -324,7 +325,7 @@ def test_what_is_kept_is_not_changed_for_a_package_that_wants_another_version(tm
 def test_the_first_cell_of_every_notebook_is_the_current_one(path):
     cells = nbformat.read(path, as_version=4).cells
     first = next(cell for cell in cells if cell.cell_type == "code")
-    assert first.source == colab.CELL.format(address=colab.address()), "run python -m searchr1_lib.suite.colab"
+    assert first.source == colab.CELL.format(address=colab.address()), "run searchr1 badges"
     assert f"github/{colab.address()}/blob/main/notebooks/{path.name})" in cells[0].source
 
 

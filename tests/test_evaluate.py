@@ -1,6 +1,8 @@
 """Evaluation: what is counted, by group, and kept; the paper's table from the shell, killed and started again."""
 
+import argparse
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -21,13 +23,17 @@ from searchr1_lib.study.evaluate import (
     evaluate,
     format_paper_table,
     key_of,
-    main,
     open_engine,
     paper_table,
     read_sets,
 )
+from searchr1_lib.suite import cli
 
 SHARED = Path("../shared/data/hotpotqa_train100")
+
+
+def main(arguments) -> int:
+    return cli.main(["evaluate", *arguments])
 
 
 def rolled(known, hops, answer, searches, **kwargs):
@@ -209,6 +215,7 @@ def test_killed_in_the_middle_of_a_line_and_started_again(asked, finished, tmp_p
     script = textwrap.dedent("""
         import os, signal, sys
         from searchr1_lib.study import evaluate
+        from searchr1_lib.suite import cli
         append, count = evaluate.TrajectoryLog.append, []
         def dying(log, trajectories):
             count.append(1)
@@ -218,7 +225,7 @@ def test_killed_in_the_middle_of_a_line_and_started_again(asked, finished, tmp_p
                 os.kill(os.getpid(), signal.SIGKILL)
             append(log, trajectories)
         evaluate.TrajectoryLog.append = dying
-        evaluate.main(sys.argv[1:])
+        cli.main(["evaluate", *sys.argv[1:]])
     """)
     killed = subprocess.run([sys.executable, "-c", script, *command(asked, out)], capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
@@ -274,13 +281,13 @@ def test_answers_that_met_a_broken_engine_are_given_again(asked, tmp_path, monke
     assert len(TrajectoryLog(tmp_path / "trajectories.jsonl").read()) > 6
 
 
-def test_another_evaluation_is_not_gone_on_with(asked, finished, tmp_path):
-    with pytest.raises(SystemExit, match="another engine, limits; choose another --out"):
-        main(command(asked, finished, max_turns=1, engine="http://me:secret@127.0.0.1:9"))
+def test_another_evaluation_is_not_gone_on_with(asked, finished, tmp_path, capsys):
+    assert main(command(asked, finished, max_turns=1, engine="http://me:secret@127.0.0.1:9")) == 2
+    assert "another engine, limits; choose another --out" in capsys.readouterr().err
     other = tmp_path / "almanac.jsonl"
     other.write_text("".join(line.replace("?", " today?") for line in asked.read_text().splitlines(keepends=True)))
-    with pytest.raises(SystemExit, match="answers another question"):
-        main(command(other, finished))
+    assert main(command(other, finished)) == 2
+    assert "answers another question" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -294,18 +301,18 @@ def test_another_evaluation_is_not_gone_on_with(asked, finished, tmp_path):
         ({"max_turns": -1}, "max_turns must be"),
     ],
 )
-def test_mistakes_are_one_line(asked, tmp_path, change, message):
-    with pytest.raises(SystemExit) as caught:
-        main(command(asked, tmp_path, **change))
-    assert str(caught.value).startswith("evaluate: ") and message in str(caught.value)
+def test_mistakes_are_one_line(asked, tmp_path, change, message, capsys):
+    assert main(command(asked, tmp_path, **change)) == 2
+    *progress, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and message in error and not any("error" in line for line in progress)
     assert not list(tmp_path.iterdir())  # so the corrected command can be given at once
 
 
-def test_a_server_that_is_down_costs_nothing_and_its_password_is_written_nowhere(asked, tmp_path, monkeypatch):
+def test_a_server_that_is_down_costs_nothing_and_its_password_is_written_nowhere(asked, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("searchr1_lib.training.policy.load_policy", None)
-    with pytest.raises(SystemExit, match="evaluate: .*127.0.0.1:9/retrieve") as caught:
-        main(command(asked, tmp_path, engine="http://me:secret@127.0.0.1:9/retrieve?key=secret"))
-    assert "secret" not in str(caught.value)
+    assert main(command(asked, tmp_path, engine="http://me:secret@127.0.0.1:9/retrieve?key=secret")) == 1
+    error = capsys.readouterr().err
+    assert re.search("error: .*127.0.0.1:9/retrieve", error) and "secret" not in error
     monkeypatch.undo()
     engine = open_engine("data/almanac")
     monkeypatch.setattr(module, "open_engine", lambda *_: engine)
@@ -321,7 +328,8 @@ def test_the_arguments(capsys):
 
 def test_qwen3_thinks_only_if_asked():
     asked = ["--model", "m", "--engine", "e", "--data", "d"]
-    assert module._arguments(asked).thinking is False and module._arguments([*asked, "--thinking"]).thinking is True
+    module.add_arguments(parser := argparse.ArgumentParser())
+    assert parser.parse_args(asked).thinking is False and parser.parse_args([*asked, "--thinking"]).thinking is True
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the samples are not here")

@@ -1,6 +1,5 @@
 """Notebook 05 explains every setting of a training and every metric that a step logs."""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -19,12 +18,12 @@ def named() -> set[str]:
 
 
 def test_every_setting_is_explained():
-    missing = {f.name for f in dataclasses.fields(Settings)} - named()
+    missing = set(Settings.model_fields) - named()
     assert not missing, f"notebook 05 does not explain {missing}"
 
 
 def test_every_metric_is_explained(tmp_path, engine, questions):  # noqa: F811
-    run = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, steps=1, max_turn_tokens=10))
+    run = trainer(tmp_path, engine, questions, SHORT.model_copy(update=dict(steps=1, max_turn_tokens=10)))
     run.train()
     whole, beginnings = named(), tuple(name[:-1] for name in named() if name.endswith("…"))
     missing = [m for m in run.metrics[0] if m != "step" and m not in whole and not m.startswith(beginnings)]

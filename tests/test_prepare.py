@@ -10,6 +10,7 @@ from test_data import SAMPLES, hotpotqa_row, write
 from searchr1_lib.data import load_passages, load_questions
 from searchr1_lib.records import Question
 from searchr1_lib.rewards import normalize_answer
+from searchr1_lib.suite import cli
 from searchr1_lib.worlds import prepare
 
 COMMON = load_questions(prepare.DATA / "common_knowledge.jsonl")
@@ -31,7 +32,7 @@ def test_every_common_answer_can_be_matched_and_is_not_given_away():
 
 
 def test_the_shipped_mixed_set_is_what_the_generator_makes(tmp_path):
-    prepare.main(["mixed", "--out", str(tmp_path)])
+    cli.main(["prepare", "mixed", "--out", str(tmp_path)])
     shipped = prepare.DATA / "real" / "mixed"
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in shipped.iterdir()}
 
@@ -70,7 +71,9 @@ def test_a_public_set_becomes_a_folder(tmp_path, capsys):
     write(tmp_path / "hotpotqa" / "train.jsonl", *map(hotpotqa_row, range(5)))
     write(tmp_path / "hotpotqa" / "dev.jsonl", *map(hotpotqa_row, range(10, 14)))
     out = tmp_path / "out"
-    prepare.main([str(tmp_path / "hotpotqa"), "--out", str(out), "--train", "3", "--validation", "1", "--test", "2"])
+    cli.main(
+        ["prepare", str(tmp_path / "hotpotqa"), "--out", str(out), "--train", "3", "--validation", "1", "--test", "2"]
+    )
     parts = {split: load_questions(out / f"{split}.jsonl") for split in SPLITS}
     assert {split: [q.text[-2:].strip("A") for q in part] for split, part in parts.items()} == {
         "train": ["0", "1", "2"],
@@ -88,23 +91,21 @@ def test_a_set_without_a_training_split(tmp_path, capsys):
     file = write(tmp_path / "popqa" / "test.jsonl", *rows)
     corpus = ["--corpus", str(write(tmp_path / "corpus.jsonl", {"id": "p", "title": "Ada", "text": "Ada is."}))]
     for source in ("bamboogle", str(file.parent)):
-        with pytest.raises(SystemExit):
-            prepare.main([source, "--out", str(tmp_path / "out"), *corpus])
+        assert cli.main(["prepare", source, "--out", str(tmp_path / "out"), *corpus]) == 2
         assert "add --train 0 --validation 0" in capsys.readouterr().err and not (tmp_path / "out").exists()
     for source, counts, splits in (
         (file.parent, (0, 0, 3), {"test": 3}),
         (file, (1, 1, 2), {"train": 1, "validation": 1, "test": 2}),
     ):
         asked = [x for name, n in zip(SPLITS, counts) for x in (f"--{name}", str(n))]
-        prepare.main([str(source), "--out", str(tmp_path / "out"), *corpus, *asked])
+        cli.main(["prepare", str(source), "--out", str(tmp_path / "out"), *corpus, *asked])
         assert json.loads(capsys.readouterr().out)["questions"] == splits
 
 
 def test_what_cannot_be_prepared_is_said_in_one_line(tmp_path, capsys):
     for arguments in (["nq"], [str(tmp_path / "none.jsonl")], ["mixed", "--known-share", "2"]):
-        with pytest.raises(SystemExit) as e:
-            prepare.main([*arguments, "--out", str(tmp_path / "out")])
-        assert e.value.code == 2 and capsys.readouterr().err.startswith("error: ")
+        assert cli.main(["prepare", *arguments, "--out", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "out").exists()
 
 
@@ -153,8 +154,9 @@ def test_notebooks_01_and_02_run_on_a_sample_of_hotpotqa(tmp_path, monkeypatch):
     from searchr1_lib import suite
 
     sample, out = SAMPLES / "hotpotqa_train100", tmp_path / "hotpotqa"
-    prepare.main(
+    cli.main(
         [
+            "prepare",
             str(sample / "questions.jsonl"),
             "--corpus",
             str(sample / "corpus.jsonl"),

@@ -212,7 +212,7 @@ def test_local_search_indexes_passages(tmp_path, capsys):
 def test_local_search_finds_nothing(tmp_path):
     with pytest.raises(IndexFolderError, match="no such folder"):
         LocalSearch(tmp_path / "none")
-    with pytest.raises(IndexFolderError, match="holds neither an index.*python -m searchr1_lib.worlds.almanac"):
+    with pytest.raises(IndexFolderError, match="holds neither an index.*searchr1 almanac"):
         LocalSearch(tmp_path)
     for name in "ab":
         save_passages(tmp_path / name / "passages.jsonl", SMALL)

@@ -370,9 +370,9 @@ def test_no_server():
 
 
 def start(index, port):
-    """``python -m searchr1_lib.search.server`` as a user starts it; returns when it answers."""
+    """``searchr1 serve`` as a user starts it; returns when it answers."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "searchr1_lib.search.server", "--index", str(index), "--port", str(port)],
+        [sys.executable, "-m", "searchr1_lib", "serve", "--index", str(index), "--port", str(port)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -442,7 +442,7 @@ def test_killed_and_restarted_under_64_callers(engine, tmp_path):
 def test_the_command_refuses_a_folder_without_an_index(tmp_path):
     for arguments, what in (([], "holds neither an index"), (["--port", "99999"], "--port: expected a number from 1")):
         out = subprocess.run(
-            [sys.executable, "-m", "searchr1_lib.search.server", "--index", str(tmp_path), *arguments],
+            [sys.executable, "-m", "searchr1_lib", "serve", "--index", str(tmp_path), *arguments],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -1,5 +1,6 @@
 """The set-up agrees with itself: pyproject.toml, constraints.txt, environment.yml, profiles; imports stay light."""
 
+import ast
 import functools
 import json
 import operator
@@ -72,7 +73,9 @@ def test_dependencies_are_ranges_not_pins():
     assert not [d for d in PROJECT["dependencies"] if "==" in d]
 
 
-@pytest.mark.parametrize("module", ["searchr1_lib", "searchr1_lib.suite", "searchr1_lib.records"])
+@pytest.mark.parametrize(
+    "module", ["searchr1_lib", "searchr1_lib.suite", "searchr1_lib.suite.cli", "searchr1_lib.records"]
+)
 def test_import_loads_nothing_heavy(module):
     code = (
         f"import sys, {module}\n"
@@ -83,6 +86,11 @@ def test_import_loads_nothing_heavy(module):
     assert done.returncode == 0, done.stderr
 
 
+def test_settings_are_checked_without_torch():
+    code = "import sys, searchr1_lib.suite.sweep as s; s.load_profile('cpu'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 @pytest.mark.parametrize("name", searchr1_lib.__all__)
 def test_public_name_resolves_to_what_bears_it(name):
     assert getattr(searchr1_lib, name).__name__ == name
@@ -91,24 +99,29 @@ def test_public_name_resolves_to_what_bears_it(name):
 
 def test_unknown_public_name():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        searchr1_lib.nonsense
+        _ = searchr1_lib.nonsense
 
 
-def test_profiles_have_the_same_names_and_types():
-    profiles = {name: suite.load_profile(name) for name in ("smoke", "cpu", "t4", "gpu")}
-    kinds = [{key: type(value) for key, value in values.items()} for values in profiles.values()]
-    assert all(kind == kinds[0] for kind in kinds)
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_profile_holds_only_what_differs_from_the_defaults(path):
+    usual, values = suite.Profile(), yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert suite.load_profile(path.stem).profile == path.stem
+    assert not [name for name, value in values.items() if getattr(usual, name) == value]
 
 
-@pytest.mark.parametrize("profile", ["smoke", "cpu", "t4", "gpu"])
-def test_profiles_fit_the_notebooks(profile):
-    suite.check_profile(profile)
+def test_every_parameter_says_what_it_is():
+    assert not [name for name, field in suite.Profile.model_fields.items() if not field.description]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_notebook_declares_profile_and_run(path):
-    declared = suite.parameters_of(path)
-    assert declared["profile"].default == "auto" and declared["run"].default == ""
+def test_a_parameters_cell_holds_profile_run_and_few_names_of_the_schema(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (cell,) = (cell for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    lines = ast.parse("".join(cell["source"])).body
+    names = [ast.unparse(getattr(line, "target", None) or line.targets[0]) for line in lines]
+    values = [ast.literal_eval(line.value) for line in lines]
+    assert names[:2] == ["profile", "run"] and values == ["auto", ""] + [None] * (len(names) - 2)
+    assert set(names) <= set(suite.Profile.model_fields) and 4 <= len(cell["source"]) <= 7
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

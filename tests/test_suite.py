@@ -2,16 +2,22 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
 import searchr1_lib
-from searchr1_lib import suite
+from searchr1_lib import rewards, suite
+from searchr1_lib.suite import cli, runs
+from searchr1_lib.training.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = 'profile = "auto"  # which one\nrun = ""  # the folder\n'
@@ -31,22 +37,22 @@ def project(tmp_path, monkeypatch):
     """A repository with two notebooks that need each other, and a profile."""
     books = tmp_path / "notebooks"
     (books / "profiles").mkdir(parents=True)
-    (books / "profiles" / "small.yaml").write_text("steps: 3\nlr: 1.5e-3\nname: tiny\n")
+    (books / "profiles" / "small.yaml").write_text("steps: 3\nlearning_rate: 1.5e-3\nmodel: tiny\n")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "facts.txt").write_text("a fact")
     use = USE.format(root=str(tmp_path))
     write_notebook(
         books / "00_first.ipynb",
-        HEAD + "steps: int = None  # how many (a = b)\nlr: float = None  # rate",
-        use + "p = suite.parameters(profile, run, steps=steps, lr=lr)",
-        '(p.run_dir / "steps.txt").write_text(f"{p.steps} {p.lr}")',
-        'suite.record(p.run_dir, "00_first", {"steps": p.steps, "rate": {"before": 0.5, "after": p.lr}})',
+        HEAD + "steps: int = None  # how many (a = b)\nlearning_rate: float = None  # rate",
+        use + "p = suite.parameters(profile, run, steps=steps, learning_rate=learning_rate)",
+        '(p.run_dir / "steps.txt").write_text(f"{p.steps} {p.learning_rate}")',
+        'suite.record(p.run_dir, "00_first", {"steps": p.steps, "rate": {"before": 0.5, "after": p.learning_rate}})',
     )
     write_notebook(
         books / "A1_second.ipynb",
-        HEAD + "name: str = None",
-        use + "p = suite.parameters(profile, run, name=name)",
-        'path, = suite.require(p.run_dir, "steps.txt", made_by="00_first")\nprint(p.name, path.read_text())',
+        HEAD + "model: str = None",
+        use + "p = suite.parameters(profile, run, model=model)",
+        'path, = suite.require(p.run_dir, "steps.txt", made_by="00_first")\nprint(p.model, path.read_text())',
     )
     foreign = tmp_path / "jupyter" / "kernels" / "python3"  # a user's own python3 kernel must not be taken
     foreign.mkdir(parents=True)
@@ -70,7 +76,7 @@ suite.record(p.run_dir, "05_train", {"EM": {"before": 0.5, "after": p.seed / 10}
 def seeded(project):
     """The same repository with the two notebooks that a seed needs."""
     books = project / "notebooks"
-    (books / "profiles" / "small.yaml").write_text("steps: 3\nlr: 1.5e-3\nname: tiny\nseed: 0\n")
+    (books / "profiles" / "small.yaml").write_text("steps: 3\nlearning_rate: 1.5e-3\nmodel: tiny\nseed: 0\n")
     use = USE.format(root=str(project))
     write_notebook(
         books / "01_index.ipynb",
@@ -119,7 +125,9 @@ def test_whole_suite_from_the_command_line(project, capsys):
 def test_failing_notebook_stops_the_suite_and_can_be_run_again(project, capsys):
     first, second = project / "notebooks" / "00_first.ipynb", project / "notebooks" / "A1_second.ipynb"
     healthy = first.read_text()
-    write_notebook(first, HEAD + "steps: int = None\nlr: float = None", "1 + 1", 'raise KeyError("no such town")')
+    write_notebook(
+        first, HEAD + "steps: int = None\nlearning_rate: float = None", "1 + 1", 'raise KeyError("no such town")'
+    )
     assert suite.main(["run", "--profile", "small", "--run", "one"]) == 1
     error = capsys.readouterr().err
     copy = Path("runs/one/notebooks/00_first.unfinished.ipynb")
@@ -129,7 +137,7 @@ def test_failing_notebook_stops_the_suite_and_can_be_run_again(project, capsys):
     assert "no such town" in next(c.source for c in cells if c.get("execution_count") == number)
     assert not (project / "runs/one/notebooks" / second.name).exists()
 
-    write_notebook(first, HEAD + "steps: int = None\nlr: float = None", "import os\nos.kill(os.getpid(), 9)")
+    write_notebook(first, HEAD + "steps: int = None\nlearning_rate: float = None", "import os\nos.kill(os.getpid(), 9)")
     run_dir, outcomes = suite.run_suite("small", "one", only=["00"])  # what failed needs no --overwrite
     assert "the kernel died" in outcomes[0].error
 
@@ -141,7 +149,7 @@ def test_failing_notebook_stops_the_suite_and_can_be_run_again(project, capsys):
 
 
 def test_overwrite_starts_afresh_but_deletes_nothing_foreign(project, monkeypatch):
-    monkeypatch.setattr(suite, "_execute", lambda path, run_dir, values: suite.Outcome(path.stem, 0.0))
+    monkeypatch.setattr(runs, "_execute", lambda path, run_dir, values: suite.Outcome(path.stem, 0.0))
     left = project / "runs" / "one" / "left.txt"
     suite.run_suite("small", "one")
     left.write_text("old")
@@ -178,7 +186,7 @@ def test_seeds_are_run_once_and_measured(seeded, capsys):
     text = measured.read_text()
     assert text.startswith("# Measurements\n\nBy hand.\n\n<!-- begin: seeds small -->\n## 2 seeds")
     assert "| EM, after | 0.8 | 0.9 | 0.85 | 0.8 to 0.9 |" in text and "| mean | range |" in text and "kept" not in text
-    assert "`python -m searchr1_lib.suite seeds --profile small --seeds 8 9`" in text
+    assert "`searchr1 seeds --profile small --seeds 8 9`" in text
 
     measured.write_text(text + "\nBelow.\n")
     assert suite.main(["seeds", "--profile", "small", "--seeds", "9"]) == 0
@@ -205,8 +213,8 @@ profile: small
 notebooks: ["00", "A1"]
 parameters: {steps: 5}
 grid:
-  lr: [0.1, 0.2]
-  name: [a/b]
+  learning_rate: [0.1, 0.2]
+  model: [a/b]
 seeds: [0, 3]
 """
 
@@ -218,15 +226,15 @@ def swept(project, monkeypatch):
     head = "from searchr1_lib import suite\n"
     write_notebook(
         project / "notebooks" / "00_first.ipynb",
-        HEAD + "steps: int = None\nlr: float = None\nseed: int = 0",
-        head + "p = suite.parameters(profile, run, steps=steps, lr=lr, seed=seed)",
-        'if (p.lr, p.seed) == (0.2, 3):\n    raise RuntimeError("diverged\\nhere")',
-        'suite.record(p.run_dir, "00_first", {"rate": p.lr * p.steps, "seed": p.seed})',
+        HEAD + "steps: int = None\nlearning_rate: float = None\nseed: int = 0",
+        head + "p = suite.parameters(profile, run, steps=steps, learning_rate=learning_rate, seed=seed)",
+        'if (p.learning_rate, p.seed) == (0.2, 3):\n    raise RuntimeError("diverged\\nhere")',
+        'suite.record(p.run_dir, "00_first", {"rate": p.learning_rate * p.steps, "seed": p.seed})',
     )
     write_notebook(
         project / "notebooks" / "A1_second.ipynb",
-        HEAD + "name: str = None",
-        head + 'p = suite.parameters(profile, run, name=name)\n(p.run_dir / "name.txt").write_text(p.name)',
+        HEAD + "model: str = None",
+        head + 'p = suite.parameters(profile, run, model=model)\n(p.run_dir / "name.txt").write_text(p.model)',
     )
     (project / "rate.yaml").write_text(EXPERIMENT)
     monkeypatch.setenv("PYTHONPATH", str(project))
@@ -237,25 +245,29 @@ def test_a_sweep_runs_all_keeps_failures_and_runs_only_these_again(swept, capsys
     sweep = ["sweep", "rate.yaml", "--seeds", "3", "--jobs", "2"]
     assert suite.main(sweep) == 1
     shown = capsys.readouterr()
-    runs = swept / "runs" / "rate-small"
-    assert sorted(p.name for p in runs.iterdir()) == ["lr-0.1_name-a-b_seed-3", "lr-0.2_name-a-b_seed-3"]
-    assert "2/2" in shown.out and "lr-0.2_name-a-b_seed-3  " in shown.out and "FAILED" in shown.out
-    failed = "lr-0.2_name-a-b_seed-3: 00_first, cell In [4]: RuntimeError: diverged\n1 of 2 runs failed"
-    assert failed in shown.err and suite.failure_of(runs / "lr-0.2_name-a-b_seed-3").endswith("diverged")
-    good = runs / "lr-0.1_name-a-b_seed-3"
+    folder = swept / "runs" / "rate-small"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "learning_rate-0.1_model-a-b_seed-3",
+        "learning_rate-0.2_model-a-b_seed-3",
+    ]
+    assert "2/2" in shown.out and "learning_rate-0.2_model-a-b_seed-3  " in shown.out and "FAILED" in shown.out
+    failed = "learning_rate-0.2_model-a-b_seed-3: 00_first, cell In [4]: RuntimeError: diverged\n1 of 2 runs failed"
+    assert failed in shown.err and suite.failure_of(folder / "learning_rate-0.2_model-a-b_seed-3").endswith("diverged")
+    good = folder / "learning_rate-0.1_model-a-b_seed-3"
     assert json.loads((good / "summary.json").read_text()) == {"00_first": {"rate": 0.5, "seed": 3}}
     assert (good / "name.txt").read_text() == "a/b" and suite.failure_of(good) is None
     given = json.loads((good / "manifest.json").read_text())["parameters"]
-    assert given == {"steps": 5, "lr": 0.1, "name": "a/b", "seed": 3}
+    assert given == {"steps": 5, "learning_rate": 0.1, "model": "a/b", "seed": 3}
 
     (good / "after.json").write_text('{"table": {"known": {"em": 0.5, "searches": 0.1, "reward": null}}}')
-    (runs / "not a run").mkdir()
-    rows = {row["run"]: row for row in suite.read_runs(sorted(runs.iterdir()))}
-    assert list(rows) == ["lr-0.1_name-a-b_seed-3", "lr-0.2_name-a-b_seed-3"]
-    row = rows["lr-0.1_name-a-b_seed-3"]
-    assert row["settings"] == {"steps": 5, "lr": 0.1, "name": "a/b", "seed": 3} and row["error"] is None
+    (folder / "not a run").mkdir()
+    rows = {row["run"]: row for row in suite.read_runs(sorted(folder.iterdir()))}
+    assert list(rows) == ["learning_rate-0.1_model-a-b_seed-3", "learning_rate-0.2_model-a-b_seed-3"]
+    row = rows["learning_rate-0.1_model-a-b_seed-3"]
+    assert {k: row["settings"][k] for k in given} == given and row["error"] is None
+    assert row["settings"]["scale_rewards"] == "group" and "run" not in row["settings"]
     assert row["figures"] == {"rate": 0.5, "seed": 3, "exact match, known": 0.5, "searches, known": 0.1}
-    assert "diverged" in rows["lr-0.2_name-a-b_seed-3"]["error"]
+    assert "diverged" in rows["learning_rate-0.2_model-a-b_seed-3"]["error"]
 
     first = swept / "notebooks" / "00_first.ipynb"
     first.write_text(first.read_text().replace("(0.2, 3)", "(0.3, 3)"))
@@ -264,7 +276,7 @@ def test_a_sweep_runs_all_keeps_failures_and_runs_only_these_again(swept, capsys
     shown = capsys.readouterr()
     assert shown.out.count("complete already") == 1 and not shown.err
     assert len(times) == 2 and all(p.stat().st_mtime_ns == before for p, before in times.items())
-    assert not list(runs.rglob("*.unfinished.ipynb"))
+    assert not list(folder.rglob("*.unfinished.ipynb"))
 
     (swept / "rate.yaml").write_text(EXPERIMENT.replace("steps: 5", "steps: 6"))
     assert suite.main(sweep) == 2
@@ -274,7 +286,7 @@ def test_a_sweep_runs_all_keeps_failures_and_runs_only_these_again(swept, capsys
 def test_results_of_a_whole_experiment_go_beside_its_file(swept, capsys):
     for run_dir, values in suite.read_experiment("rate.yaml").runs().items():  # as an earlier sweep left them
         suite.open_run(run_dir, "small", values)
-        suite.record(run_dir, "00_first", {"rate": values["lr"]})
+        suite.record(run_dir, "00_first", {"rate": values["learning_rate"]})
         (run_dir / "notebooks").mkdir()
         for name in ("00_first.ipynb", "A1_second.ipynb"):
             (run_dir / "notebooks" / name).touch()
@@ -299,22 +311,52 @@ def test_a_run_that_cannot_even_start_is_reported(swept, capsys):
     "old, new, message",
     [
         ("grid:\n", "grid: [\n", r"rate.yaml, line 7: not YAML"),
-        ("about: what the rate does", "abuot: x", r"line 1: unknown key 'abuot'; an experiment has about, profile"),
-        ("seeds: [0, 3]\n", "", r"line 1: the key 'seeds' is missing: a list of whole numbers"),
-        ("seeds: [0, 3]", "seeds: 3", r"line 8: seeds must be a list of whole numbers"),
-        ("seeds: [0, 3]", "seeds:\n- 0\n- x", r"line 10: seeds: 'x': a seed is a whole number"),
-        ('["00", "A1"]', "[00, A1]", r"line 3: notebooks: 0: a notebook's name begins so, in quotes"),
+        ("about: what the rate does", "abuot: x", r"line 1: unknown name 'abuot'; did you mean about"),
+        (
+            "about: what the rate does",
+            "zzz: x",
+            r"line 1: unknown name 'zzz'; known: about, profile, .*grid, list, seeds",
+        ),
+        ("seeds: [0, 3]\n", "", r"line 1: seeds is missing"),
+        ("seeds: [0, 3]", "seeds: 3", r"line 8: seeds must be a valid list, got 3"),
+        ("seeds: [0, 3]", "seeds: []", r"line 8: seeds .*at least 1 item"),
+        ("seeds: [0, 3]", "seeds:\n- 0\n- x", r"line 10: seeds.1 must be a valid integer, got 'x'"),
+        ('["00", "A1"]', "[00, A1]", r"line 3: notebooks.0 must be a valid string, got 0: in quotes"),
         ('["00", "A1"]', '["07"]', r"line 3: notebooks: 07: no such notebook; there are 00_first, A1_second"),
-        ("  lr: [0.1, 0.2]", "  lr: 0.1", r"line 6: grid: lr must be a list of values, \[0.1\]"),
-        ("  lr: [0.1, 0.2]", "  lr: [fast]", r"line 6: for 00_first: lr must be of type float, got 'fast'"),
-        ("  lr: [0.1, 0.2]", "  rl: [0.1]", r"line 6: unknown parameter 'rl'; 00_first, A1_second know lr, name"),
-        ("  lr: [0.1, 0.2]", "  lr: [0.1]\n  lr: [0.2]", r"line 7: 'lr' stands in line 6 already"),
-        ("  lr: [0.1, 0.2]", "  lr: [0.1, 0.1]", r"two of its runs would share the folder"),
-        ("  lr: [0.1, 0.2]", "  steps: [1]", r"line 6: 'steps' stands under 'parameters' too"),
-        ("  lr: [0.1, 0.2]", "  seed: [1]", r"line 6: 'seed' is set by the sweep itself: use 'seeds'"),
+        (
+            "  learning_rate: [0.1, 0.2]",
+            "  learning_rate: 0.1",
+            r"line 6: grid.learning_rate must be a valid list, got 0.1",
+        ),
+        (
+            "  learning_rate: [0.1, 0.2]",
+            "  learning_rate: [fast]",
+            r"line 6: learning_rate must be a valid number, got 'fast'",
+        ),
+        ("  learning_rate: [0.1, 0.2]", "  learning_rate: [2]", r"line 6: learning_rate must be less than 1, got 2"),
+        ("  learning_rate: [0.1, 0.2]", "  reward: [{OTC: {d: 3}}]", r"line 6: reward: OTC: .*unexpected .*'d'"),
+        (
+            "  learning_rate: [0.1, 0.2]",
+            "  baseline: [value]",
+            r"line 6: scale_rewards='group' does not go with baseline",
+        ),
+        (
+            "  learning_rate: [0.1, 0.2]",
+            "  learning_rat: [0.1]",
+            r"line 6: unknown name 'learning_rat'; did you mean learning_rate",
+        ),
+        ("  learning_rate: [0.1, 0.2]", "  steps: [1]\n  steps: [2]", r"line 7: .*'steps' stands in line 6 already"),
+        ("  learning_rate: [0.1, 0.2]", "  learning_rate: [0.1, 0.1]", r"two of its runs would share the folder"),
+        ("  learning_rate: [0.1, 0.2]", "  steps: [1]", r"line 6: 'steps' stands under 'parameters' too"),
+        ("  learning_rate: [0.1, 0.2]", "  seed: [1]", r"line 6: 'seed' is set by the sweep itself: use 'seeds'"),
+        ("{steps: 5}", "{steps: 0}", r"line 4: steps must be greater than or equal to 1, got 0"),
         ("profile: small", "profile: huge", r"profile = 'huge' is unknown: choose auto or one of small"),
-        ("grid:\n", "list: [{lr: 0.1}]\ngrid:\n", r"line 5: give either 'grid' or 'list'"),
-        ("grid:\n  lr: [0.1, 0.2]\n  name: [a/b]", "list:\n- lr: 0.1\n- lr", r"line 7: list: a setting has lines"),
+        ("grid:\n", "list: [{steps: 1}]\ngrid:\n", r"line 5: give either 'grid' or 'list'"),
+        (
+            "grid:\n  learning_rate: [0.1, 0.2]\n  model: [a/b]",
+            "list:\n- topk: 1\n- topk",
+            r"line 7: list.1 must be a valid dictionary, got 'topk'",
+        ),
     ],
 )
 def test_bad_experiments_are_refused_with_their_line(swept, capsys, old, new, message):
@@ -327,13 +369,17 @@ def test_bad_experiments_are_refused_with_their_line(swept, capsys, old, new, me
 
 
 def test_experiments_as_lists_and_with_other_seeds(swept):
-    text = EXPERIMENT.replace("grid:\n  lr: [0.1, 0.2]\n  name: [a/b]", "list:\n- {lr: 1}\n- {name: b, lr: 0.2}")
+    grid, settings = (
+        "grid:\n  learning_rate: [0.1, 0.2]\n  model: [a/b]",
+        "list:\n- {search_cost: 1}\n- {model: b, beta: 2e-1}",
+    )
+    text = EXPERIMENT.replace(grid, settings)
     (swept / "rate.yaml").write_text(text)
     found = suite.read_experiment("rate.yaml", seeds=[7]).runs()
     folder = Path("runs/rate-small")
     assert found == {
-        folder / "lr-1_seed-7": {"steps": 5, "lr": 1, "seed": 7},
-        folder / "name-b_lr-0.2_seed-7": {"steps": 5, "name": "b", "lr": 0.2, "seed": 7},
+        folder / "search_cost-1_seed-7": {"steps": 5, "search_cost": 1, "seed": 7},
+        folder / "model-b_beta-0.2_seed-7": {"steps": 5, "model": "b", "beta": 0.2, "seed": 7},
     }
     for bad in ("none.yaml", "notebooks"):
         with pytest.raises(ValueError, match="cannot be read"):
@@ -342,7 +388,7 @@ def test_experiments_as_lists_and_with_other_seeds(swept):
     with pytest.raises(ValueError, match="line 1: "):
         suite.read_experiment("rate.yaml")
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
-        suite.sweep(suite.Experiment("x", "", "small", [], {}, [{}], [0]), 0)
+        suite.run_sweep(suite.Experiment("x", "", "small", [], {}, [{}], [0]), 0)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem)
@@ -365,14 +411,21 @@ def test_half_a_section_is_left_alone(tmp_path):
     "arguments, message",
     [
         (["--profile", "huge"], r"profile = 'huge' is unknown: choose auto or one of small"),
-        (["-p", "stepz=3"], r"unknown parameter 'stepz'; .*00_first: profile, run, steps, lr\n.*A1_second: profile"),
-        (["-p", "steps=many"], r"for 00_first.*steps must be of type int, got 'many'"),
-        (["-p", "steps=2.5"], r"steps must be of type int, got 2.5"),
+        (["-p", "stepz=3"], r"unknown name 'stepz'; did you mean steps\?"),
+        (["-p", "zzz=3"], r"unknown name 'zzz'; known: .*learning_rate.*search_cost"),
+        (["-p", "steps=many"], r"steps must be a valid integer, got 'many'"),
+        (["-p", "steps=2.5"], r"steps must be a valid integer, got 2.5"),
+        (["-p", "steps=true"], r"steps must be a valid integer, got True"),
+        (["-p", "temperature=.nan"], r"temperature must be a finite number, got nan"),
+        (["-p", "eval_questions=0"], r"eval_questions must be greater than or equal to 1, got 0"),
+        (["-p", "baseline=value"], r"scale_rewards='group' does not go with baseline='value'"),
+        (["-p", "reward=F2"], r"reward: 'F2' is unknown; there are .*ExactMatch"),
+        (["-p", "reward={OTC: {c: x}}"], r"reward: OTC: c must be of type float, got 'x'"),
+        (["-p", "reward={"], r"-p reward={: the value is not YAML"),
         (["-p", "steps"], r"name=value"),
         (["-p", "run=x"], r"--run x"),
         (["--only", "07"], r"--only 07: no such notebook; there are 00_first, A1_second"),
         (["--run", "../else"], r"plain folder name"),
-        (["--only", "A1", "-p", "steps=3"], r"unknown parameter 'steps'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(project, capsys, arguments, message):
@@ -385,12 +438,12 @@ def test_bad_input_is_refused_before_anything_is_written(project, capsys, argume
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("steps: 3\nlr: 1.5e-3\nname: tiny\nstepz: 4\n", r"small.yaml: unknown parameter 'stepz'"),
-        ("steps: 3\nlr: 1.5e-3\n", r"small.yaml: A1_second leaves 'name' to the profile"),
-        ("steps: 3\nlr: 1e-3\nname: tiny\n", r"small.yaml, lr: .*with a point"),
-        ("steps: true\nlr: 1.5e-3\nname: tiny\n", r"steps must be of type int, got True"),
+        ("steps: 3\nstepz: 4\n", r"small.yaml: unknown name 'stepz'; did you mean steps"),
+        ("steps: true\n", r"small.yaml: steps must be a valid integer, got True"),
+        ("explore: 4\n", r"small.yaml: explore=4 must be less than half of num_generations=8"),
         ("- steps\n", r"small.yaml must hold lines"),
-        ("steps: [1\n", r"small.yaml is not YAML"),
+        ("steps: [1\n", r"small.yaml, line 2: not YAML"),
+        ("steps: 1\nsteps: 2\n", r"small.yaml, line 2: .*'steps' stands in line 1 already"),
     ],
 )
 def test_bad_profile(project, text, message):
@@ -401,15 +454,38 @@ def test_bad_profile(project, text, message):
 
 
 def test_parameters_by_hand(project, capsys):
-    p = suite.parameters("small", "", steps=5, lr=None)
-    assert (p.profile, p.run_dir, p.steps, p.lr) == ("small", Path("runs/small"), 5, 0.0015)
+    p = suite.parameters("small", "", steps=5, learning_rate=None)
+    assert (p.profile, p.run_dir, p.steps, p.learning_rate) == ("small", Path("runs/small"), 5, 0.0015)
     assert (p.run_dir / "manifest.json").exists()
-    assert "profile small (chosen here)" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="steps must be of type int, got 'x'"):
+    shown = capsys.readouterr().out
+    assert "profile small (chosen here)" in shown and "search_cost" not in shown and "profiles/small.yaml" in shown
+    with pytest.raises(ValueError, match="steps must be a valid integer, got 'x'"):
         suite.parameters("small", steps="x")
-    with pytest.raises(ValueError, match="'beams' has no value.*small.yaml"):
-        suite.parameters("small", beams=None)
-    assert suite.parameters("small", question="Who?").question == "Who?"
+    with pytest.raises(ValueError, match="unknown name 'beams'"):
+        suite.parameters("small", beams=3)
+    assert suite.parameters("small", query="Who?").query == "Who?"
+
+
+def test_what_a_profile_gives_to_a_training(project):
+    p = suite.load_profile("small", reward={"OTC": {"c": 3}}, topk=5, steps=30)
+    assert isinstance(p.make_reward(), rewards.OTC) and p.limits()["topk"] == 5
+    assert (p.settings().steps, p.settings().explore_steps, p.settings().decay_steps) == (30, 10, 20)
+    settings = p.settings(steps=4, decay_steps=0)
+    assert type(settings) is Settings and (settings.steps, settings.learning_rate, settings.topk) == (4, 0.0015, 5)
+    with pytest.raises(ValueError, match="steps must be"):
+        p.settings(steps=0)
+    dear = suite.load_profile("small", search_cost=0.5).make_reward()
+    assert [part.cost for _, part in dear.parts if hasattr(part, "cost")] == [0.5]
+
+
+def test_a_number_may_be_written_as_people_write_it(project):
+    (project / "notebooks" / "profiles" / "small.yaml").write_text("learning_rate: 1e-3\nbeta: 1\n")
+    p = suite.load_profile("small")
+    assert (p.learning_rate, p.beta, p.search_timeout) == (0.001, 1.0, 60)
+    given = ["learning_rate=2E-3", "model=1e3", "search_timeout=null", "reward=F1", "reward=[[1, F1]]", "query="]
+    given = suite.read_given(given)
+    p = suite.load_profile("small", **given)
+    assert (p.learning_rate, p.model, p.search_timeout, p.reward, p.query) == (0.002, "1e3", None, [[1, "F1"]], "")
 
 
 def test_auto_profile_says_which_and_why(monkeypatch):
@@ -430,10 +506,11 @@ def test_plain_papermill_is_held_to_the_names_too(project):
     def run(given):
         papermill.execute_notebook(source, out, given, kernel_name="python3", progress_bar=False)
 
-    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'stepz'"):
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown name 'stepz'"):
         run({"profile": "small", "stepz": 3})
-    run({"profile": "small", "steps": 3, "lr": 0.1, "name": "tiny"})  # a whole profile file may be passed
+    run({"profile": "small", "steps": 3, "learning_rate": 0.1, "model": "tiny"})  # a whole profile file may be passed
     assert "(the profile says 0.0015)" in texts(Path(out))
+    assert "  model                    'tiny'" in texts(Path(out))  # which the parameters cell does not name
 
 
 def test_folder_of_another_version_or_profile(project):
@@ -478,7 +555,7 @@ def test_in_colab_require_runs_the_notebooks_before_with_this_runs_parameters(in
         use + 'path, = suite.require(p.run_dir, "steps.txt", made_by="00_first")',
         '(p.run_dir / "doubled.txt").write_text(2 * path.read_text())',
     )
-    p = suite.parameters("small", "one", steps=7, greeting="hello")
+    p = suite.parameters("small", "one", steps=7, query="hello")
     (path,) = suite.require(p.run_dir, "doubled.txt", made_by="02_double")
     assert path.read_text() == "7 0.00157 0.0015"  # 00 and 02 took the steps, nobody the greeting
     shown = capsys.readouterr().out
@@ -507,14 +584,58 @@ def test_in_colab_a_training_of_hours_is_not_begun_by_itself(in_colab):
         suite.require(p.run_dir, "after.jsonl", made_by="05_train")
 
 
-@pytest.mark.parametrize("source", ["import os", "steps = 2 * 3", "steps", "a = b = 1\nc = f()", "steps ="])
-def test_parameters_cell_holds_only_literals(tmp_path, source):
-    write_notebook(tmp_path / "00_x.ipynb", source)
-    with pytest.raises(ValueError, match="00_x.ipynb: the parameters cell may hold only"):
-        suite.parameters_of(tmp_path / "00_x.ipynb")
+def test_broken_notebook(project, capsys):
+    (project / "notebooks" / "00_first.ipynb").write_text("{")
+    assert suite.main(["run", "--profile", "small"]) == 1
+    assert "error: 00_first, " in (error := capsys.readouterr().err) and "00_first.ipynb cannot be run" in error
 
 
-def test_broken_notebook(tmp_path):
-    (tmp_path / "00_x.ipynb").write_text("{")
-    with pytest.raises(ValueError, match="00_x.ipynb is not a readable notebook"):
-        suite.parameters_of(tmp_path / "00_x.ipynb")
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def searchr1(*arguments, **how) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "searchr1_lib", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **how)
+
+
+def test_the_commands_are_listed_without_loading_any(capsys):
+    with pytest.raises(SystemExit) as e:
+        suite.main(["--help"])
+    assert e.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"^    {name}\b", shown, re.M) for name in cli.COMMANDS)
+    code = "import sys; from searchr1_lib.suite import cli\ntry: cli.main(['-h'])\nexcept SystemExit: pass\n"
+    code += "sys.exit(str({'pydantic', 'yaml', 'torch', 'numpy'} & set(sys.modules) or 0))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "0\n", done.stderr
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_examples(name, capsys):
+    with pytest.raises(SystemExit) as e:
+        suite.main([name, "--help"])
+    assert e.value.code == 0 and re.search(rf"examples:\n  searchr1 {name} ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["run", "--jobs"], ["sweep"], ["badges", "no-slash"]])
+def test_a_broken_command_line_is_one_line_and_2(arguments):
+    done = searchr1(*arguments)
+    assert done.returncode == 2 and re.fullmatch("error: .*\n", done.stderr), done.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(project):
+    write_notebook(
+        project / "notebooks" / "A1_second.ipynb", HEAD, "open('began', 'w').close()\nimport time; time.sleep(60)"
+    )
+    shutil.copytree(ROOT / "searchr1_lib", project / "searchr1_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "searchr1_lib", "run", "--profile", "small", "--run", "one", "-p", "query=a b"]
+    env = {**os.environ, "PYTHONPATH": str(project)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=project, env=env, **pipes) as process:
+        while not (project / "began").exists() and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "searchr1_lib/suite" not in error, error  # no traceback of ours
+    go_on = "searchr1 run --profile small --run one -p 'query=a b' --only A1"
+    assert error.splitlines()[-1] == f"interrupted: go on with: {go_on}"

@@ -1,6 +1,5 @@
 """Training: exact splitting, resuming after any interruption, faults, and the mission's own example."""
 
-import dataclasses
 import json
 import math
 import os
@@ -137,7 +136,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path, finished):
 
 
 def test_more_steps_go_on_from_a_finished_run(tmp_path, engine, questions):
-    two, three = (dataclasses.replace(SHORT, steps=n) for n in (2, 3))
+    two, three = (SHORT.model_copy(update=dict(steps=n)) for n in (2, 3))
     trainer(tmp_path / "run", engine, questions, two).train()
     longer = trainer(tmp_path / "run", engine, questions, three)
     assert longer.step == 2
@@ -147,7 +146,7 @@ def test_more_steps_go_on_from_a_finished_run(tmp_path, engine, questions):
 
 def test_other_settings_or_another_version_are_refused(tmp_path, engine, questions, finished):
     with pytest.raises(ValueError, match="learning_rate"):
-        trainer(finished, engine, questions, dataclasses.replace(SHORT, learning_rate=1e-3))
+        trainer(finished, engine, questions, SHORT.model_copy(update=dict(learning_rate=1e-3)))
     (tmp_path / "settings.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="another version"):
         trainer(tmp_path, engine, questions)
@@ -157,7 +156,7 @@ def test_other_settings_or_another_version_are_refused(tmp_path, engine, questio
 
 
 def gradients(tmp_path, engine, trajectories, budget, **kwargs):
-    settings = dataclasses.replace(SHORT, tokens_per_micro_batch=budget, **kwargs)
+    settings = SHORT.model_copy(update=dict(tokens_per_micro_batch=budget, **kwargs))
     t = Trainer(
         load_policy(TINY),
         [trajectories[0].question],
@@ -196,7 +195,7 @@ def test_micro_batches_and_checkpointing_change_nothing(tmp_path, engine, questi
 
 
 def test_memory_running_out_makes_smaller_micro_batches(tmp_path, engine, questions, monkeypatch):
-    t = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, steps=1))
+    t = trainer(tmp_path, engine, questions, SHORT.model_copy(update=dict(steps=1)))
     real, seen = t.learner._hidden, []
 
     def tight(part):
@@ -262,7 +261,7 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path, engine, questions):
 
 
 def test_kl_against_the_frozen_base_starts_at_zero(tmp_path, engine, questions):
-    t = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, steps=2, beta=0.05))
+    t = trainer(tmp_path, engine, questions, SHORT.model_copy(update=dict(steps=2, beta=0.05)))
     t.train()
     assert t.metrics[0]["kl"] == pytest.approx(0, abs=1e-6) and t.metrics[1]["kl"] > 0
 
@@ -297,11 +296,34 @@ def test_an_unknown_setting_is_named():
 
 
 @pytest.mark.parametrize(
-    "wrong", [dict(steps=0), dict(num_generations=1), dict(learning_rate=2), dict(temperature=0), dict(max_turns=-1)]
+    "wrong",
+    [
+        dict(steps=0),
+        dict(steps=True),
+        dict(steps="3"),
+        dict(num_generations=1),
+        dict(learning_rate=2),
+        dict(temperature=0),
+        dict(temperature=float("nan")),
+        dict(max_turns=-1),
+        dict(max_grad_norm=-1),
+        dict(epsilon=-0.1),
+        dict(epsilon_high=float("inf")),
+        dict(search_timeout=0),
+        dict(seed=None),
+        dict(mask_observations=1),
+    ],
 )
 def test_impossible_settings_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Settings(**wrong)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SHORT.model_copy(update=wrong)
+
+
+def test_max_grad_norm_may_be_0_and_a_whole_number_is_a_number():
+    assert Settings(max_grad_norm=0).max_grad_norm == 0 and isinstance(Settings(beta=1).beta, float)
+    assert Settings(search_timeout=None).limits()["search_timeout"] is None
 
 
 def test_a_pass_over_the_questions_asks_each_once(tmp_path, engine, questions):
@@ -311,7 +333,7 @@ def test_a_pass_over_the_questions_asks_each_once(tmp_path, engine, questions):
 
 
 def test_the_learning_rate_rises_stays_and_falls(tmp_path, engine, questions):
-    t = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, steps=20, warmup_steps=3, decay_steps=4))
+    t = trainer(tmp_path, engine, questions, SHORT.model_copy(update=dict(steps=20, warmup_steps=3, decay_steps=4)))
     rates = [t.settings.learning_rate_at(step) / 1.5e-3 for step in range(20)]
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1]) and rates[4:16] == [1.0] * 12
     assert rates[16:] == pytest.approx([0.8, 0.6, 0.4, 0.2])
@@ -328,7 +350,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_every_variant_trains_and_resumes_exactly(tmp_path, engine, questions, kind):
-    settings = dataclasses.replace(SHORT, steps=2, checkpoint_every=1, **VARIANTS[kind])
+    settings = SHORT.model_copy(update=dict(steps=2, checkpoint_every=1, **VARIANTS[kind]))
     whole = trainer(tmp_path / "whole", engine, questions, settings)
     before = [p.detach().clone() for p in whole.learner.parameters()]
     whole.train()
@@ -355,7 +377,7 @@ def scored(engine, questions):
 
 
 def learner(**kwargs):
-    return Learner(load_policy(TINY), dataclasses.replace(SHORT, entropy_coef=0.0, **kwargs))
+    return Learner(load_policy(TINY), SHORT.model_copy(update=dict(entropy_coef=0.0, **kwargs)))
 
 
 def test_rollouts_that_teach_nothing_cost_no_backward_pass(scored, monkeypatch):
@@ -407,7 +429,7 @@ def test_credit_by_turn_differs_from_turn_to_turn(scored):
 
 
 def test_dynamic_sampling_draws_again_and_keeps_the_size(tmp_path, engine, questions):
-    settings = dataclasses.replace(SHORT, dynamic_sampling=3)
+    settings = SHORT.model_copy(update=dict(dynamic_sampling=3))
     order = trainer(tmp_path / "look", engine, questions, settings).questions_of(0)
     flat = {order[0].id, *(q.id for q in questions[::2] if q.id != order[1].id)}
     t = trainer(
@@ -456,8 +478,8 @@ def test_settings_that_cannot_be_name_the_parameter(wrong):
         Settings(**wrong)
 
 
-FP16 = dataclasses.replace(
-    SHORT, steps=1, questions_per_step=1, entropy_coef=0.0, kl_every=0, max_turns=0, max_turn_tokens=40
+FP16 = SHORT.model_copy(
+    update=dict(steps=1, questions_per_step=1, entropy_coef=0.0, kl_every=0, max_turns=0, max_turn_tokens=40)
 )
 
 
@@ -517,7 +539,7 @@ def test_where_fp16_is_too_narrow_training_ends_with_advice(tmp_path, engine, qu
         questions,
         engine,
         reward,
-        dataclasses.replace(FP16, scale_rewards="none"),
+        FP16.model_copy(update=dict(scale_rewards="none")),
         tmp_path,
         report=None,
     )
@@ -592,7 +614,7 @@ def test_blame_for_a_forced_choice_has_an_end():
 
 
 def test_the_forced_choice_keeps_its_advantage_where_only_undecided_tokens_have_one(tmp_path, engine, questions):
-    t = trainer(tmp_path, engine, questions, dataclasses.replace(SHORT, explore=1, top_entropy_quantile=0.1))
+    t = trainer(tmp_path, engine, questions, SHORT.model_copy(update=dict(explore=1, top_entropy_quantile=0.1)))
     _, chosen = t._collect()
     t.learner.assign_advantages(chosen)
     whole = group_advantages([x.reward for x in chosen], SHORT.num_generations).tolist()
@@ -601,7 +623,7 @@ def test_the_forced_choice_keeps_its_advantage_where_only_undecided_tokens_have_
 
 
 def test_both_ways_are_tried_in_every_group_and_the_forced_choice_is_trained(tmp_path, engine, questions):
-    settings = dataclasses.replace(SHORT, explore=1, entropy_coef=0.0)
+    settings = SHORT.model_copy(update=dict(explore=1, entropy_coef=0.0))
     t = trainer(tmp_path, engine, questions, settings)
     drawn, chosen = t._collect()
     assert [x.first_action for x in drawn] == [None, None, "search", "answer"] * 2
@@ -620,4 +642,4 @@ def test_both_ways_are_tried_in_every_group_and_the_forced_choice_is_trained(tmp
     row = describe(drawn, 4)
     assert row["searches"] == sum(len(x.searches) for x in drawn if x.first_action is None) / 4
     with pytest.raises(ValueError, match="explore=2"):
-        dataclasses.replace(SHORT, explore=2)
+        SHORT.model_copy(update=dict(explore=2))

@@ -20,33 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..records import Hit, Passage, Question, ToolCall
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a rollout may spend.
-
-    Attributes:
-        max_turns: turns in which a tool is called; after the last one the model may still write
-            once more, to answer. A turn without a valid action counts.
-        max_turn_tokens: tokens the model may sample in one turn.
-        max_observation_tokens: tokens of one observation; documents are shortened, tags never.
-        max_completion_length: tokens of the whole completion, observations included.
-        topk: documents asked of the engine.
-        search_timeout: seconds to wait for a tool's answer to one batch, None for ever.
-    """
-
-    max_turns: int = 4
-    max_turn_tokens: int = 500
-    max_observation_tokens: int = 500
-    max_completion_length: int = 2048
-    topk: int = 3
-    search_timeout: float | None = 60.0
-
-    def __post_init__(self):
-        for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
-            if not isinstance(value := getattr(self, name), int) or value < (0 if name == "max_turns" else 1):
-                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+from .limits import Limits
 
 
 class Tool:
@@ -108,7 +82,7 @@ class Environment:
 
     Args:
         tools: what may be called; shared by all episodes.
-        limits: see ``Limits``.
+        limits: see ``environment.limits``.
         measure: text -> its length in tokens.
         prompt: template of the user message, with ``{question}``; "" for the environment's own.
         first_action: the act that the model is made to begin with, None for its own choice.

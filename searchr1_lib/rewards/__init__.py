@@ -8,13 +8,14 @@ _HOME = {
     "base": "Reward TurnReward RewardError score checked final_answer answer_flags model_turns",
     "answer": "normalize_answer exact_match f1_score substring_match ExactMatch F1 SubstringMatch",
     "cost": "SearchCost OTC IKEA ConfidentSearch OverlongPenalty searches_by_turn search_confidence",
-    "process": "Format Malformed SearchR1Format Retrieval InformationGain RepeatedSearch format_errors answer_retrieved",
+    "process": "Format Malformed SearchR1Format Retrieval InformationGain RepeatedSearch format_errors",
     "composite": "Composite SearchR1Reward Product Threshold Scaled Standardized",
     "semantic": "SemanticSimilarity Affine Cutoff fit_affine fit_cutoff",
     "judge": "Judge JudgeBudgetError parse_score",
     "endpoints": "ChatEndpoint LocalChat EmbeddingsEndpoint EndpointError Reply",
     "preference": "PreferenceReward record_choice read_choices FEATURES",
     "byhand": "handwritten",
+    "byname": "build",
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_MODULE)

@@ -80,6 +80,5 @@ def _find_corpus(folder: Path) -> Path:
             return corpora[0]
     raise IndexFolderError(
         f"{folder}: holds neither an index ({MANIFEST}) nor a corpus ({' or '.join(CORPORA)}). Make the almanac with "
-        "python -m searchr1_lib.worlds.almanac --out data/almanac, or an index with "
-        "BM25Search(load_passages(file)).save(folder)"
+        "searchr1 almanac, or an index with BM25Search(load_passages(file)).save(folder)"
     )

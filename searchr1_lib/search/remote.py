@@ -1,4 +1,4 @@
-"""Client of Search-R1's retrieval servers, and of our own (``python -m searchr1_lib.search.server``)."""
+"""Client of Search-R1's retrieval servers, and of our own (``searchr1 serve``)."""
 
 from __future__ import annotations
 

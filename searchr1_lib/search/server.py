@@ -1,6 +1,6 @@
 """Serves an engine over HTTP in the wire format of Search-R1's retrieval servers.
 
-    python -m searchr1_lib.search.server --index data/almanac
+    searchr1 serve --index data/almanac
 
 ``POST /retrieve`` takes ``{"queries": [str], "topk": int, "return_scores": bool}`` and gives ``{"result":
 [[{"document": {"id", "contents"}, "score": float}]]}``, or without scores the bare documents; ``GET /health``
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -93,24 +92,18 @@ def _document(hit: Hit, with_score: bool) -> dict[str, Any]:
     return {"document": document, "score": hit.score} if with_score else document
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--index", required=True, help="a folder that LocalSearch can open")
+    parser.add_argument("--host", default="127.0.0.1", help="another host lets others search (no password)")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+
+
+def run(args: argparse.Namespace) -> None:
     """Open the index and serve it until interrupted."""
     import uvicorn
 
-    parser = argparse.ArgumentParser(prog="python -m searchr1_lib.search.server", description="Serves an index.")
-    parser.add_argument("--index", required=True, help="a folder that LocalSearch can open")
-    parser.add_argument("--host", default="127.0.0.1", help="another host lets others search (no password)")
-    parser.add_argument("--port", type=int, default=8000)
-    args = parser.parse_args(arguments)
     if not 0 < args.port < 65536:
-        parser.error(f"--port: expected a number from 1 to 65535, not {args.port}")
-    try:
-        engine = LocalSearch(args.index)
-    except ValueError as e:
-        parser.exit(2, f"{e}\n")
+        raise ValueError(f"--port: expected a number from 1 to 65535, not {args.port}")
+    engine = LocalSearch(args.index)
     print(f"{engine.name} at http://{args.host}:{args.port}/retrieve (Ctrl+C ends it)", flush=True)
     uvicorn.run(make_app(engine), host=args.host, port=args.port, log_level="warning", access_log=False)
-
-
-if __name__ == "__main__":
-    main()

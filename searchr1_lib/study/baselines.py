@@ -16,7 +16,7 @@ and trained ones, each a fresh LoRA on the same NF4 weights, left to themselves:
     no-search      GRPO without a search engine (R1 without search)
     grpo           a saved adapter, such as the one of notebook 05
 
-    python -m searchr1_lib.study.baselines --out runs/baselines
+    searchr1 baselines --out runs/baselines
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -522,26 +521,15 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; exit code 2 for a parameter or a folder that cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m searchr1_lib.study.baselines", description="Compare the baselines."
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/baselines"), help="folder for results (made if missing)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=", ".join(METHODS))
     for name, value in vars(Setup()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}")
-    asked = vars(parser.parse_args(arguments))
-    out, methods = asked.pop("out"), asked.pop("methods")
-    try:
-        results = compare(methods, Setup(**asked), out)
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    write_whole(out / "baselines.md", text := page(results))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compare the methods, print the page and write it to ``baselines.md``."""
+    results = compare(args.methods, Setup(**{name: vars(args)[name] for name in vars(Setup())}), args.out)
+    write_whole(args.out / "baselines.md", text := page(results))
     print(text)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

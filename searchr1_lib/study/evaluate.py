@@ -5,7 +5,7 @@ knows when to search has searches = need.
 
 From the shell, the table of the Search-R1 paper (Jin et al. 2025, arXiv 2503.09516, table 2), for one model:
 
-    python -m searchr1_lib.study.evaluate --model Qwen/Qwen2.5-1.5B-Instruct --engine http://127.0.0.1:8000 --data all
+    searchr1 evaluate --model Qwen/Qwen2.5-1.5B-Instruct --engine http://127.0.0.1:8000 --data all
 
 Every answer goes to a log at once; the same command, started again, goes on where it was stopped.
 """
@@ -21,11 +21,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from ..data import SETS, load_questions, load_with_passages
+from ..environment.limits import Limits
 from ..files import TrajectoryLog, write_whole
 from ..metrics import grouped, groups, means, row_of
 from ..records import Question, Trajectory
@@ -300,39 +301,14 @@ def open_engine(name: str, sources: Sequence[str] = (), limit: int | None = None
     return search.LocalSearch(name)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Answer what is not answered yet, print the table, and write it to ``report.json``."""
-    args = _arguments(arguments)
-    from ..search import SearchError
-
-    try:
-        print(_evaluate_from_shell(args))
-    except (ValueError, OSError, SearchError) as e:
-        sys.exit(f"evaluate: {e}")
-    except KeyboardInterrupt:
-        sys.exit("evaluate: stopped; the same command goes on from here")
-
-
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m searchr1_lib.study.evaluate",
-        description="The seven-set table of the Search-R1 paper, for a model.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="a model's folder, or its name on the hub")
     add("--adapter", help="a folder with a LoRA adapter in PEFT's format")
-    add(
-        "--engine",
-        required=True,
-        help="an index's folder, a retrieval server's address, web:PROVIDER, or passages "
-        "(BM25 over what the questions' own rows carry)",
-    )
-    add(
-        "--data",
-        required=True,
-        nargs="+",
-        help=f"{', '.join(SETS)}, all (the paper's seven), files, SET=FILE or hub:OWNER/NAME",
-    )
+    engines = "an index's folder, a retrieval server's address, web:PROVIDER, or passages"
+    add("--engine", required=True, help=f"{engines} (BM25 over what the questions' own rows carry)")
+    sets = f"{', '.join(SETS)}, all (the paper's seven), files, SET=FILE or hub:OWNER/NAME"
+    add("--data", required=True, nargs="+", help=sets)
     add("--limit", type=_positive, help="at most so many questions of each set")
     add("--out", type=Path, help="folder of the log and the report (default: runs/evaluate/NAME of the model)")
     add("--batch-size", type=_positive, default=64, help="rollouts at a time")
@@ -340,22 +316,21 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--no-quantize", action="store_true", help="16 or 32 bits a weight instead of NF4's 4")
     add("--thinking", action="store_true", help="switch Qwen3's thinking mode on; give it a larger --max-turn-tokens")
     for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
-        add(
-            "--" + name.replace("_", "-"),
-            type=int,
-            default=argparse.SUPPRESS,
-            dest=name,
-            help="see searchr1_lib.rollout.Limits",
-        )
-    args = parser.parse_args(arguments)
-    args.out = args.out or Path("runs/evaluate") / re.sub(r"[^\w.-]+", "_", args.adapter or args.model).strip("_.")
-    return args
+        field = Limits.model_fields[name]
+        how = {"type": int, "default": field.default, "help": f"default: {field.default}; {field.description}"}
+        add("--" + name.replace("_", "-"), **how)
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
     return int(text)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Answer what is not answered yet, print the table, and write it to ``report.json``."""
+    args.out = args.out or Path("runs/evaluate") / re.sub(r"[^\w.-]+", "_", args.adapter or args.model).strip("_.")
+    print(_evaluate_from_shell(args))
 
 
 def _evaluate_from_shell(args: argparse.Namespace) -> str:
@@ -365,7 +340,7 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
     from ..training.policy import check_model_folder, load_policy
 
     say = lambda line: print(line, file=sys.stderr, flush=True)
-    limits = asdict(Limits(**{name: vars(args)[name] for name in Limits.__dataclass_fields__ if name in args}))
+    limits = Limits(**{name: vars(args)[name] for name in Limits.model_fields if name in args}).limits()
     questions = read_sets(args.data, args.limit)
     check_model_folder(args.model)
     prompt = args.prompt.read_text(encoding="utf-8") if args.prompt else None
@@ -418,7 +393,3 @@ def _fingerprint(folder: str | None) -> str | None:
                 f.seek(i * size // 64 if size > 64 * 2**20 else i * 2**20)
                 digest.update(f.read(2**20))
     return digest.hexdigest()
-
-
-if __name__ == "__main__":
-    main()

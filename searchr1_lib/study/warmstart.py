@@ -11,7 +11,7 @@ Which of 2 and 3 it does is a fair coin in the demonstrations, whatever it recal
 recollection is left to GRPO. Look-up names are drawn afresh (another world every few steps), so that
 "I recall nothing" generalises; a guessed answer carries no loss on its words.
 
-    python -m searchr1_lib.study.warmstart --out data/tiny_qwen
+    searchr1 warm-start --out data/tiny_qwen
 """
 
 from __future__ import annotations
@@ -416,20 +416,18 @@ def save(out: Path, model, tokenizer, recipe: Recipe, log: list[dict]) -> None:
     write_json_lines(out / "training_log.jsonl", log)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Make the tiny Qwen from nothing (about half an hour on 2 cores).")
-    parser.add_argument("--out", type=Path, default=Path("data/tiny_qwen"))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("data/tiny_qwen"), help="default: data/tiny_qwen")
     parser.add_argument("--steps", type=int, help="fewer steps, for a trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train the tiny Qwen and write it, with its tokenizer, recipe and log."""
     recipe = Recipe(seed=args.seed)
     if args.steps:
         recipe = replace(recipe, steps=args.steps, quantised_steps=min(recipe.quantised_steps, args.steps // 4))
     model, tokenizer, log = train(recipe, device=args.device)
     save(args.out, model.cpu(), tokenizer, recipe, log)
     print(f"wrote {args.out}")
-
-
-if __name__ == "__main__":
-    main()

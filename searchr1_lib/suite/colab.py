@@ -3,7 +3,7 @@
 The repository's address stands in one place, ``[project.urls]`` of pyproject.toml. ``stamp`` puts it (``make badges
 REPO=owner/name`` a new one) into the notebooks, their badges and the README.
 
-    python -m searchr1_lib.suite.colab owner/name
+    searchr1 badges owner/name
 """
 
 from __future__ import annotations
@@ -221,18 +221,11 @@ def _lines(text: str) -> list[str]:
     return text.splitlines(keepends=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m searchr1_lib.suite.colab",
-        description="Stamps the repository's address into badges and notebooks.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repository", nargs="?", help="owner/name on GitHub (default: what pyproject.toml says)")
-    try:
-        changed = stamp(parser.parse_args(arguments).repository)
-    except ValueError as e:
-        parser.exit(2, f"error: {e}\n")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Stamp the address and say which files changed."""
+    changed = stamp(args.repository)
     print(f"{len(changed)} file(s) changed", *(path.name for path in changed))
-
-
-if __name__ == "__main__":
-    main()

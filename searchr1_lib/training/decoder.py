@@ -48,7 +48,8 @@ class Decoder:
     Args:
         policy: what writes.
         temperature: logits are divided by it, nothing is cut off (top-p 1, top-k off), so the recorded
-            log-probabilities are those of the sampling distribution. 0 takes the most likely token and records those at temperature 1.
+            log-probabilities are those of the sampling distribution. 0 takes the most likely token and records those
+            at temperature 1.
         generator: the source of randomness (None: torch's own).
     """
 

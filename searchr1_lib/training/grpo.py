@@ -22,18 +22,10 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from ..metrics import EQUAL_REWARDS
+from .settings import BASELINES, KL_ESTIMATORS, LOSS_TYPES
 
 ADVANTAGE_EPS = 1e-4  #: added to every standard deviation, as TRL does
 CISPO_CAP = 5.0  #: cap of the ratio in ``cispo`` when none is given (ScaleRL, arXiv 2510.13786)
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo")
-KL_ESTIMATORS = ("k1", "k2", "k3")
-#: Baselines, and the scalings that each allows. The others would divide a reward that is not centred by almost 0.
-BASELINES = {
-    "group_mean": ("group", "batch", "none"),
-    "leave_one_out": ("group", "batch", "none"),
-    "batch_mean": ("batch", "none"),
-    "none": ("none",),
-}
 
 
 # ---------------------------------------------------------------------------------------------- advantages

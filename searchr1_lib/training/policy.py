@@ -369,7 +369,7 @@ def check_model_folder(name: str) -> None:
         if looks_local:
             raise FileNotFoundError(
                 f"no model folder at {name!r}. The tiny Qwen ships in {TINY_QWEN!r} (run from the repository's "
-                "root), or is made by: python -m searchr1_lib.study.warmstart"
+                "root), or is made by: searchr1 warm-start"
             )
         return
     files = {p.name for p in folder.iterdir()}

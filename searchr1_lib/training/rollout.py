@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..environment.base import Done, Environment, Limits, Observation, step_all
+from ..environment.base import Done, Environment, Observation, step_all
+from ..environment.limits import Limits
 from ..environment.search import SearchEnvironment, tools_of
 from ..records import ENVIRONMENT, Question, Segment, Trajectory
 from .decoder import Decoder, Written

@@ -1,187 +1,130 @@
-"""All settings of a training run in one place, checked before anything is loaded."""
+"""All settings of a training run in one place, their types and ranges checked before anything is loaded.
+
+A field's docstring is its description, see ``environment.limits``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
-from ..environment.base import Limits
-from .grpo import BASELINES, KL_ESTIMATORS, LOSS_TYPES
+from pydantic import Field, model_validator
 
-OPTIMISERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit")
-_ALLOWED = {
-    "loss_type": LOSS_TYPES,
-    "kl_estimator": KL_ESTIMATORS,
-    "optim": OPTIMISERS,
-    "credit": ("rollout", "turn"),
-    "baseline": (*BASELINES, "value"),
-    "scale_rewards": ("group", "batch", "none"),
-}
+from ..environment.limits import Amount, Count, Limits, Positive, Share, Whole
+
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo"]
+Baseline = Literal["group_mean", "leave_one_out", "batch_mean", "none", "value"]
+Estimator = Literal["k1", "k2", "k3"]
+LOSS_TYPES, KL_ESTIMATORS = get_args(LossType), get_args(Estimator)
+#: The scalings that each baseline allows. The others would divide a reward that is not centred by almost 0.
+BASELINES = dict.fromkeys(("group_mean", "leave_one_out"), ("group", "batch", "none"))
+BASELINES |= {"batch_mean": ("batch", "none"), "none": ("none",)}
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Limits):
     """Settings of a training run. Names are TRL's where the meaning is the same.
-
-    Attributes:
-        steps: rollout batches, each followed by ``num_iterations`` updates.
-        questions_per_step: different questions a step.
-        num_generations: G, rollouts a question (the group).
-        learning_rate: of AdamW on the LoRA weights.
-        warmup_steps: steps over which the learning rate rises from 0.
-        decay_steps: last steps, over which it falls to a tenth; constant in between.
-        temperature: of sampling, and of the log-probabilities.
-        loss_type, epsilon, epsilon_high, scale_rewards, baseline: see ``searchr1_lib.training.grpo``. The baseline "value"
-            is PPO's: a linear value head on the policy's last hidden states, and advantages by GAE.
-        gamma, lam: of GAE; vf_coef: weight of the value head's loss; cliprange_value: its clip range.
-        credit: "rollout" gives a rollout's advantage to all its tokens; "turn" gives each turn the rewards from
-            that turn on, compared with the same turn of the group (``grpo.turn_advantages``).
-        mask_observations: False trains on retrieved text as if the model had written it: an ablation of Search-R1
-            (arXiv 2503.09516), never of use.
-        top_entropy_quantile: share of the sampled tokens, those of highest entropy, that get an advantage (Wang et
-            al. 2025, "Beyond the 80/20 rule", arXiv 2506.01939); 1: all.
-        beta, kl_estimator: KL penalty against the frozen base model (adapters off), or against a snapshot.
-        ref_model_sync_steps: take a new snapshot of the policy as the reference every so many steps; 0: never,
-            the reference is the base.
-        kl_every: with ``beta`` 0 the KL is only measured, every so many steps (it costs a forward pass); 0: never.
-        entropy_coef: weight of the entropy bonus.
-        explore: of the G rollouts of a question, so many begin with a search and as many with an answer, whatever the
-            policy would do. Both ways are then compared on every question, also by a policy that has (nearly) given
-            one of them up. Of the tag that was put into its mouth the token that decides is trained, with ratio 1,
-            praise in full and blame times its probability: off-policy guidance mixed into the group, as in LUFFY
-            (arXiv 2504.14945), where other models write it. 0: plain GRPO.
-        explore_steps: the first steps, in which ``explore`` applies.
-        dynamic_sampling: DAPO's: at most so many times a step draws other questions in place of those whose groups
-            have no variance.
-        num_iterations: updates on one batch of rollouts.
-        optim: "adamw_torch", or bitsandbytes' "adamw_8bit" or "paged_adamw_8bit" (on a GPU).
-        max_grad_norm: gradients are clipped to this norm.
-        tokens_per_micro_batch: padded tokens that one forward pass holds.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, more time.
-        checkpoint_every: steps between checkpoints; the last step always has one.
-        keep_checkpoints: how many to keep, the newest ones.
-        max_turns, max_turn_tokens, max_observation_tokens, max_completion_length, topk, search_timeout:
-            see ``searchr1_lib.training.rollout.Limits``.
-        seed: of the order of questions and the sampling.
 
     Raises:
         ValueError: a setting that cannot be, or two that do not go together; names them.
     """
 
-    steps: int = 200
-    questions_per_step: int = 8
-    num_generations: int = 8
-    learning_rate: float = 1e-5
-    warmup_steps: int = 0
-    decay_steps: int = 0
-    temperature: float = 1.0
-    loss_type: str = "grpo"
-    epsilon: float = 0.2
-    epsilon_high: float | None = None
-    scale_rewards: str = "group"
-    baseline: str = "group_mean"
-    gamma: float = 1.0
-    lam: float = 1.0
-    vf_coef: float = 0.1
-    cliprange_value: float = 0.2
-    credit: str = "rollout"
+    steps: Count = 200
+    """rollout batches, each followed by ``num_iterations`` updates"""
+    questions_per_step: Count = 8
+    """different questions a step"""
+    num_generations: Count = 8
+    """G, rollouts a question (the group)"""
+    learning_rate: float = Field(1e-5, gt=0, lt=1)
+    """of AdamW on the LoRA weights"""
+    warmup_steps: Whole = 0
+    """steps over which the learning rate rises from 0"""
+    decay_steps: Whole = 0
+    """last steps, over which it falls to a tenth; constant in between"""
+    temperature: Positive = 1.0
+    """of sampling, and of the log-probabilities"""
+    loss_type: LossType = "grpo"
+    """see ``searchr1_lib.training.grpo.policy_loss``"""
+    epsilon: Share = 0.2
+    """how far below 1 a token's ratio is clipped"""
+    epsilon_high: Amount | None = None
+    """how far above 1; None: as ``epsilon``"""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """of what the standard deviation divides a reward's difference from the baseline"""
+    baseline: Baseline = "group_mean"
+    """what a reward is compared with. "value" is PPO's: a linear value head on the policy's last hidden states, and
+    advantages by GAE"""
+    gamma: Share = 1.0
+    """of GAE"""
+    lam: Share = 1.0
+    """of GAE"""
+    vf_coef: Amount = 0.1
+    """weight of the value head's loss"""
+    cliprange_value: Positive = 0.2
+    """its clip range"""
+    credit: Literal["rollout", "turn"] = "rollout"
+    """"rollout" gives a rollout's advantage to all its tokens; "turn" gives each turn the rewards from that turn on,
+    compared with the same turn of the group (``grpo.turn_advantages``)"""
     mask_observations: bool = True
-    top_entropy_quantile: float = 1.0
-    beta: float = 0.0
-    kl_estimator: str = "k3"
-    ref_model_sync_steps: int = 0
-    kl_every: int = 10
-    entropy_coef: float = 0.0
-    explore: int = 0
-    explore_steps: int = 50
-    dynamic_sampling: int = 0
-    num_iterations: int = 1
-    optim: str = "adamw_torch"
-    max_grad_norm: float = 1.0
-    tokens_per_micro_batch: int = 4096
+    """False trains on retrieved text as if the model had written it: an ablation of Search-R1 (arXiv 2503.09516),
+    never of use"""
+    top_entropy_quantile: float = Field(1.0, gt=0, le=1)
+    """share of the sampled tokens, those of highest entropy, that get an advantage (Wang et al. 2025, "Beyond the 80/20
+    rule", arXiv 2506.01939); 1: all"""
+    beta: Amount = 0.0
+    """weight of the KL penalty against the frozen base model (adapters off), or against a snapshot"""
+    kl_estimator: Estimator = "k3"
+    """of that penalty, see ``searchr1_lib.training.grpo``"""
+    ref_model_sync_steps: Whole = 0
+    """take a new snapshot of the policy as the reference every so many steps; 0: never, the reference is the base"""
+    kl_every: Whole = 10
+    """with ``beta`` 0 the KL is only measured, every so many steps (it costs a forward pass); 0: never"""
+    entropy_coef: Amount = 0.0
+    """weight of the entropy bonus"""
+    explore: Whole = 0
+    """of the G rollouts of a question, so many begin with a search and as many with an answer, whatever the policy
+    would do. Both ways are then compared on every question, also by a policy that has (nearly) given one of them up.
+    Of the tag that was put into its mouth the token that decides is trained, with ratio 1, praise in full and blame
+    times its probability: off-policy guidance mixed into the group, as in LUFFY (arXiv 2504.14945), where other models
+    write it. 0: plain GRPO"""
+    explore_steps: Whole = 50
+    """the first steps, in which ``explore`` applies"""
+    dynamic_sampling: Whole = 0
+    """DAPO's: at most so many times a step draws other questions in place of those whose groups have no variance"""
+    num_iterations: Count = 1
+    """updates on one batch of rollouts"""
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    """those with 8 bits are of bitsandbytes, on a GPU"""
+    max_grad_norm: Amount = 1.0
+    """gradients are clipped to this norm; 0: never, as in TRL"""
+    tokens_per_micro_batch: Count = 4096
+    """padded tokens that one forward pass holds"""
     gradient_checkpointing: bool = False
-    checkpoint_every: int = 50
-    keep_checkpoints: int = 2
-    max_turns: int = 4
-    max_turn_tokens: int = 500
-    max_observation_tokens: int = 500
-    max_completion_length: int = 2048
-    topk: int = 3
-    search_timeout: float | None = 60.0
-    seed: int = 0
+    """recompute activations in the backward pass: less memory, more time"""
+    checkpoint_every: Count = 50
+    """steps between checkpoints; the last step always has one"""
+    keep_checkpoints: Count = 2
+    """how many to keep, the newest ones"""
+    seed: Whole = 0
+    """of the order of questions and the sampling"""
 
-    def __post_init__(self):
-        for name, allowed in _ALLOWED.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        for name in (
-            "steps",
-            "questions_per_step",
-            "num_generations",
-            "num_iterations",
-            "tokens_per_micro_batch",
-            "checkpoint_every",
-            "keep_checkpoints",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-        for name in (
-            "beta",
-            "entropy_coef",
-            "vf_coef",
-            "ref_model_sync_steps",
-            "kl_every",
-            "explore",
-            "explore_steps",
-            "dynamic_sampling",
-            "warmup_steps",
-            "decay_steps",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
-        if not 0 < self.top_entropy_quantile <= 1:
-            raise ValueError(f"top_entropy_quantile must lie in (0, 1], got {self.top_entropy_quantile!r}")
-        if not 0 < self.learning_rate < 1:
-            raise ValueError(f"learning_rate must lie between 0 and 1, got {self.learning_rate!r}")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive in training, got {self.temperature!r}")
-        self._check_advantages()
-        Limits(**self.limits())
-
-    def _check_advantages(self) -> None:
-        by_group = self.baseline in ("group_mean", "leave_one_out")
-        if by_group and self.num_generations < 2:
-            raise ValueError(
-                "num_generations must be at least 2: a group of one has no other to be compared with "
-                "(or choose baseline 'batch_mean', 'none' or 'value')"
-            )
-        scales = BASELINES.get(self.baseline, ("batch", "none"))
-        if self.scale_rewards not in scales:
-            raise ValueError(
-                f"scale_rewards={self.scale_rewards!r} does not go with baseline={self.baseline!r}; "
-                f"choose {' or '.join(map(repr, scales))}"
-            )
-        if self.credit == "turn" and self.baseline != "group_mean":
-            raise ValueError(
-                f"credit='turn' compares turns within a group: it needs baseline='group_mean', not {self.baseline!r}"
-            )
-        if self.explore and (2 * self.explore >= self.num_generations or not by_group):
-            raise ValueError(
-                f"explore={self.explore} makes {2 * self.explore} of num_generations="
-                f"{self.num_generations} rollouts begin in a given way: fewer than all can, and only with "
-                f"a baseline of the group (not {self.baseline!r})"
-            )
-        if self.dynamic_sampling and not by_group:
-            raise ValueError(
-                f"dynamic_sampling replaces groups without variance, which also teach something with "
-                f"baseline={self.baseline!r}: set it to 0"
-            )
-
-    def limits(self) -> dict:
-        """The part that ``rollout`` takes."""
-        return {f.name: getattr(self, f.name) for f in fields(Limits)}
+    @model_validator(mode="after")
+    def _fit_together(self):
+        with_group, by = self.baseline in ("group_mean", "leave_one_out"), f"baseline={self.baseline!r}"
+        scales, wrong = BASELINES.get(self.baseline, ("batch", "none")), ""
+        if with_group and self.num_generations < 2:
+            wrong = f"num_generations must be at least 2: {by} compares a rollout with the others of its group"
+        elif self.scale_rewards not in scales:
+            wrong = f"scale_rewards={self.scale_rewards!r} does not go with {by}; choose {' or '.join(scales)}"
+        elif self.credit == "turn" and self.baseline != "group_mean":
+            wrong = f"credit='turn' compares turns within a group: it needs baseline='group_mean', not {by}"
+        elif self.explore and not with_group:
+            wrong = f"explore={self.explore} compares two ways to begin within a group: with {by} set it to 0"
+        elif self.explore and 2 * self.explore >= self.num_generations:
+            wrong = f"explore={self.explore} must be less than half of num_generations={self.num_generations}"
+        elif self.dynamic_sampling and not with_group:
+            wrong = f"dynamic_sampling replaces groups without variance, which also teach with {by}: set it to 0"
+        if wrong:
+            raise ValueError(wrong)
+        return self
 
     def first_actions(self, step: int) -> list[str | None]:
         """What the rollouts of a group are made to begin with in a step; see ``explore``."""

@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean, pstdev
 
@@ -217,7 +216,7 @@ class Trainer:
     def _open_run(self) -> None:
         """Make the folder, or go on from its newest checkpoint."""
         file = self.run_dir / "settings.json"
-        mine = {"format": FORMAT, "settings": asdict(self.settings)}
+        mine = {"format": FORMAT, "settings": self.settings.model_dump()}
         if file.exists():
             try:
                 theirs = json.loads(file.read_text(encoding="utf-8"))
@@ -406,24 +405,15 @@ def train_grpo(
     questions = [_question(i, item) for i, item in enumerate(dataset)]
     if not questions:
         raise ValueError("train_grpo: the dataset is empty")
-    known = {f.name for f in fields(Settings)}
-    if unknown := sorted(set(settings) - known):
-        raise ValueError(f"train_grpo: unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     size = min(settings.pop("questions_per_step", 8), len(questions))
     settings.setdefault("steps", epochs * -(-len(questions) // size))
+    how = Settings(**settings | {"questions_per_step": size, "learning_rate": lr})
     if not hasattr(model, "disable_adapter"):
         model.requires_grad_(False)
         model = attach_lora(model)
     policy = Policy(model, tokenizer, prompt_of(getattr(model.config, "_name_or_path", "")))
     run_dir = run_dir or Path("runs") / time.strftime("train_grpo-%Y%m%d-%H%M%S")
-    Trainer(
-        policy,
-        questions,
-        search_engine,
-        reward,
-        Settings(questions_per_step=size, learning_rate=lr, **settings),
-        run_dir,
-    ).train()
+    Trainer(policy, questions, search_engine, reward, how, run_dir).train()
     return policy.model
 
 

@@ -8,7 +8,7 @@ those of the shipped one.
 Every question follows a chain of ``Hop``s (one for a plain fact, two for a bridge or a comparison), which
 tells the warm start what to search for and what to conclude.
 
-    python -m searchr1_lib.worlds.almanac --out data/almanac
+    searchr1 almanac --out data/almanac
 """
 
 from __future__ import annotations
@@ -506,14 +506,12 @@ def write_almanac(out: Path, seed: int = 0) -> World:
     return world
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Write the fictional almanac: passages and questions.")
-    parser.add_argument("--out", type=Path, default=Path("data/almanac"))
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("data/almanac"), help="default: data/almanac")
+    parser.add_argument("--seed", type=int, default=0, help="of the look-up part")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the almanac and say what it holds."""
     world = write_almanac(args.out, args.seed)
     print(f"{len(world.passages)} passages and {sum(ASKED.values()) * 2} questions in {args.out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,9 @@
 """Makes a folder of data as the notebooks read it: ``passages.jsonl``, ``train``, ``validation`` and ``test.jsonl``.
 
-    python -m searchr1_lib.worlds.prepare mixed --out data/real/mixed
-    python -m searchr1_lib.worlds.prepare hotpotqa --out runs/data/hotpotqa
-    python -m searchr1_lib.worlds.prepare nq --out runs/data/nq --corpus wiki-18 --rows 21100000
-    python -m searchr1_lib.worlds.prepare questions.jsonl --out runs/data/mine --corpus corpus.jsonl --others 1
+    searchr1 prepare mixed --out data/real/mixed
+    searchr1 prepare hotpotqa --out runs/data/hotpotqa
+    searchr1 prepare nq --out runs/data/nq --corpus wiki-18 --rows 21100000
+    searchr1 prepare questions.jsonl --out runs/data/mine --corpus corpus.jsonl --others 1
 
 The parameter ``data`` of a notebook or a profile then names the folder.
 
@@ -139,10 +139,7 @@ def _deal(questions: Sequence[Question]) -> dict[str, list[Question]]:
     return {split: [q for i, q in enumerate(questions) if order[i % len(order)] == split] for split in DEALT}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m searchr1_lib.worlds.prepare", description="Makes a folder of data as the notebooks read it."
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="mixed; a question set by name, e.g. hotpotqa; a folder or a file of one")
     parser.add_argument("--out", required=True, help="the folder to write")
     parser.add_argument("--known-share", type=float, default=0.5, help="mixed: share of common knowledge")
@@ -152,18 +149,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpus", help="wiki-18, hub:owner/name or a file (default: what the questions carry)")
     parser.add_argument("--rows", type=int, help="rows of the corpus to read")
     parser.add_argument("--others", type=int, default=50, help="keep every N-th passage that is about no question")
-    args = parser.parse_args(argv)
-    try:
-        if args.source == "mixed":
-            write_mixed(args.out, args.known_share, args.seed)
-        else:
-            counts = {split: getattr(args, split) for split in COUNTS}
-            how = {"corpus": args.corpus, "rows": args.rows, "others": args.others}
-            write_folder(args.out, *load_set(args.source, counts, **how), {"source": Path(args.source).name, **how})
-    except (ValueError, OSError) as e:
-        parser.exit(2, f"error: {e}\n")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the folder and print its ``made.json``."""
+    if args.source == "mixed":
+        write_mixed(args.out, args.known_share, args.seed)
+    else:
+        counts = {split: getattr(args, split) for split in COUNTS}
+        how = {"corpus": args.corpus, "rows": args.rows, "others": args.others}
+        write_folder(args.out, *load_set(args.source, counts, **how), {"source": Path(args.source).name, **how})
     print((Path(args.out) / "made.json").read_text(encoding="utf-8"), end="")
-
-
-if __name__ == "__main__":
-    main()

@@ -139,12 +139,12 @@ def free_port() -> int:
 
 
 def start_server(port: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "searchr1_lib.search.server", "--index", str(ALMANAC), "--port", str(port)]
+    command = [sys.executable, "-m", "searchr1_lib", "serve", "--index", str(ALMANAC), "--port", str(port)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def bench_server(callers: int = 64, each: int = 50) -> dict:
-    """Queries a second, one a call, from 64 callers to ``python -m searchr1_lib.search.server`` on the almanac."""
+    """Queries a second, one a call, from 64 callers to ``searchr1 serve`` on the almanac."""
     port = free_port()
     process = start_server(port)
     try:

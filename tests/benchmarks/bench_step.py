@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -231,7 +232,7 @@ def main(argv: list[str] | None = None) -> dict:
     for kind, quantize in (("NF4 + LoRA", True), ("fp32 + LoRA", False)):
         figures[kind] = contest(
             kind,
-            lambda: load_policy(args.model, quantize=quantize, device="cpu"),
+            partial(load_policy, args.model, quantize=quantize, device="cpu"),
             steps=1 if args.quick else 3,
             size=2 if args.quick else 8,
             micro_batch=args.micro_batch,

@@ -1,0 +1,61 @@
+"""The one command, ``searchr1`` (or ``python -m searchr1_lib``). A subcommand's module is loaded when it is called.
+
+Each module has ``add_arguments(parser)`` and ``run(args)``, whose docstring says what the command does; the examples of
+its ``--help`` are the command lines in the module's own docstring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "run": ("suite.runs", "run the notebooks in reading order"),
+    "sweep": ("suite.sweep", "run an experiment: settings x seeds; what is complete is skipped"),
+    "seeds": ("suite.seeds", "train once per seed; mean and interval go to docs/measurements.md"),
+    "evaluate": ("study.evaluate", "the seven-set table of the Search-R1 paper, for a model"),
+    "baselines": ("study.baselines", "what the same model reaches in other ways"),
+    "warm-start": ("study.warmstart", "make the tiny Qwen from nothing (about half an hour on 2 cores)"),
+    "prepare": ("worlds.prepare", "make a folder of data as the notebooks read it"),
+    "almanac": ("worlds.almanac", "write the fictional almanac: passages and questions"),
+    "serve": ("search.server", "serve an index over HTTP"),
+    "badges": ("suite.colab", "stamp the repository's address into badges and notebooks"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; the exit code.
+
+    0: all went well; 1: something failed on the way; 2: refused before any work; 130: interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _Parser("searchr1", description="Search-R1: train, measure and study agents that search.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (home, help) in COMMANDS.items():
+        command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        if arguments[:1] == [name]:
+            module = import_module(f"searchr1_lib.{home}")
+            lines = re.findall(r"^ *(searchr1 .*)", module.__doc__, re.MULTILINE)
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.epilog = "examples:\n" + "\n".join(f"  {line}" for line in lines)
+            module.add_arguments(command)
+    args = parser.parse_args(arguments)
+    try:
+        return module.run(args) or 0
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except RuntimeError as e:  # a notebook of a seed, an engine that cannot answer
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as e:
+        print(f"interrupted: {e or 'what is complete stays, and the same command goes on'}", file=sys.stderr)
+        return 130
