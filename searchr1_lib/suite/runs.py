@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, suite
-from ..records import write_whole
+from ..files import write_whole
 from .profiles import folder_of, load_profile, read_given, resolve_profile, shown
 
 _PACKAGES = (

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import suite
 from ..environment.limits import Whole, problem
-from ..records import write_json_lines
+from ..files import write_json_lines
 from .profiles import load_profile, read_yaml, resolve_profile, shown
 from .runs import command_of, failure_of, lacking, notebooks, open_run, read_json, table_of
 from .seeds import flat
