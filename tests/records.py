@@ -6,6 +6,7 @@ rambles, all by chance.
 
     python tests/records.py --write FILE          3 seeds, NF4 and fp32, every baseline and loss (5 minutes)
     python tests/records.py --compare FILE FILE   says what differs, and by how much
+    python tests/records.py --keep                what the tests compare with: one seed, two steps
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ TRAININGS = {
     "gspo, kl, entropy": {"loss_type": "gspo", "beta": 0.01, "entropy_coef": 0.01},
     "no mask": {"mask_observations": False},
 }
+#: Steps of the trainings that are kept in the repository; ``--write`` makes ten.
+KEPT_STEPS = 2
 SHOWN = ("reward", "loss", "ratio", "entropy", "grad_norm", "kl", "searches", "malformed")
 
 
@@ -111,7 +114,7 @@ def record_training(name: str, seed: int, quantize: bool, steps: int = STEPS["st
     }
 
 
-def record_all(seeds=(0, 1, 2), report=print) -> dict:
+def record_all(seeds=(0, 1, 2), steps: int = STEPS["steps"], report=print) -> dict:
     """Everything, by name."""
     torch.set_num_threads(1)
     found = {}
@@ -120,7 +123,7 @@ def record_all(seeds=(0, 1, 2), report=print) -> dict:
             kind = f"{'NF4' if quantize else 'fp32'}, seed {seed}"
             found[f"rollouts, {kind}"] = record_rollouts(policy_of(seed, quantize), seed)
             for name in TRAININGS:
-                found[f"{name}, {kind}"] = record_training(name, seed, quantize)
+                found[f"{name}, {kind}"] = record_training(name, seed, quantize, steps)
             report(kind)
     return found
 
@@ -153,9 +156,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--compare", type=Path, nargs=2)
+    parser.add_argument("--keep", action="store_true", help="write what tests/test_records_kept.py compares with")
     args = parser.parse_args()
     if args.write:
         args.write.write_text(json.dumps(record_all()) + "\n")
+    if args.keep:
+        (HOUSE / "records.json").write_text(json.dumps(record_all(seeds=(0,), steps=KEPT_STEPS)) + "\n")
     if args.compare:
         old, new = (json.loads(file.read_text()) for file in args.compare)
         lines = compare(old, new)

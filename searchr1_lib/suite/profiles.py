@@ -44,6 +44,8 @@ class Profile(Settings, use_attribute_docstrings=True):
     """subtracted from a right answer's reward, per search; for each reward with an argument ``cost``"""
     eval_questions: Count = 120
     """of the test split, before and after training"""
+    loop_steps: Count = 5
+    """steps of 05's plain loop, and of the ``Trainer`` that it is held against"""
     collapse_steps: Whole = 20
     """steps that 05 trains at five times the learning rate, to show a collapse; 0: none"""
     query: str = ""
