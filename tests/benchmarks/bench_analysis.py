@@ -40,7 +40,7 @@ def write_log(path: Path, rollouts: int) -> None:
         for i in (0, 48)
         for t in rollout(load_policy(), questions[i : i + 48], engine, num_generations=4, max_turn_tokens=128)
     ]
-    score(SearchR1Reward(), real)
+    score(SearchR1Reward(), real).keep(real)
     rows, rng = [t.to_dict() for t in real], random.Random(0)
     with open(path, "w", encoding="utf-8") as f:
         for i in range(rollouts):

@@ -34,11 +34,13 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
 
-from searchr1_lib import protocol
-from searchr1_lib import rollout as sampler
+from searchr1_lib import rollout
+from searchr1_lib.environment import protocol
+from searchr1_lib.environment.search import fit_observation
 from searchr1_lib.records import Hit, Passage, Question
 from searchr1_lib.search import BM25Search
 from searchr1_lib.study.warmstart import demonstrate
+from searchr1_lib.training import decoder
 from searchr1_lib.training.policy import Policy, load_policy
 from searchr1_lib.worlds.almanac import build_world
 
@@ -88,26 +90,25 @@ class Script:
     @contextmanager
     def drawing(self):
         """Within it our sampler draws what is written here; log-probabilities and entropies are the model's own."""
-        script, draw = self, sampler.draw
+        script, draw = self, decoder.draw
 
-        class Scripted(sampler._Sampler):
-            def run(self, episodes):
-                self.number = {id(e): i for i, e in enumerate(episodes)}
-                return super().run(episodes)
-
-            def _write_turn(self, active, logits, stops):
-                script.begin([self.number[id(e)] for e in active], active[0].turn)
-                super()._write_turn(active, logits, stops)
+        class Scripted(decoder.Decoder):
+            def write(self, rows, stops, room):
+                if self.cache is None:
+                    self.number, self.turn = {id(row): i for i, row in enumerate(rows)}, -1
+                self.turn += 1
+                script.begin([self.number[id(row)] for row in rows], self.turn)
+                return super().write(rows, stops, room)
 
             def _sample(self, logits):
                 def forced(probs, generator=None):
                     draw(probs, generator)
-                    return script.next(getattr(self, "rows", slice(None))).to(probs.device)
+                    return script.next(self.rows).to(probs.device)
 
-                with patch.object(sampler, "draw", forced):
+                with patch.object(decoder, "draw", forced):
                     return super()._sample(logits)
 
-        with patch.object(sampler, "_Sampler", Scripted):
+        with patch("searchr1_lib.training.rollout.Decoder", Scripted):
             yield
 
 
@@ -128,7 +129,7 @@ class Shelf:
 
 def ours(policy: Policy, script: Script, engine, questions: list[Question], group: int, turns: int) -> list[list[int]]:
     with script.drawing():
-        made = sampler.rollout(policy, questions, engine, num_generations=group, max_turns=turns - 1, **LENGTHS)
+        made = rollout(policy, questions, engine, num_generations=group, max_turns=turns - 1, **LENGTHS)
     return [t.completion_ids for t in made]
 
 
@@ -265,7 +266,7 @@ class TRL:
 
 
 def observe(policy: Policy, hits: list[Hit]) -> str:
-    return sampler.fit_observation(policy.measure, hits, LENGTHS["max_observation_tokens"])
+    return fit_observation(policy.measure, hits, LENGTHS["max_observation_tokens"])
 
 
 def causal_lm(policy: Policy):
