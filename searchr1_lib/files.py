@@ -11,11 +11,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .records import Trajectory, arrow_schema
+from .records import Trajectory
 
 
 @contextmanager
@@ -143,59 +142,6 @@ class TrajectoryLog:
     def read(self) -> list[Trajectory]:
         """All trajectories; see ``__iter__`` for the errors."""
         return list(self)
-
-    def to_parquet(self, path: str | os.PathLike) -> None:
-        """Write the log as a Parquet file, whole or not at all; a log larger than memory is no problem.
-
-        Lone surrogates, which no Parquet text can hold, become "?".
-        """
-        import pyarrow.parquet as pq
-
-        schema = arrow_schema()
-        with whole(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for table in self._tables(schema):
-                writer.write_table(table)
-
-    def to_dataset(self):
-        """The log as a ``datasets.Dataset`` in memory; ``Trajectory.from_row`` reads its rows. As ``to_parquet``."""
-        import pyarrow as pa
-        from datasets import Dataset
-
-        schema = arrow_schema()
-        return Dataset(pa.concat_tables([schema.empty_table(), *self._tables(schema)]))
-
-    def _tables(self, schema, rows: int = 256):
-        """The log as Arrow tables of so many rows."""
-        import pyarrow as pa
-
-        log = iter(self)
-        while part := [t.to_row() for t in islice(log, rows)]:
-            try:
-                yield pa.Table.from_pylist(part, schema=schema)
-            except UnicodeEncodeError:
-                clean = json.dumps(part, ensure_ascii=False).encode("utf-8", "replace")
-                yield pa.Table.from_pylist(json.loads(clean), schema=schema)
-
-
-def read_parquet(path: str | os.PathLike) -> list[Trajectory]:
-    """The trajectories of a file that ``TrajectoryLog.to_parquet`` wrote, equal to those of the log.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not Parquet, or its rows are not trajectories; names file and row.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    trajectories: list[Trajectory] = []
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(256):
-                for row in batch.to_pylist():
-                    trajectories.append(Trajectory.from_row(row))
-    except (ValueError, pa.ArrowException) as e:
-        raise ValueError(f"{path}, row {len(trajectories) + 1}: {e}") from None
-    return trajectories
 
 
 def _line(row: Any) -> bytes:

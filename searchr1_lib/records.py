@@ -1,16 +1,16 @@
 """What flows through the project: questions, passages, hits and trajectories.
 
 A ``Trajectory`` is made once, by the rollout, and only gains fields afterwards (reward, advantage).
-Importing this loads no numeric library: a record is plain Python and has one JSON form, and one row in a
-table (Parquet, ``datasets``) whose columns follow from the fields' types.
+Importing this loads no numeric library: a record is plain Python and has one JSON form (``study.tables`` makes a
+table of it, whose columns follow from the fields' types).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from statistics import fmean
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -230,20 +230,6 @@ class Trajectory:
             raise ValueError("completion_ids, mask and logprobs differ in length")
         return trajectory
 
-    def to_row(self) -> dict[str, Any]:
-        """The row of a table (see ``arrow_schema``): the JSON form, a dictionary as a list of {"name", "value"}."""
-        row = self.to_dict()
-        return row | {f: [{"name": k, "value": v} for k, v in row[f].items()] for f in ("rewards", "token_values")}
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Trajectory:
-        """Read a row of the Parquet file or of the ``datasets.Dataset``; errors as in ``from_dict``."""
-        try:
-            named = {f: {x["name"]: x["value"] for x in row[f]} for f in ("rewards", "token_values")}
-        except (TypeError, KeyError) as e:
-            raise ValueError(f"not a trajectory: {e}") from None
-        return cls.from_dict(row | named)
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -270,29 +256,3 @@ class Scores:
         for i, t in enumerate(trajectories):
             t.reward, t.turn_rewards = self.values[i], self.turns[i]
             t.rewards = {name: values[i] for name, values in self.parts.items()}
-
-
-def arrow_schema():
-    """The columns of a table of trajectories (a ``pyarrow.Schema``), read off the records' type hints.
-
-    Whole numbers are int64, others float64, dictionaries lists of {name, value} (``datasets`` has no maps).
-    """
-    import pyarrow as pa
-
-    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-
-    def columns(record):
-        hints = get_type_hints(record)
-        return [(f.name, kind(hints[f.name])) for f in fields(record)]
-
-    def kind(hint):
-        args = [a for a in get_args(hint) if a is not type(None)]
-        if is_dataclass(hint):
-            return pa.struct(columns(hint))
-        if get_origin(hint) is list:
-            return pa.list_(kind(args[0]))
-        if get_origin(hint) is dict:
-            return pa.list_(pa.struct([("name", kind(args[0])), ("value", kind(args[1]))]))
-        return plain[hint] if hint in plain else kind(args[0])  # the rest is "or None"
-
-    return pa.schema(columns(Trajectory))

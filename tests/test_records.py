@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from searchr1_lib.files import TrajectoryLog, read_parquet, write_json_lines, write_whole
+from searchr1_lib.files import TrajectoryLog, write_json_lines, write_whole
 from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
+from searchr1_lib.study.tables import read_parquet, to_dataset, to_parquet
 
 
 def trajectory(text="<answer> é\u2028 </answer>", logprob=-0.1):
@@ -84,9 +85,9 @@ def test_a_lone_surrogate_from_the_web_is_kept_and_stops_nothing(tmp_path):
     t.question.text = "\udfff?"
     log.append([t, trajectory("whole")])
     assert log.read()[0] == t and len(log.path.read_bytes().decode("utf-8").splitlines()) == 2
-    log.to_parquet(tmp_path / "log.parquet")
+    to_parquet(log, tmp_path / "log.parquet")
     assert [x.text for x in read_parquet(tmp_path / "log.parquet")] == ["a ? b", "whole"]
-    assert log.to_dataset()[0]["question"]["text"] == "??"
+    assert to_dataset(log)[0]["question"]["text"] == "??"
     write_json_lines(log.path, [t.to_dict()])
     assert log.read() == [t]
 

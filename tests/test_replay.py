@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_lib.files import TrajectoryLog, read_parquet
-from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory, arrow_schema
+from searchr1_lib.files import TrajectoryLog
+from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 from searchr1_lib.rewards import handwritten
 from searchr1_lib.search import BM25Search
 from searchr1_lib.study.replay import ReplayBuffer, replay
+from searchr1_lib.study.tables import arrow_schema, from_row, read_parquet, to_dataset, to_parquet
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.training.rollout import rollout
 
@@ -254,9 +255,9 @@ TRAJECTORIES = COUNT.map(lambda n: n % 5).flatmap(
 def test_a_trajectory_comes_back_equal_from_parquet_and_dataset(tmp_path_factory, trajectories):
     log = TrajectoryLog(tmp_path_factory.mktemp("log") / "log.jsonl")
     log.append(trajectories)
-    log.to_parquet(log.path.with_suffix(".parquet"))
+    to_parquet(log, log.path.with_suffix(".parquet"))
     assert read_parquet(log.path.with_suffix(".parquet")) == trajectories
-    assert [Trajectory.from_row(row) for row in log.to_dataset()] == trajectories
+    assert [from_row(row) for row in to_dataset(log)] == trajectories
 
 
 def test_columns_are_typed_even_where_all_is_empty(tmp_path):
@@ -264,21 +265,21 @@ def test_columns_are_typed_even_where_all_is_empty(tmp_path):
 
     log = TrajectoryLog(tmp_path / "log.jsonl")
     log.append([])
-    log.to_parquet(tmp_path / "log.parquet")
+    to_parquet(log, tmp_path / "log.parquet")
     schema = pq.read_schema(tmp_path / "log.parquet")
     assert schema.remove_metadata() == arrow_schema() and "null" not in str(schema.types)
-    assert len(log.to_dataset()) == 0 and set(log.to_dataset().features) == set(Trajectory.__dataclass_fields__)
+    assert len(to_dataset(log)) == 0 and set(to_dataset(log).features) == set(Trajectory.__dataclass_fields__)
 
 
 def test_parquet_is_written_whole_or_not_at_all(tmp_path, engine):
     log, target = TrajectoryLog(tmp_path / "log.jsonl"), tmp_path / "log.parquet"
     log.append([recorded(engine, "river")] * 300)
-    log.to_parquet(target)
+    to_parquet(log, target)
     before = target.read_bytes()
     lines = log.path.read_bytes().splitlines(keepends=True)
     log.path.write_bytes(b"".join(lines[:-1]) + b"{}\n")  # the last row is none: after the first part was written
     with pytest.raises(ValueError, match="line 300"):
-        log.to_parquet(target)
+        to_parquet(log, target)
     assert target.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
 
 

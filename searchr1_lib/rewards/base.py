@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import groupby
 
 from ..environment import protocol
+from ..metrics import grouped
 from ..records import Scores, Trajectory
 
 #: A reward is ``reward(trajectories) -> list[float]`` with an attribute ``name``.
@@ -30,20 +33,8 @@ class Reward:
         raise NotImplementedError
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
-        """One float per trajectory.
-
-        Raises:
-            RewardError: ``value`` failed; the message names the reward and the trajectory.
-        """
-        out = []
-        for i, t in enumerate(trajectories):
-            try:
-                out.append(float(self.value(t)))
-            except RewardError:
-                raise
-            except Exception as e:
-                raise RewardError(f"reward {self.name!r} failed on {_which(i, t)}: {_say(e)}") from e
-        return out
+        """One float per trajectory. What ``value`` raises comes through; ``checked`` says for which trajectory."""
+        return [float(self.value(t)) for t in trajectories]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"
@@ -76,32 +67,28 @@ def checked(reward: RewardFunction, trajectories: Sequence[Trajectory]) -> list[
             that is not a finite number. The message names the reward and the trajectory: its place in the
             batch, counted from 0, and its question's id.
     """
-    name = name_of(reward)
     try:
         values = list(reward(trajectories))
     except RewardError:
         raise
     except Exception as e:
-        raise RewardError(f"reward {name!r} failed on {_culprit(reward, trajectories)}: {_say(e)}") from e
-    return _check_values(name, values, trajectories)
+        where = _culprit(reward, trajectories)
+        raise RewardError(f"reward {name_of(reward)!r} failed on {where}: {type(e).__name__}: {e}") from e
+    return _finite(name_of(reward), values, trajectories)
 
 
-def _check_values(name: str, values: Sequence, trajectories: Sequence[Trajectory]) -> list[float]:
-    """The values as floats."""
+def _finite(name: str, values: Sequence, trajectories: Sequence[Trajectory]) -> list[float]:
+    """The values as floats. One that is not finite would silently spoil the advantages of its whole group."""
     if len(values) != len(trajectories):
         ids = ", ".join(repr(t.question.id) for t in trajectories[:3])
-        raise RewardError(
-            f"reward {name!r} returned {len(values)} value(s) for {len(trajectories)} trajectories (questions {ids}…)"
-        )
-    numbers = []
-    for i, (value, t) in enumerate(zip(values, trajectories)):
-        try:
-            numbers.append(float(value))
-        except (TypeError, ValueError):
-            numbers.append(math.nan)
-        if not math.isfinite(numbers[-1]):
-            raise RewardError(f"reward {name!r} gave {value!r} to {_which(i, t)}: not a finite number")
-    return numbers
+        numbers = f"{len(values)} value(s) for {len(trajectories)} trajectories"
+        raise RewardError(f"reward {name!r} returned {numbers} (questions {ids}…)")
+    for place, (value, t) in enumerate(zip(values, trajectories)):
+        with suppress(TypeError, ValueError):
+            if math.isfinite(float(value)):
+                continue
+        raise RewardError(f"reward {name!r} gave {value!r} to {_which(place, t)}: not a finite number")
+    return [float(value) for value in values]
 
 
 def score(reward: RewardFunction, trajectories: Sequence[Trajectory]) -> Scores:
@@ -115,16 +102,15 @@ def score(reward: RewardFunction, trajectories: Sequence[Trajectory]) -> Scores:
     """
     if hasattr(reward, "scores"):
         scores = reward.scores(trajectories)
-        _check_values(name_of(reward), scores.values, trajectories)
+        _finite(name_of(reward), scores.values, trajectories)
         return scores
     values = checked(reward, trajectories)
-    return Scores(values, {name_of(reward): values}, by_turn(reward, trajectories, values))
+    turns = reward.per_turn(trajectories) if hasattr(reward, "per_turn") else in_last_turn(trajectories, values)
+    return Scores(values, {name_of(reward): values}, turns)
 
 
-def by_turn(reward, trajectories: Sequence[Trajectory], values: Sequence[float]) -> list[list[float]]:
-    """The values by turn: as the reward's ``per_turn`` says, otherwise the whole in the last turn."""
-    if hasattr(reward, "per_turn"):
-        return reward.per_turn(trajectories)
+def in_last_turn(trajectories: Sequence[Trajectory], values: Sequence[float]) -> list[list[float]]:
+    """The values by turn where a reward does not say what each turn earned: all of it in the last."""
     return [[0.0] * (turn_count(t) - 1) + [v] for t, v in zip(trajectories, values)]
 
 
@@ -134,35 +120,19 @@ def turn_count(trajectory: Trajectory) -> int:
     return max(1, trajectory.turns, last)
 
 
-def group_of(trajectory: Trajectory) -> str:
-    """What the trajectory is compared within: its ``group``, or its question where none is set."""
-    return trajectory.group or trajectory.question.id
-
-
 def by_group(trajectories: Sequence[Trajectory]) -> dict[str, list[int]]:
-    """Positions in the batch by group."""
-    groups: dict[str, list[int]] = {}
-    for i, t in enumerate(trajectories):
-        groups.setdefault(group_of(t), []).append(i)
-    return groups
+    """Positions in the batch by what is compared: the ``group``, or the question where none is set."""
+    return grouped(range(len(trajectories)), lambda i: trajectories[i].group or trajectories[i].question.id)
 
 
 def model_turns(trajectory: Trajectory) -> list[tuple[int, str]]:
     """``(turn, text)`` of each unbroken run of text that the model wrote.
 
-    Text on both sides of an observation is never joined, so no tag can be built across it.
+    Text on both sides of an observation is never joined: a passage could otherwise stand between two halves of a tag
+    and make an answer of them.
     """
-    runs: list[tuple[int, str]] = []
-    open_turn = None  # the turn of the run that the next segment may lengthen
-    for s in trajectory.segments:
-        if not s.by_model:
-            open_turn = None
-        elif s.turn == open_turn:
-            runs[-1] = (s.turn, runs[-1][1] + s.text)
-        else:
-            runs.append((s.turn, s.text))
-            open_turn = s.turn
-    return runs
+    runs = groupby(trajectory.segments, lambda s: (s.by_model, s.turn))
+    return [(turn, "".join(s.text for s in run)) for (by_model, turn), run in runs if by_model]
 
 
 def answers_in(text: str) -> list[tuple[str, bool]]:
@@ -174,35 +144,32 @@ def answers_in(text: str) -> list[tuple[str, bool]]:
     >>> answers_in("<think> is it <answer>A</answer>? </think><answer>B</answer>")
     [('A', True), ('B', False)]
     """
-    found: list[list] = []
+    answers: list[str] = []
+    thought: set[int] = set()
     opened, thinking = None, None  # where an <answer> content began; how many answers preceded <think>
-    for m in protocol.tags_in(text):
-        closing, kind = m.group(1), m.group(2)
+    for tag in protocol.tags_in(text):
+        closing, kind = tag.group(1), tag.group(2)
         if kind == "think":
             if closing and thinking is not None:
-                for answer in found[thinking:]:
-                    answer[1] = True
-            thinking = None if closing else len(found)
+                thought |= set(range(thinking, len(answers)))
+            thinking = None if closing else len(answers)
         elif kind == "answer":
             if closing and opened is not None:
-                found.append([text[opened : m.start()].strip(), False])
-            opened = None if closing else m.end()
-    return [tuple(answer) for answer in found]
+                answers.append(text[opened : tag.start()].strip())
+            opened = None if closing else tag.end()
+    return [(answer, i in thought) for i, answer in enumerate(answers)]
 
 
 def final_answer(trajectory: Trajectory) -> str | None:
     """The answer that counts: the last complete one that the model wrote outside its reasoning.
 
-    Read from the model's segments; ``trajectory.answer`` is believed only where there are none.
+    Read from the model's segments and not from ``trajectory.answer``, which a log or another sampler may have filled
+    in from anywhere; it is believed only where there are no segments.
     """
     if not trajectory.segments:
         return trajectory.answer
-    for _, text in reversed(model_turns(trajectory)):
-        if "</answer>" in text:
-            for answer, thought in reversed(answers_in(text)):
-                if not thought:
-                    return answer
-    return None
+    answers = (pair for _, text in reversed(model_turns(trajectory)) for pair in reversed(answers_in(text)))
+    return next((answer for answer, thought in answers if not thought), None)
 
 
 def answer_flags(trajectory: Trajectory) -> list[str]:
@@ -211,9 +178,8 @@ def answer_flags(trajectory: Trajectory) -> list[str]:
     >>> answer_flags(Trajectory(None, [], [], [], []))
     []
     """
-    found = [a for _, text in model_turns(trajectory) for a in answers_in(text)]
-    flags = ["several"] if len(found) > 1 else []
-    return flags + (["in_think"] if any(thought for _, thought in found) else [])
+    thoughts = [thought for _, text in model_turns(trajectory) for _, thought in answers_in(text)]
+    return ["several"] * (len(thoughts) > 1) + ["in_think"] * any(thoughts)
 
 
 def _culprit(reward, trajectories) -> str:
@@ -228,7 +194,3 @@ def _culprit(reward, trajectories) -> str:
 
 def _which(place: int, t: Trajectory) -> str:
     return f"trajectory {place} of the batch (question {t.question.id!r})"
-
-
-def _say(e: Exception) -> str:
-    return f"{type(e).__name__}: {e}"

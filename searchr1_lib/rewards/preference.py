@@ -17,7 +17,8 @@ from ..records import Trajectory
 from .answer import ExactMatch, f1_score
 from .base import final_answer
 from .cost import searches_by_turn
-from .process import RepeatedSearch, Retrieval, format_errors
+from .process import Retrieval, format_errors
+from .steps import RepeatedSearch
 
 #: What a trajectory is described by. Only counts and the model's own answer: no text of a passage decides.
 FEATURES: dict[str, Callable[[Trajectory], float]] = {

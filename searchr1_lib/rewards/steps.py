@@ -1,0 +1,81 @@
+"""Rewards that are earned search by search: what each one found, and what it wasted."""
+
+from __future__ import annotations
+
+import re
+
+from ..metrics import holds_answer
+from ..records import Trajectory
+from .base import TurnReward, turn_count
+from .process import query_of
+
+
+def search_turns(trajectory: Trajectory) -> list[int]:
+    """The turn in which each executed search was asked: the model's search before each observation."""
+    turns, pending = [], None
+    for s in trajectory.segments:
+        if s.kind == "search":
+            pending = s.turn
+        elif s.kind == "information" and pending is not None:
+            turns.append(pending)
+            pending = None
+    missing = len(trajectory.searches) - len(turns)
+    return turns[: len(trajectory.searches)] + [turn_count(trajectory) - 1] * max(0, missing)
+
+
+class InformationGain(TurnReward):
+    """Per search: the share of the gold passages that it found first, minus ``redundancy`` times the share of
+    its hits that earlier searches had already returned.
+
+    For search t with the hits ``H_t``, the gold passages ``P`` and everything found before ``S = H_1 + … + H_(t-1)``
+
+        value_t = |(H_t - S) & P| / |P|  -  redundancy * |H_t & S| / |H_t|
+
+    The idea is StepSearch's (Wang et al. 2025, arXiv 2505.15107), which pays a step for its information gain and
+    fines documents retrieved again; it measures the gain by TF-IDF overlap with the gold documents, we by identity.
+    A question without gold passages has one thing to find: a passage that holds a gold answer.
+    """
+
+    name = "information_gain"
+
+    def __init__(self, redundancy: float = 0.0):
+        self.redundancy = redundancy
+
+    def turn_values(self, trajectory: Trajectory) -> list[float]:
+        values = [0.0] * turn_count(trajectory)
+        gold = set(trajectory.question.passages)
+        gained, seen = set(), set()
+        for turn, search in zip(search_turns(trajectory), trajectory.searches):
+            ids = {hit.passage.id for hit in search.result}
+            useful = ids & gold
+            if not gold and any(holds_answer(hit.passage, trajectory.question) for hit in search.result):
+                useful = {"answer"}
+            values[turn] += len(useful - gained) / max(1, len(gold))
+            values[turn] -= self.redundancy * len(ids & seen) / max(1, len(ids))
+            gained |= useful
+            seen |= ids
+        return values
+
+
+class RepeatedSearch(TurnReward):
+    """``-penalty`` for every search that is empty or repeats the words of an earlier one in the same order.
+
+    Raises:
+        ValueError: a negative penalty.
+    """
+
+    name = "repeated_search"
+
+    def __init__(self, penalty: float = 0.1):
+        if not penalty >= 0:
+            raise ValueError(f"RepeatedSearch: penalty must be 0 or more, not {penalty}")
+        self.penalty = penalty
+
+    def turn_values(self, trajectory: Trajectory) -> list[float]:
+        values, seen = [0.0] * turn_count(trajectory), {""}
+        for s in trajectory.segments:
+            if s.kind == "search":
+                query = " ".join(re.findall(r"\w+", query_of(s).lower()))
+                values[s.turn] -= self.penalty * (query in seen)
+                seen.add(query)
+        return values
