@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, suite
-from ..records import write_whole
+from ..files import write_whole
 from .profiles import folder_of, load_profile, read_given, resolve_profile, shown
 
 _PACKAGES = (
@@ -151,9 +151,9 @@ def _run_predecessor(run_dir: Path, path: Path, notebook: str, making: list[str]
     print(f"{path} is missing, and {why}: running {notebook} first", flush=True)
     command = command_of(profile, run_dir.name, [notebook], manifest["parameters"])
     env = {**os.environ, "SEARCHR1_MAKING": " ".join([*making, notebook])}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=suite.ROOT, env=env, **pipes) as run:
-        for line in run.stdout:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=suite.ROOT, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True) as run:
+        for line in run.stdout or ():
             print(line, end="", flush=True)
 
 

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from .. import suite
-from ..records import write_whole
+from ..files import write_whole
 from .profiles import folder_of, resolve_profile, shown
 from .runs import lacking, notebooks, open_run, read_json, run_suite
 

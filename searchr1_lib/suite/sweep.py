@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import suite
 from ..environment.limits import Whole, problem
-from ..records import write_json_lines
+from ..files import write_json_lines
 from .profiles import load_profile, read_yaml, resolve_profile, shown
 from .runs import command_of, failure_of, lacking, notebooks, open_run, read_json, table_of
 from .seeds import flat
@@ -249,7 +249,8 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
     for folder in map(Path, folders):
         if not (folder / "manifest.json").exists():
             continue
-        manifest, figures = read_json(folder / "manifest.json"), {}
+        manifest = read_json(folder / "manifest.json")
+        figures: dict[str, Any] = {}
         if (path := folder / "summary.json").exists():
             for values in read_json(path).values():
                 figures |= dict(flat(values))
