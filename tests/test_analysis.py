@@ -255,6 +255,7 @@ def test_sureness_is_the_probability_of_the_words_without_the_tags():
     t = handwritten(KNOWN, ["<answer>c</answer>"], probability=0.25)
     t.tokens = ["<ans", "wer>c", "</answer>"]  # a token that straddles tag and word counts
     t.segments[0].end, t.completion_ids, t.mask, t.logprobs = 3, [1, 2, 3], [1] * 3, [-1.0, -2.0, -4.0]
+    t.ends = [5, 10, 19]
     assert analysis.sureness(t) == pytest.approx(math.exp(-2.0))
     assert analysis.sureness(answer("x", searches=1)) is None
     assert analysis.sureness(handwritten(KNOWN, ["no answer"])) is None

@@ -54,7 +54,7 @@ def test_direct_never_searches_and_always_search_always_does(policy, engine, que
 def test_rag_searches_once_with_the_question_and_pays_for_it(policy, engine, questions):
     report = answer_with("rag", policy, questions, engine, reward=SearchR1Reward(0.15), **SHORT)
     for q, t in zip(questions, report.trajectories):
-        assert t.question is q and [c.query for c in t.searches] == [q.text] and len(t.searches[0].result) == 2
+        assert t.question is q and [c.argument for c in t.searches] == [q.text] and len(t.searches[0].result) == 2
         assert t.segments[0].kind == "information" and q.text in t.segments[0].text
         consistent(t)
         assert t.reward == pytest.approx(baselines.row_of(t)["em"] * (1 - 0.15))  # a wrong answer is not charged
@@ -69,7 +69,7 @@ def test_ircot_searches_with_thoughts_until_it_answers(policy, engine, questions
         assert 1 <= len(t.searches) <= 3 and t.searches[0].argument == t.question.text
         thoughts = [s.text for s in t.segments if s.kind == "think"]
         for call, thought in zip(t.searches[1:], thoughts):
-            assert call.query in thought
+            assert call.argument in thought
         assert not any(s.kind == "search" for s in t.segments[:-1])  # its own queries are not carried out
     assert any(len(t.searches) > 1 for t in report.trajectories)
 

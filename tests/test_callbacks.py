@@ -1,6 +1,5 @@
 """Callbacks: what they write, when they stop, and that they survive an interruption."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -42,7 +41,7 @@ def test_a_training_without_variance_ends(tmp_path, engine, questions):  # noqa:
             tmp_path / name,
             engine,
             questions,
-            dataclasses.replace(SHORT, steps=4, **settings),
+            SHORT.model_copy(update=dict(steps=4, **settings)),
             reward=lambda trajectories: [0.5] * len(trajectories),
             callbacks=[NothingToLearn(2)],
         )
@@ -59,7 +58,7 @@ def test_a_training_without_variance_ends(tmp_path, engine, questions):  # noqa:
 def test_evaluations_are_written_and_survive_an_interruption(tmp_path, engine, questions):  # noqa: F811
     def run(folder, *more):
         every = EvaluateEvery(2, questions[:3], max_turn_tokens=20)
-        settings = dataclasses.replace(SHORT, steps=3, checkpoint_every=1)
+        settings = SHORT.model_copy(update=dict(steps=3, checkpoint_every=1))
         trainer(folder, engine, questions, settings, callbacks=[every, *more]).train()
         rows = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
         assert rows == every.rows
@@ -79,7 +78,7 @@ def test_evaluations_are_written_and_survive_an_interruption(tmp_path, engine, q
 
 def test_tensorboard_reads_what_was_written(tmp_path, engine, questions):  # noqa: F811
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    settings = dataclasses.replace(SHORT, steps=2, checkpoint_every=1)
+    settings = SHORT.model_copy(update=dict(steps=2, checkpoint_every=1))
     for stop in (True, False):  # stopped after the first step, then resumed
         trainer(
             tmp_path, engine, questions, settings, callbacks=[TensorBoard(), lambda t, row, stop=stop: stop]

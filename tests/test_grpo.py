@@ -12,12 +12,11 @@ from searchr1_lib.training.grpo import (
     gae,
     group_advantages,
     groups_without_variance,
-    head_logits,
     merge_metrics,
     policy_loss,
-    token_logprobs_and_entropy,
     turn_advantages,
 )
+from searchr1_lib.training.logits import head_logits, token_logprobs_and_entropy
 
 B, P, T, G = 4, 3, 6, 2  # rollouts, prompt tokens, completion tokens, group size
 VOCABULARY, HIDDEN = 32, 16

@@ -313,7 +313,7 @@ def test_whole_episodes_search_answer_and_end(folders, name, quantize):
         policy, [LOOKUP, KNOWN, SILENT], engine(), num_generations=1, temperature=0.0, max_turn_tokens=60
     )
     assert searched.finish_reason == "answer" and searched.answer == "Ilda Storn"
-    assert [c.query for c in searched.searches] == ["who founded Velmora"]
+    assert [c.argument for c in searched.searches] == ["who founded Velmora"]
     assert [s.kind for s in searched.segments if s.kind != "text"] == [
         "think",
         "search",

@@ -76,7 +76,7 @@ def test_without_a_passage_it_parts_where_that_was_first_found(queries, gone):
     held = [any(h.passage.id == f"p{gone}" for h in call.result) for call in t.searches]
     (row,) = replay([t], engine=Less(), topk=3).rows
     assert row.search_parts == (held.index(True) if any(held) else None)
-    assert row.trajectory is t and [c.query for c in row.searches] == [c.query for c in t.searches]
+    assert row.trajectory is t and [c.argument for c in row.searches] == [c.argument for c in t.searches]
 
 
 def test_scores_and_ids_do_not_part_texts_and_order_do(engine):

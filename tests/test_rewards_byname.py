@@ -31,7 +31,7 @@ ROLLOUTS = [handwritten(Q, ["<answer> Rome </answer>"]), handwritten(Q, [SEARCH,
 )
 def test_a_reward_is_built_from_its_name(spec, like):
     built = rewards.build(spec, cost=0.3)
-    assert score(built, ROLLOUTS) == score(like, ROLLOUTS)
+    assert score(built, ROLLOUTS).values == score(like, ROLLOUTS).values
 
 
 def test_a_judge_with_its_endpoint_can_be_named_too():

@@ -373,8 +373,13 @@ def test_a_judge_composes():
     with Server() as server:
         ts = [answered("velmora"), answered("Tarn"), OTHER]
         reward = Composite([(0.7, ExactMatch()), (0.3, Judge(chat(server)))])
-        assert score(reward, ts).values == pytest.approx([1, 0, 1])
-        assert ts[0].rewards == {"exact_match": 1, "judge": 1, "composite": 1}
+        scores = score(reward, ts)
+        assert scores.values == pytest.approx([1, 0, 1])
+        assert {name: values[0] for name, values in scores.parts.items()} == {
+            "exact_match": 1,
+            "judge": 1,
+            "composite": 1,
+        }
 
 
 class Counting:
