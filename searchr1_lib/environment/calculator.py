@@ -47,7 +47,7 @@ def value_of(text: str) -> float:
 
 def _value(node: Any) -> float:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return node.value
+        return node.value  # type: ignore[return-value]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand)
     return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from ..files import write_json_lines
 from ..records import Question

@@ -259,7 +259,7 @@ def run_suite(
         KeyboardInterrupt: with the command that goes on.
     """
     profile, why = resolve_profile(profile)
-    paths, values = notebooks(only), read_given(given)
+    paths, values = notebooks(only), read_given(list(given))
     load_profile(profile, **values)
     run_dir = folder_of(run or f"{profile}-{datetime.now():%Y%m%d-%H%M%S}")
     _clear_way(suite.ROOT / run_dir, paths, bool(only), overwrite)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
