@@ -2,13 +2,14 @@
 #   make suite   the whole suite under the profile cpu (PROFILE=t4 or another one to change it)
 #   make seeds   training with three seeds; mean and interval go to docs/measurements.md
 #   make badges REPO=owner/name   stamps the repository's address into the notebooks and the README, for Colab
-#   make test    the tests, then every notebook under the profile smoke
+#   make lint    ruff and mypy
+#   make test    lint, the tests, then every notebook under the profile smoke
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= cpu
 BIN := .venv/bin
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9A]*_*.ipynb))
 
-.PHONY: suite seeds test lab bench notebooks badges venv clean
+.PHONY: suite seeds lint test lab bench notebooks badges venv clean
 
 suite: venv
 	$(BIN)/python -m searchr1_lib run --profile $(PROFILE)
@@ -16,8 +17,13 @@ suite: venv
 seeds: venv
 	$(BIN)/python -m searchr1_lib seeds --profile $(PROFILE)
 
+lint: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
 # The notebooks need one another's files: one process, in order, in a run's folder that is thrown away.
-test: venv
+test: lint
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
 	SEARCHR1_PROFILE=smoke SEARCHR1_RUNS="$$runs" JUPYTER_PREFER_ENV_PATH=1 \
@@ -49,5 +55,5 @@ venv: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

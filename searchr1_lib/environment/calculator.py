@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+from typing import Any
 
 from ..records import Passage
 from .base import Tool
@@ -44,9 +45,9 @@ def value_of(text: str) -> float:
         raise ValueError(f"not a sum: {text!r}") from None
 
 
-def _value(node: ast.AST) -> float:
+def _value(node: Any) -> float:
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return node.value
+        return node.value  # type: ignore[return-value]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand)
     return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))

@@ -6,7 +6,7 @@ transformers, so that the suite can check a parameter in milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -52,9 +52,9 @@ class Checked(BaseModel):
         except ValidationError as e:
             raise ValueError("; ".join(problem(item, type(self).model_fields) for item in e.errors())) from None
 
-    def model_copy(self, *, update: dict[str, Any] | None = None, deep: bool = False):
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False):
         """The same with other values, checked anew (pydantic's own would take anything)."""
-        return type(self)(**self.model_dump() | (update or {}))
+        return type(self)(**self.model_dump() | dict(update or {}))
 
 
 class Limits(Checked, use_attribute_docstrings=True):

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from ..files import write_json_lines
 from ..records import Question
@@ -34,7 +35,8 @@ class EvaluateEvery:
     def __init__(self, every: int, questions: Sequence[Question], **how):
         if every < 1 or not questions:
             raise ValueError(f"EvaluateEvery needs questions ({len(questions)} given) and every >= 1 ({every} given)")
-        self.every, self.questions, self.how, self.rows = every, list(questions), how, []
+        self.every, self.questions, self.how = every, list(questions), how
+        self.rows: list[dict[str, Any]] = []
 
     def __call__(self, trainer, metrics) -> None:
         step, s = metrics["step"], trainer.settings

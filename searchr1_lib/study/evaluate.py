@@ -72,10 +72,10 @@ class Report:
             raise ValueError(f"{path} is not a saved report ({e})") from None
 
     def __str__(self) -> str:
-        lines = [("", "n", "EM", "F1", "searches", "per need", "reward")]
+        lines = [["", "n", "EM", "F1", "searches", "per need", "reward"]]
         for name, m in self.table().items():
             cells = [m[metric] for metric in ("em", "f1", "searches", "searches_per_need", "reward")]
-            lines.append((name, str(m["n"]), *("–" if c is None else f"{c:.3f}" for c in cells)))
+            lines.append([name, str(m["n"]), *("–" if c is None else f"{c:.3f}" for c in cells)])
         return "\n".join("".join(c.ljust(17) if i == 0 else c.rjust(10) for i, c in enumerate(line)) for line in lines)
 
 
@@ -158,7 +158,7 @@ def paper_table(rows: Iterable[Mapping]) -> dict[str, dict]:
         raise ValueError("paper_table: no rows")
     averaged = [name for name in sets if name in PAPER] or list(sets)
     table: dict[str, dict] = {name: {"n": len(part)} for name, part in sets.items()} | {"average": {"n": len(averaged)}}
-    ends = lambda means: np.quantile(means, (0.025, 0.975))
+    ends: Callable[..., Iterable[float]] = lambda means: np.quantile(means, (0.025, 0.975))
     for metric in ("em", "f1", "searches"):
         rng, resampled = np.random.default_rng(0), {}
         for name, part in sets.items():
@@ -268,7 +268,7 @@ def _each(sources: Sequence[str]) -> list[str]:
 def _split(source: str) -> tuple[str, str]:
     """("nq", "my/file.jsonl") from "nq=my/file.jsonl"; the set is "" where none is named."""
     named = re.fullmatch(r"([\w-]+)=(.+)", source)
-    return named.groups() if named else ("", source)
+    return (named[1], named[2]) if named else ("", source)
 
 
 def _label(path: str) -> str:

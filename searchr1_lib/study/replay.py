@@ -96,7 +96,7 @@ class ReplayReport:
             "tokens": len(scored),
             "logprob_recorded": recorded,
             "logprob": now,
-            "kl": recorded - now if scored else None,
+            "kl": None if recorded is None or now is None else recorded - now,
             "same_choice": _mean(token == choice for token, _, _, choice in scored),
             "parted_at_token": sum(r.token_parts is not None for r in self.rows),
         }

@@ -105,7 +105,7 @@ def colors(trajectories: Iterable[Trajectory]) -> list[str]:
 
 def _values(t: Trajectory, color: str) -> list[float | None]:
     """One value per token, None for tokens of the environment and where nothing was recorded."""
-    values = t.token_values.get(color) or [None] * len(t.mask)
+    values: Sequence[float | None] = t.token_values.get(color) or [None] * len(t.mask)
     if color == "logprob":
         values = [-p for p in t.logprobs]
     elif color == "advantage" and t.advantages:
@@ -314,7 +314,7 @@ def _pieces(t: Trajectory, scale: _Scale) -> list[str]:
 def _merged(runs: Iterable[tuple[tuple[str, str], str]]) -> str:
     """Texts with their ``(class, title)``: neighbours of one look in one element, those without class in any case."""
     out = []
-    for look, run in groupby(runs, lambda r: r[0] if r[0][0] else ""):
+    for look, run in groupby(runs, lambda r: r[0] if r[0][0] else None):
         looks, texts = zip(*run)
         css, title = look or ("", _listed(title for _, title in looks))
         out.append(_span(css, title, "".join(texts)))

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
         if arguments[:1] == [name]:
             module = import_module(f"searchr1_lib.{home}")
-            lines = re.findall(r"^ *(searchr1 .*)", module.__doc__, re.MULTILINE)
+            lines = re.findall(r"^ *(searchr1 .*)", str(module.__doc__), re.MULTILINE)
             command.formatter_class = argparse.RawDescriptionHelpFormatter
             command.epilog = "examples:\n" + "\n".join(f"  {line}" for line in lines)
             module.add_arguments(command)

@@ -160,8 +160,8 @@ def load_profile(name: str, **given: Any) -> Profile:
     """
     path = suite.ROOT / "notebooks" / "profiles" / f"{name}.yaml"
     if name not in (known := sorted(p.stem for p in path.parent.glob("*.yaml"))):
-        known = f"choose auto or one of {', '.join(known)}, or write {shown(path)}"
-        raise ValueError(f"profile = {name!r} is unknown: {known}")
+        choices = f"choose auto or one of {', '.join(known)}, or write {shown(path)}"
+        raise ValueError(f"profile = {name!r} is unknown: {choices}")
     values = read_yaml(path)[0] or {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ValueError(f"{shown(path)} must hold lines 'name: value'")
@@ -264,5 +264,6 @@ def _injected() -> dict[str, Any]:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     space = shell.user_ns if shell else {}
     trees = [ast.parse(source) for source in space.get("In", []) if source.startswith("# Parameters\n")]
-    names = [t.id for tree in trees for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
+    targets = [t for tree in trees for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
+    names = map(ast.unparse, targets)
     return {name: space[name] for name in names if name not in ("profile", "run")}

@@ -151,9 +151,9 @@ def _run_predecessor(run_dir: Path, path: Path, notebook: str, making: list[str]
     print(f"{path} is missing, and {why}: running {notebook} first", flush=True)
     command = command_of(profile, run_dir.name, [notebook], manifest["parameters"])
     env = {**os.environ, "SEARCHR1_MAKING": " ".join([*making, notebook])}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=suite.ROOT, env=env, **pipes) as run:
-        for line in run.stdout:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=suite.ROOT, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True) as run:
+        for line in run.stdout or ():
             print(line, end="", flush=True)
 
 
@@ -259,7 +259,7 @@ def run_suite(
         KeyboardInterrupt: with the command that goes on.
     """
     profile, why = resolve_profile(profile)
-    paths, values = notebooks(only), read_given(given)
+    paths, values = notebooks(only), read_given(list(given))
     load_profile(profile, **values)
     run_dir = folder_of(run or f"{profile}-{datetime.now():%Y%m%d-%H%M%S}")
     _clear_way(suite.ROOT / run_dir, paths, bool(only), overwrite)

@@ -249,7 +249,8 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
     for folder in map(Path, folders):
         if not (folder / "manifest.json").exists():
             continue
-        manifest, figures = read_json(folder / "manifest.json"), {}
+        manifest = read_json(folder / "manifest.json")
+        figures: dict[str, Any] = {}
         if (path := folder / "summary.json").exists():
             for values in read_json(path).values():
                 figures |= dict(flat(values))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -205,7 +206,7 @@ def _unwanted(name: str) -> bool:
 class _Names:
     """Draws names that were not drawn before; ``avoid`` are names that must not come up."""
 
-    def __init__(self, rng: random.Random, avoid: set[str], surnames: list[str] = ()):
+    def __init__(self, rng: random.Random, avoid: Set[str], surnames: Iterable[str] = ()):
         self.rng, self.taken, self.surnames = rng, set(avoid), list(surnames)
 
     def _fresh(self, make) -> str:
@@ -247,7 +248,8 @@ class _Names:
 
 
 def _first_names() -> list[str]:
-    rng, names = random.Random(7), set()
+    rng = random.Random(7)
+    names: set[str] = set()
     while len(names) < 160:
         name = rng.choice(_ONSETS) + rng.choice(_VOWELS[:5]) + rng.choice(_MIDDLES[:6])
         name = (name + rng.choice("a o i en is us el ette ine".split())).capitalize()
@@ -375,8 +377,8 @@ class _Builder:
         return Hop(s, relation, text, r.query.format(s=s), r.fact.format(s=s, v=text), self.ids[entity.title])
 
     def questions(self, entities: dict[str, list], split: str, known: bool, rng: random.Random) -> None:
-        for kind, *chains in CHAINS:
-            chains = [chain.split() for chain in chains if not (known and "river" in chain)]
+        for kind, *texts in CHAINS:
+            chains = [text.split() for text in texts if not (known and "river" in text)]
             for entity, relations in itertools.product(entities[kind], chains):
                 hops, subject = [], entity
                 for relation in relations:
@@ -412,7 +414,7 @@ class _Builder:
 
 
 def build_world(
-    seed: int = 0, *, avoid: set[str] = frozenset(), lookup: dict[str, Part] = LOOKUP, near_duplicates: int = 0
+    seed: int = 0, *, avoid: Set[str] = frozenset(), lookup: dict[str, Part] = LOOKUP, near_duplicates: int = 0
 ) -> World:
     """Generate a world; the same arguments always give the same world.
 
@@ -477,7 +479,7 @@ def sample_questions(questions: list[Question], known: bool, count: int, rng: ra
 
     Comparisons are few because the tiny Qwen is poor at them (its figures stand in notebook A1).
     """
-    kinds = {"plain": [], "bridge": [], "comparison": []}
+    kinds: dict[str, list[Question]] = {"plain": [], "bridge": [], "comparison": []}
     for q in questions:
         if q.known == known:
             kind = q.source.split("/")[1]

@@ -91,7 +91,7 @@ def load_set(
             "on some of them all the same, give a file: its rows go to the splits in order"
         )
     if Path(source).is_file():
-        parts = [(list(COUNTS), None, learnt + counts["test"])]
+        parts: list[tuple[list[str], str | None, int]] = [(list(COUNTS), None, learnt + counts["test"])]
     else:
         parts = [(["train", "validation"], "train", learnt), (["test"], None, counts["test"])]
     questions: dict[str, list[Question]] = {}
