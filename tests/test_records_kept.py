@@ -10,7 +10,7 @@ KEPT = json.loads((records.HOUSE / "records.json").read_text(encoding="utf-8"))
 
 @pytest.mark.parametrize("name", list(KEPT))
 def test_nothing_is_lost(name):
-    """Another processor rounds otherwise: so the tolerance, and few steps, before a rounding can become another token."""
+    """Another processor rounds otherwise: so the tolerance, and few steps: a rounding soon becomes another token."""
     *what, kind, seed = name.split(", ")
     quantize, number = kind == "NF4", int(seed.removeprefix("seed "))
     if what == ["rollouts"]:
