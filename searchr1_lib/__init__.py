@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "records": "Passage Hit Question SearchCall Segment Trajectory",
     "files": "TrajectoryLog",
-    "data": "load_passages load_questions",
+    "worlds.public": "load_passages load_questions",
     "search": "BM25Search CachedSearch DenseSearch HybridSearch LocalSearch RemoteSearch RerankedSearch SQLiteSearch "
     "WebSearch",
     "rewards": "normalize_answer exact_match f1_score ExactMatch F1 SearchCost Composite",

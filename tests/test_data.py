@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from searchr1_lib import data
-from searchr1_lib.data import (
-    DataError,
-    load_passages,
-    load_questions,
-    load_with_passages,
-    save_passages,
-    save_questions,
-    select_passages,
-)
+from searchr1_lib.data import DataError, save_passages, save_questions
 from searchr1_lib.records import Passage, Question
+from searchr1_lib.worlds import public
+from searchr1_lib.worlds.public import load_passages, load_questions, load_with_passages, select_passages
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
 QUESTION = {"id": "q1", "text": "Who?", "answers": ["Ada"]}
@@ -71,6 +65,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path):
 def test_plain_form(tmp_path):
     path = write(tmp_path / "q.jsonl", {"id": 7, "question": "Who?", "answers": ["Ada"], "gold_ids": [1, "2"]})
     assert load_questions(path) == [Question("7", "Who?", ["Ada"], passages=["1", "2"], hops=2)]
+    assert data.load_questions(path) == load_questions(path)  # the core's own reader: files in these forms only
 
 
 def test_an_empty_alias_is_left_out(tmp_path):
@@ -253,17 +248,17 @@ def flashrag(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("name", [name for name in data.SETS if name != "search-r1"])
+@pytest.mark.parametrize("name", [name for name in public.SETS if name != "search-r1"])
 def test_the_seven_sets_by_name_and_from_a_folder_are_the_same(flashrag, monkeypatch, name):
-    monkeypatch.setattr(data, "_FLASHRAG", str(flashrag))
+    monkeypatch.setattr(public, "_FLASHRAG", str(flashrag))
     by_name = load_questions(name)
-    assert by_name == load_questions(flashrag / name) == load_questions(flashrag / name / f"{data.SETS[name]}.jsonl")
+    assert by_name == load_questions(flashrag / name) == load_questions(flashrag / name / f"{public.SETS[name]}.jsonl")
     assert all(q.source == name and q.id.startswith(f"{name}/") and q.known is None for q in by_name)
     assert load_questions(name, limit=1) == by_name[:1]
 
 
 def test_another_split_of_a_set(flashrag, monkeypatch):
-    monkeypatch.setattr(data, "_FLASHRAG", str(flashrag))
+    monkeypatch.setattr(public, "_FLASHRAG", str(flashrag))
     assert load_questions("nq", split="train") == load_questions(flashrag / "nq", split="train") != load_questions("nq")
     with pytest.raises(DataError, match="cannot stream split 'train'"):
         load_questions("popqa", split="train")
@@ -355,7 +350,7 @@ def test_search_r1_by_name_although_its_two_files_differ(tmp_path, monkeypatch):
         "test": [row("bamboogle", {"subj": "Ada"}), row("popqa", {"subj": "Ada"})],
     }.items():
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
-    monkeypatch.setattr(data, "_SEARCH_R1", str(tmp_path))
+    monkeypatch.setattr(public, "_SEARCH_R1", str(tmp_path))
     assert [q.id for q in load_questions("search-r1")] == ["bamboogle/x_0", "popqa/x_0"]
     questions, passages = load_with_passages("search-r1", split="train")
     assert [(q.source, q.hops) for q in questions] == [("nq", 1), ("hotpotqa", 2)] and len(passages) == 3
@@ -372,7 +367,7 @@ def test_a_corpus_by_name_and_its_part_about_the_questions(tmp_path, monkeypatch
     (tmp_path / "corpus").mkdir()
     with gzip.open(tmp_path / "corpus" / "wiki-18.jsonl.gz", "wt", encoding="utf-8") as f:
         f.writelines(json.dumps(r) + "\n" for r in rows)
-    monkeypatch.setitem(data.CORPORA, "wiki-18", f"hub:{tmp_path / 'corpus'}")
+    monkeypatch.setitem(public.CORPORA, "wiki-18", f"hub:{tmp_path / 'corpus'}")
     assert load_passages("wiki-18", limit=3)[0] == Passage("0", "Ada Lovelace", "Text 0.")
     with pytest.raises(ValueError, match="give limit="):
         load_passages("wiki-18")

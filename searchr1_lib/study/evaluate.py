@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from ..data import SETS, load_questions, load_with_passages
 from ..environment.limits import Limits
 from ..files import TrajectoryLog, write_whole
 from ..metrics import grouped, groups, means, row_of
 from ..records import Question, Trajectory
+from ..worlds.public import SETS, load_questions, load_with_passages
 
-#: The sets of the paper's table by name (see ``data.SETS``): in which part of it they stand, and under which title.
+#: The sets of the paper's table by name (see ``public.SETS``): in which part of it they stand, and under which title.
 PAPER = {
     "nq": ("General QA", "NQ"),
     "triviaqa": ("General QA", "TriviaQA"),
@@ -237,7 +237,7 @@ def read_sets(sources: Sequence[str], limit: int | None) -> list[Question]:
     """The questions of several sources, each with a source that names its set.
 
     Args:
-        sources: names of ``data.SETS``, "all" (the paper's seven), paths, ``hub:owner/name``, or ``set=path`` to say
+        sources: names of ``public.SETS``, "all" (the paper's seven), paths, ``hub:owner/name``, or ``set=path`` to say
             to which set a file without sources belongs.
         limit: at most so many questions of each set.
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from .. import data
 from ..files import write_json
 from ..records import Passage, Question
+from . import public
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 #: Out of ten questions in a row, so many go to each split; the common knowledge stands in the order of its topics.
@@ -73,15 +74,15 @@ def load_set(
     """Questions by split, and the passages that they need.
 
     Args:
-        source: a name of ``data.SETS`` or a folder in that layout: "train" and "validation" come from its training
+        source: a name of ``public.SETS`` or a folder in that layout: "train" and "validation" come from its training
             split, "test" from the split that papers report on. Or a file: its rows go to the splits in order.
         counts: how many questions go to each split; a split with 0 is left out.
-        corpus: where the passages are (see ``data.load_passages``); None: the questions' own rows carry them.
+        corpus: where the passages are (see ``public.load_passages``); None: the questions' own rows carry them.
         rows: rows of the corpus to read; required if it comes from the hub.
         others: every so many-th passage that is not about the questions is kept too; 1: the whole corpus.
 
     Raises:
-        FileNotFoundError, data.DataError: as in ``data.load_questions``; also where there are no passages, or where
+        FileNotFoundError, data.DataError: as in ``public.load_questions``; also where there are no passages, or where
             a set of test questions alone is asked for others.
     """
     learnt = counts["train"] + counts["validation"]
@@ -100,9 +101,9 @@ def load_set(
         if limit == 0:
             continue
         if corpus:
-            rest = data.load_questions(source, split=split, limit=limit)
+            rest = public.load_questions(source, split=split, limit=limit)
         else:
-            rest, carried = data.load_with_passages(source, split=split, limit=limit)
+            rest, carried = public.load_with_passages(source, split=split, limit=limit)
             passages |= {p.id: p for p in carried}
         for name in splits:
             questions[name], rest = rest[: counts[name]], rest[counts[name] :]
@@ -110,9 +111,9 @@ def load_set(
     if not corpus:
         return questions, list(passages.values())
     if others == 1:
-        return questions, data.load_passages(corpus, limit=rows)
+        return questions, public.load_passages(corpus, limit=rows)
     about = [q for part in questions.values() for q in part]
-    return questions, data.select_passages(corpus, about, others=others, limit=rows)
+    return questions, public.select_passages(corpus, about, others=others, limit=rows)
 
 
 def write_folder(
