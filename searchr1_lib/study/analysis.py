@@ -25,7 +25,7 @@ from ..metrics import ERRORS, error_of, first_query_finds, pairs, right, row_of
 from ..records import Passage, Trajectory
 
 Rollouts = Sequence[Trajectory]
-Means = Mapping[str, Mapping[str, float | None]]  # what ``Report.table()`` gives
+Means = Mapping[str, Mapping[str, Any]]  # what ``Report.table()`` gives
 
 _CAUSES = {name: number for number, name in enumerate(ERRORS)}
 
@@ -108,7 +108,7 @@ def _numbers(t: Trajectory, passages: Mapping[str, Passage]) -> dict[str, float]
         "step": None if t.step is None else t.step + 1,
         "first_query_found": first_query_finds(t),
         "sureness": sureness(t),
-        "error": _CAUSES.get(cause),
+        "error": _CAUSES.get(cause or ""),
     }
     numbers |= {f"rewards/{name}": value for name, value in t.rewards.items()}
     return {name: float(value) for name, value in numbers.items() if value is not None}
@@ -168,7 +168,7 @@ def bootstrap(
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
-def paired(before: Rollouts, after: Rollouts, value: Callable[[Trajectory], float]) -> list[tuple[float, float]]:
+def paired(before: Rollouts, after: Rollouts, value: Callable[[Trajectory], Any]) -> list[tuple[float, float]]:
     """``value`` before and after for every question that both sides have; the mean where one has several rollouts.
 
     Raises:
@@ -212,8 +212,9 @@ def changes(before: Rollouts, after: Rollouts, **how: Any) -> list[Change]:
         )
         if first and second:
             values, weights = paired(first, second, value), [w for w, _ in paired(first, second, weight)]
-            sums = [sum(side) / sum(weights) for side in zip(*values)]
-            figures.append(Change(name, len(values), *sums, *bootstrap([a - b for b, a in values], weights, **how)))
+            was, now = (sum(side) / sum(weights) for side in zip(*values))
+            interval = bootstrap([a - b for b, a in values], weights, **how)
+            figures.append(Change(name, len(values), was, now, *interval))
     return figures
 
 
@@ -310,16 +311,15 @@ def calibration(sure: Sequence[float], correct: Sequence[float], *, bins: int = 
     Returns:
         one row a bin that holds an answer: "sure" and "right" (means), "low" and "high" (see ``wilson``), "n".
     """
-    sure, correct = np.asarray(sure, float), np.asarray(correct, float)
-    judged = ~np.isnan(sure)
-    sure, correct = sure[judged], correct[judged]
-    place = np.minimum((sure * bins).astype(int), bins - 1)
+    both = np.array([sure, correct], float)
+    shares, hits = both[:, ~np.isnan(both[0])]
+    place = np.minimum((shares * bins).astype(int), bins - 1)
     rows = []
     for number in np.unique(place):
         here = place == number
-        share, n = float(correct[here].mean()), int(here.sum())
-        low, high = wilson(int(correct[here].sum()), n)
-        rows.append({"sure": float(sure[here].mean()), "right": share, "low": low, "high": high, "n": n})
+        share, n = float(hits[here].mean()), int(here.sum())
+        low, high = wilson(int(hits[here].sum()), n)
+        rows.append({"sure": float(shares[here].mean()), "right": share, "low": low, "high": high, "n": n})
     return rows
 
 
@@ -348,9 +348,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 # ---- figures to reach ------------------------------------------------------------------------------------
 
 
-def headline(
-    before: Means, after: Means, always: Sequence[Means], never: Sequence[Means]
-) -> dict[str, dict[str, float | None]]:
+def headline(before: Means, after: Means, always: Sequence[Means], never: Sequence[Means]) -> dict[str, dict[str, Any]]:
     """The figures by which a run is judged, as ``suite.record`` takes them.
 
     Args:
@@ -371,7 +369,7 @@ def headline(
 
 
 #: What the shipped almanac and the tiny Qwen should reach: figure -> (at least, at most).
-TARGETS = {
+TARGETS: dict[str, tuple[Any, Any]] = {
     "exact match, known": (0.97, None),
     "exact match, look-up": (0.92, None),
     "searches per known question": (None, 0.15),
@@ -379,7 +377,7 @@ TARGETS = {
 }
 
 
-def judge(figures: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, str, float | None, float | None, bool]]:
+def judge(figures: Means) -> list[tuple[str, str, float | None, float | None, bool]]:
     """Hold ``headline`` figures against ``TARGETS``: rows of (figure, target, before, after, reached).
 
     The reward has no number to reach; it must be higher than always searching and than never searching.

@@ -109,7 +109,7 @@ def retrieve_first(
             s.calls.append(replace(call, seconds=0.0))
         last = number == rounds
         begun = [_with_text(s.question, s.prompt(policy)) for s in going]
-        limits = {"max_turns": 0, "topk": topk, "first_action": "answer" if last else None}
+        limits: dict[str, Any] = {"max_turns": 0, "topk": topk, "first_action": "answer" if last else None}
         report = evaluate(_AsIs(policy), begun, engine, environment=_Whole, **limits, **how)
         for s, t in zip(going, report.trajectories):
             s.add_turn(t, last)
@@ -152,57 +152,58 @@ class _Story:
     question: Question
     query: str
     text: str = ""  # all that stands behind the prompt
-    made: Trajectory = field(default_factory=lambda: Trajectory(None, [], [], [], []))
+    written: Trajectory = field(init=False)
     calls: list[ToolCall] = field(default_factory=list)
     answered: bool | None = None  # None: it goes on
+
+    def __post_init__(self):
+        self.written = Trajectory(self.question, [], [], [], [])
 
     def prompt(self, policy) -> str:
         return policy.prompt_text(self.question.text) + self.text
 
     def add_environment(self, policy, text: str) -> None:
         ids = policy.encode(text)
-        start, n = len(self.made.completion_ids), len(ids)
-        self.made.tokens += [policy.token_bytes[i].decode("utf-8", "replace") for i in ids]
+        start, n = len(self.written.completion_ids), len(ids)
+        self.written.tokens += [policy.token_bytes[i].decode("utf-8", "replace") for i in ids]
         self._add(
-            ids, [0] * n, [0.0] * n, [Segment(ENVIRONMENT, "information", text, self.made.turns, start, start + n)]
+            ids, [0] * n, [0.0] * n, [Segment(ENVIRONMENT, "information", text, self.written.turns, start, start + n)]
         )
 
     def add_turn(self, t: Trajectory, last: bool) -> None:
         """Take over what the model wrote: all of it if it is the end, otherwise up to the end of its last thought."""
-        self.made.turns += 1
+        self.written.turns += 1
         if t.answer is not None or last:
-            self.answered, self.made.answer = t.answer is not None, t.answer
-            self.made.finish_reason = "answer" if self.answered else t.finish_reason
+            self.answered, self.written.answer = t.answer is not None, t.answer
+            self.written.finish_reason = "answer" if self.answered else t.finish_reason
             kept = t.segments
         else:
             thoughts = [i for i, s in enumerate(t.segments) if s.kind == "think"]
             kept = t.segments[: thoughts[-1] + 1] if thoughts else []
-        end, shift = (kept[-1].end if kept else 0), len(self.made.completion_ids)
-        self.made.tokens += t.tokens[:end]
-        self.made.seconds += t.seconds
+        end, shift = (kept[-1].end if kept else 0), len(self.written.completion_ids)
+        self.written.tokens += t.tokens[:end]
+        self.written.seconds += t.seconds
         self._add(
             t.completion_ids[:end],
             t.mask[:end],
             t.logprobs[:end],
-            [replace(s, turn=self.made.turns - 1, start=s.start + shift, end=s.end + shift) for s in kept],
+            [replace(s, turn=self.written.turns - 1, start=s.start + shift, end=s.end + shift) for s in kept],
         )
         if self.answered is None and kept:
             thought = kept[-1].text.removeprefix("<think>").removesuffix("</think>")
             self.query = next((s.strip() for s in reversed(thought.split(". ")) if s.strip()), self.query)
 
     def _add(self, ids: list[int], mask: list[int], logprobs: list[float], segments: list[Segment]) -> None:
-        self.made.completion_ids += ids
-        self.made.mask += mask
-        self.made.logprobs += logprobs
-        self.made.segments += segments
+        self.written.completion_ids += ids
+        self.written.mask += mask
+        self.written.logprobs += logprobs
+        self.written.segments += segments
         # a chat token that the model spelled out must not become a real one in the next prompt
         self.text += "".join(s.text.replace("<|", "\u2039|") for s in segments)
 
     def trajectory(self, policy) -> Trajectory:
         prompt = policy.prompt_text(self.question.text)
-        return replace(
-            self.made, question=self.question, prompt=prompt, prompt_ids=policy.encode(prompt), calls=self.calls
-        )
+        return replace(self.written, prompt=prompt, prompt_ids=policy.encode(prompt), calls=self.calls)
 
 
 # ---- supervised fine-tuning and rejection sampling -------------------------------------------------------
@@ -220,22 +221,18 @@ def demonstrations(
     """
     from .warmstart import demonstrate
 
-    world = _world_of(data)
-    asked = {q.id: q.text for questions in world.questions.values() for q in questions}
-    made = []
+    world = world_of(data, "the method sft")
+    texts = {q.id: q.text for questions in world.questions.values() for q in questions}
+    shown = []
     for q in questions:
-        if asked.get(q.id) != q.text:
+        if texts.get(q.id) != q.text:
             raise ValueError(f"question {q.id!r} is not of the almanac in {data}: nobody can demonstrate it")
         chain = world.chains[q.id]
-        found = [] if q.known else engine.search_batch([hop.query for hop in chain], k=topk)
-        if all(hop.passage in {h.passage.id for h in hits} for hop, hits in zip(chain, found)):
-            seen = [fit_observation(policy.measure, hits, 500) for hits in found]
-            made.append(_written(policy, q, demonstrate(q, chain, seen, search=not q.known)))
-    return made
-
-
-def _world_of(data: str | Path):
-    return world_of(data, "the method sft")
+        results = [] if q.known else engine.search_batch([hop.query for hop in chain], k=topk)
+        if all(hop.passage in {h.passage.id for h in hits} for hop, hits in zip(chain, results)):
+            seen = [fit_observation(policy.measure, hits, 500) for hits in results]
+            shown.append(_written(policy, q, demonstrate(q, chain, seen, search=not q.known)))
+    return shown
 
 
 def _written(policy, question: Question, pieces: Iterable) -> Trajectory:
@@ -351,7 +348,7 @@ class Setup:
     max_turn_tokens: int = 128
     seed: int = 0
 
-    def limits(self) -> dict[str, int]:
+    def limits(self) -> dict[str, Any]:
         return {"topk": self.topk, "max_turns": self.max_turns, "max_turn_tokens": self.max_turn_tokens}
 
 
@@ -368,7 +365,8 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
     from ..training.rollout import rollout
     from ..training.trainer import Settings, Trainer
 
-    start, spent = time.perf_counter(), {"minutes": None, "rollouts": None, "examples": None}
+    start = time.perf_counter()
+    spent: dict[str, float | int | None] = {"minutes": None, "rollouts": None, "examples": None}
     policy = load_policy(setup.model, adapter=setup.adapter if method == "grpo" else None, seed=setup.seed)
     if method in UNTRAINED or method == "grpo":
         return policy, spent

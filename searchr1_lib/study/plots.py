@@ -30,7 +30,7 @@ from PIL import Image
 from ..metrics import need
 from ..records import FINISH_REASONS, Trajectory
 
-Numbers = Sequence[float]
+Numbers = Any  # a sequence of numbers, or an array
 Rows = Sequence[Mapping[str, Any]]
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -645,7 +645,7 @@ def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = 
 
 
 @_styled
-def reward_histograms(columns: Mapping[str, Numbers], known: Sequence[bool]) -> Figure:
+def reward_histograms(columns: Mapping[str, Numbers], known: Numbers) -> Figure:
     """How each reward is spread over rollouts, known and look-up questions apart: share of the rollouts by value.
 
     Args:
@@ -728,7 +728,7 @@ def trade_off(points: Rows, *, x: str, y: str, title: str | None = None) -> Figu
         raise ValueError("trade_off needs at least one point")
     fig, (ax,) = _axes(1, 4.2)
     places = [(float(p["x"]), float(p["y"])) for p in points]
-    front = []
+    front: list[tuple[float, float]] = []
     for at, height in sorted(places, key=lambda place: (place[0], -place[1])):
         if not front or height > front[-1][1]:
             front.append((at, height))
@@ -755,7 +755,7 @@ def _spread_labels(ax, labels: Sequence[str], points: Sequence[tuple[float, floa
     marks = ax.transData.transform(points)
     sides = {9: "left", -9: "right", 0: "center"}
     offsets = list(zip((9, -9, 9, -9, 0, 0, 9, -9, 9, -9), (5, 5, -13, -13, 12, -20, 20, 20, -28, -28)))
-    taken = []
+    taken: list[Any] = []
     for label, point in zip(labels, points):
         for offset in offsets:
             text = ax.annotate(label, point, offset, textcoords="offset points", ha=sides[offset[0]], fontsize=9)
@@ -950,7 +950,7 @@ def retrieval_comparison(rows: Rows) -> Figure:
     fig, (ax, *clock) = _axes(1 + timed, 1.7 + 0.26 * len(rows) * len(qualities), sharey=True)
     looks = itertools.cycle(zip((SKY, BLUE, ORANGE, GREEN, PURPLE, YELLOW), ("", "//", "..", "\\\\", "xx", "--")))
     thick, y = 0.8 / len(qualities), np.arange(len(rows))
-    words = [[] for _ in rows]
+    words: list[list[str]] = [[] for _ in rows]
     for i, (quality, (color, hatch)) in enumerate(zip(qualities, looks)):
         values = [_value(row.get(quality)) for row in rows]
         bars = ax.barh(y + (i + 0.5) * thick - 0.4, values, thick * 0.92, color=color, hatch=hatch, label=quality)

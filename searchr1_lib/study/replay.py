@@ -188,12 +188,12 @@ def _read_again(rows: Sequence[Replayed], policy, temperature: float) -> None:
     with torch.no_grad():
         hidden = policy.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
         written = batch.sampled.bool()
-        found = [
+        judged = [
             _judged(head_logits(h, head.weight, head.bias), ids, temperature)  # of all they would not fit
             for h, ids in zip(hidden[:, :-1][written].split(1024), batch.ids[:, 1:][written].split(1024))
         ]
-    logprobs = iter(x for part, _ in found for x in part)
-    choices = iter(x for _, part in found for x in part)
+    logprobs = iter(x for part, _ in judged for x in part)
+    choices = iter(x for _, part in judged for x in part)
     for r in rows:
         r.logprobs = [next(logprobs) if m else 0.0 for m in r.trajectory.mask]
         r.choices = [next(choices) if m else None for m in r.trajectory.mask]
@@ -316,8 +316,8 @@ class ReplayBuffer:
                 raise ValueError(f"ReplayBuffer: the trajectory of question {t.question.id!r} has no {missing[0]}")
         self._held += new
         if self.max_age is not None:
-            newest = max((t.step for t in self._held), default=0)
-            self._held = deque((t for t in self._held if newest - t.step <= self.max_age), self._held.maxlen)
+            newest = max((t.step or 0 for t in self._held), default=0)
+            self._held = deque((t for t in self._held if newest - (t.step or 0) <= self.max_age), self._held.maxlen)
 
     def sample(self, size: int) -> list[Trajectory]:
         """``size`` different trajectories. Those of weight 0 come only when no others are left.
@@ -337,6 +337,7 @@ class ReplayBuffer:
         if self.by == "uniform":
             return [1.0] * len(self)
         if self.by == "advantage":
-            return [abs(t.advantage) for t in self._held]
-        lowest = min((t.reward for t in self._held), default=0.0)
-        return [t.reward - lowest for t in self._held]
+            return [abs(t.advantage or 0.0) for t in self._held]
+        rewards = [t.reward or 0.0 for t in self._held]
+        lowest = min(rewards, default=0.0)
+        return [reward - lowest for reward in rewards]

@@ -96,11 +96,11 @@ def _installed() -> dict[str, str]:
     """Version of each package by its canonical name; of two copies that of the first on the path, as import does."""
     from packaging.utils import canonicalize_name
 
-    found: dict[str, str] = {}
+    installed: dict[str, str] = {}
     for d in distributions():
         if d.metadata["Name"]:
-            found.setdefault(canonicalize_name(d.metadata["Name"]), d.version)
-    return found
+            installed.setdefault(canonicalize_name(d.metadata["Name"]), d.version)
+    return installed
 
 
 def missing(requirements: Sequence[str], installed: Mapping[str, str]) -> list[str]:
