@@ -101,9 +101,8 @@ class CachedSearch(Engine):
             return known
         try:
             batch = self.engine.search_batch(missing, k)
-            answers: list[_Answer] = [
-                (json.dumps([asdict(hit) for hit in hits], ensure_ascii=False), None) for hits in batch
-            ]
+            texts = [json.dumps([asdict(hit) for hit in hits], ensure_ascii=False) for hits in batch]
+            answers: list[_Answer] = [(text, None) for text in texts]
         except SearchError as e:
             answers = [(None, str(e))] * len(missing)
         with connection:
