@@ -203,6 +203,7 @@ def passage_of(row: dict) -> Passage:
 def question_of(row: dict) -> Question:
     """The question of a row."""
     name, answers = field(row, "answers", "reward_model.ground_truth.target", "golden_answers", "answer")
+    answers = [answers, *field(row, "answer_aliases", default=[])[1]] if isinstance(answers, str) else answers
     # an alias may be empty, as long as another one is not
     answers = [a for a in answers if text_of(name, a).strip()] if isinstance(answers, list) else []
     if not answers:

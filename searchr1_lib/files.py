@@ -25,7 +25,7 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _to_disk(temporary)
+        _to_disk(temporary)  # content first, then the name: after a power cut no name may mean an empty file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -68,6 +68,16 @@ def test_plain_form(tmp_path):
     assert data.load_questions(path) == load_questions(path)  # the core's own reader: files in these forms only
 
 
+def test_a_single_answer_needs_no_list_and_may_have_aliases(tmp_path):
+    rows = (
+        {"id": "1", "text": "Who?", "answers": "Ada"},
+        {"id": "2", "text": "?", "answer": "A", "answer_aliases": ["B"]},
+    )
+    path = write(tmp_path / "q.jsonl", *rows)
+    assert [q.answers for q in load_questions(path)] == [["Ada"], ["A", "B"]]
+    assert data.load_questions(path) == load_questions(path)
+
+
 def test_an_empty_alias_is_left_out(tmp_path):
     row = {"id": "q1", "question": "Who?", "golden_answers": ["Ada", "", " ", "A. L."]}
     assert load_questions(write(tmp_path / "q.jsonl", row))[0].answers == ["Ada", "A. L."]

@@ -8,7 +8,7 @@ from typing import Any
 from .base import Reward, RewardFunction, TurnReward
 from .composite import Composite
 
-_TYPES = {"float": (int, float), "int": int, "str": str}
+_TYPES: dict[str, Any] = {"float": (int, float), "int": int, "str": str}
 
 
 def build(spec: Any, **defaults: Any) -> RewardFunction:

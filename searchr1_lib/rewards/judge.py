@@ -167,12 +167,12 @@ def parse_score(reply: str) -> float:
     if fenced := _FENCE.match(text):
         text = fenced[1]
     try:
-        got = json.loads(text, object_pairs_hook=_no_twins)
+        verdict = json.loads(text, object_pairs_hook=_no_twins)
     except RecursionError:
         raise ValueError("nested too deep") from None
-    if not isinstance(got, dict) or not {"score"} <= got.keys() <= {"score", "reason"}:
+    if not isinstance(verdict, dict) or not {"score"} <= verdict.keys() <= {"score", "reason"}:
         raise ValueError("not an object with a score")
-    score = got["score"]
+    score = verdict["score"]
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
         raise ValueError("the score is not a number from 0 to 1")
     return float(score)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..records import Trajectory
 from ..search.encoders import MINILM, load_encoder
@@ -95,7 +96,7 @@ class SemanticSimilarity:
 
     def __init__(self, encoder=MINILM, calibration: Callable[[float], float] | None = None, name: str = "semantic"):
         self.encoder, self.calibration, self.name = encoder, calibration or Affine(1.0, 0.0), name
-        self._vectors: dict[str, object] = {}
+        self._vectors: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def similarities(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -122,7 +123,7 @@ class SemanticSimilarity:
         worth = lambda answer, gold: self.calibration(similarity[answer, gold]) if answer else 0.0
         return [max([0.0, *(worth(a, g) for g in t.question.answers)]) for a, t in zip(answers, trajectories)]
 
-    def _encode(self, texts: set[str]) -> dict[str, object]:
+    def _encode(self, texts: set[str]) -> dict[str, Any]:
         with self._lock:
             self.encoder = load_encoder(self.encoder)
             if new := sorted(texts - self._vectors.keys()):

@@ -44,7 +44,8 @@ class InformationGain(TurnReward):
     def turn_values(self, trajectory: Trajectory) -> list[float]:
         values = [0.0] * turn_count(trajectory)
         gold = set(trajectory.question.passages)
-        gained, seen = set(), set()
+        gained: set[str] = set()
+        seen: set[str] = set()
         for turn, search in zip(search_turns(trajectory), trajectory.searches):
             ids = {hit.passage.id for hit in search.result}
             useful = ids & gold

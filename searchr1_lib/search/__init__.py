@@ -5,25 +5,21 @@ An engine's module is imported when its name is first used, so ``import searchr1
 
 from importlib import import_module
 
-_HOMES = {
-    "BM25Search": "bm25",
-    "CachedSearch": "cached",
-    "cosine_scorer": "rerank",
-    "cross_encoder": "rerank",
-    "DenseSearch": "dense",
-    "encode_passages": "dense",
-    "Engine": "base",
-    "HybridSearch": "hybrid",
-    "IndexFolderError": "base",
-    "LocalSearch": "local",
-    "make_app": "server",
-    "measure": "quality",
-    "RemoteSearch": "remote",
-    "RerankedSearch": "rerank",
-    "SearchError": "base",
-    "SQLiteSearch": "sqlite",
-    "WebSearch": "web",
+_NAMES = {
+    "base": "Engine IndexFolderError SearchError",
+    "bm25": "BM25Search",
+    "cached": "CachedSearch",
+    "dense": "DenseSearch encode_passages",
+    "hybrid": "HybridSearch",
+    "local": "LocalSearch",
+    "quality": "measure",
+    "remote": "RemoteSearch",
+    "rerank": "RerankedSearch cosine_scorer cross_encoder",
+    "server": "make_app",
+    "sqlite": "SQLiteSearch",
+    "web": "WebSearch",
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOMES)
 
 

@@ -83,6 +83,7 @@ def clean(text: Any) -> str:
     """
     if not isinstance(text, str):
         raise TypeError(f"expected text, found {type(text).__name__}")
+    # the same name can be written with composed and with combining accents; unmatched, the passage is never found
     return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
 
 
@@ -97,15 +98,15 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
     >>> best(np.array([0.0, 2.0, 1.0, 2.0, -1.0]), 2).tolist()
     [1, 3]
     """
-    places = np.flatnonzero(scores > 0)
+    places = np.flatnonzero(scores > 0)  # a score of 0 matches nothing: better no passage than a random one
     values = scores[places]
-    if len(places) > k:
+    if len(places) > k:  # all that tie with the k-th stay for the stable sort: partition alone picks any of them
         keep = values >= np.partition(values, len(places) - k)[len(places) - k]
         places, values = places[keep], values[keep]
     return places[np.argsort(-values, kind="stable")[:k]]
 
 
-class PassageFile(Sequence):
+class PassageFile(Sequence[Passage]):
     """The passages of an index folder as a read-only sequence; the file is memory-mapped, not loaded."""
 
     def __init__(self, folder: Path):
@@ -116,7 +117,7 @@ class PassageFile(Sequence):
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __getitem__(self, i: int) -> Passage:
+    def __getitem__(self, i):
         if not 0 <= i < len(self):
             raise IndexError(i)
         return Passage(**json.loads(self._file[self._offsets[i] : self._offsets[i + 1]]))

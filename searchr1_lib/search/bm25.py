@@ -35,7 +35,8 @@ class BM25Search(Engine):
     ):
         import bm25s
 
-        self.passages, self.stopwords = list(passages), stopwords
+        self.passages: Sequence[Passage] = list(passages)
+        self.stopwords = stopwords
         if not self.passages:
             raise ValueError("BM25Search: no passages to index")
         texts = [indexed(passage) for passage in self.passages]

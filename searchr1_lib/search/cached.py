@@ -101,12 +101,13 @@ class CachedSearch(Engine):
             return known
         try:
             batch = self.engine.search_batch(missing, k)
-            new = [(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False), None) for hits in batch]
+            texts = [json.dumps([asdict(hit) for hit in hits], ensure_ascii=False) for hits in batch]
+            answers: list[_Answer] = [(text, None) for text in texts]
         except SearchError as e:
-            new = [(None, str(e))] * len(missing)
+            answers = [(None, str(e))] * len(missing)
         with connection:
             connection.execute("BEGIN IMMEDIATE")
-            return known | {query: self._keep(connection, query, k, answer) for query, answer in zip(missing, new)}
+            return known | {query: self._keep(connection, query, k, answer) for query, answer in zip(missing, answers)}
 
     def _keep(self, connection, query: str, k: int, answer: _Answer) -> _Answer:
         """Write an answer down, unless another thread or process was first: then its answer is ours too."""

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -146,10 +147,10 @@ class DenseSearch(Engine):
         vectors_dir: str | os.PathLike | None = None,
         progress: Callable[[str], None] | None = print,
     ):
-        self.passages = list(passages)
+        self.passages: Sequence[Passage] = list(passages)
         self.encoder = load_encoder(encoder)
         self.query_prefix = prefixes(self.encoder.name)[0] if query_prefix is None else query_prefix
-        how = {"prefix": passage_prefix, "vectors_dir": vectors_dir, "progress": progress}
+        how: dict[str, Any] = {"prefix": passage_prefix, "vectors_dir": vectors_dir, "progress": progress}
         vectors = encode_passages(self.passages, self.encoder, **how)
         self.index, self.parameters = index, _parameters(index) if parameters is None else parameters
         self._index = build_index(vectors, index)
@@ -273,7 +274,7 @@ def _set_parameters(index, parameters: str) -> None:
     import faiss
 
     try:
-        faiss.ParameterSpace().set_index_parameters(index, parameters)
+        faiss.ParameterSpace().set_index_parameters(index, parameters)  # type: ignore[arg-type]
     except RuntimeError as e:
         raise ValueError(f"parameters={parameters!r} does not fit this index: {e}") from None
 

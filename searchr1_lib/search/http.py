@@ -96,7 +96,7 @@ class JsonClient:
         Raises:
             error: one of them got no usable answer.
         """
-        deadline = self.deadline()
+        deadline = self.deadline()  # one for all, and for all their tries: a caller waits once, not once a try
         return self.wait([self.threads.submit(self.ask, request, read, deadline) for request in requests], deadline)
 
     def wait(self, futures: Sequence[Future], deadline: float) -> list[Any]:
@@ -122,14 +122,15 @@ class JsonClient:
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TryAgain),
-            wait=lambda call: max(call.outcome.exception().wait, _BACKOFF(call)),  # type: ignore[union-attr]
+            wait=lambda call: max(call.outcome.exception().wait, _BACKOFF(call)),  # type: ignore[attr-defined]
             stop=lambda call: call.attempt_number > self.retries or time.monotonic() + call.upcoming_sleep > deadline,
             retry_error_callback=self._give_up,
         )
         return retrying(self._try, request, read, deadline)
 
     def _try(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
-        body, left, method = bytearray(), max(1e-3, deadline - time.monotonic()), "POST" if "json" in request else "GET"
+        body, method = bytearray(), "POST" if "json" in request else "GET"
+        left = max(1e-3, deadline - time.monotonic())
         try:
             with self._client.stream(method, self.url, **request, timeout=left) as response:
                 for chunk in response.iter_bytes():
@@ -169,7 +170,7 @@ class JsonClient:
         tries = "after 1 try" if call.attempt_number == 1 else f"after {call.attempt_number} tries"
         if call.attempt_number <= self.retries:
             tries += f"; the next one would come after the {self.timeout:g} s of the time-out"
-        raise self._error(f"{call.outcome.exception()} ({tries})")  # type: ignore[union-attr]
+        raise self._error(f"{call.outcome.exception()} ({tries})")
 
 
 def parse_url(url: str, example: str) -> httpx.URL:

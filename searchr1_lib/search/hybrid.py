@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..records import Hit
+from ..records import Hit, Passage
 from .base import Engine, check_batch
 
 
@@ -34,7 +34,8 @@ class HybridSearch(Engine):
         return [self._fuse(rankings)[:k] for rankings in zip(*batches)]
 
     def _fuse(self, rankings: Sequence[list[Hit]]) -> list[Hit]:
-        passages, scores = {}, {}
+        passages: dict[str, Passage] = {}
+        scores: dict[str, float] = {}
         for hits in rankings:
             for rank, hit in enumerate(hits, 1):
                 id = hit.passage.id

@@ -35,16 +35,17 @@ def measure(
     Raises:
         ValueError: no question names a gold passage.
     """
-    asked = [q for q in questions if q.passages]
-    if not asked:
+    judged = [q for q in questions if q.passages]
+    if not judged:
         raise ValueError("measure: no question names a gold passage (field 'passages')")
-    texts, found = [q.text for q in asked], []
+    texts = [q.text for q in judged]
+    results: list[list[Hit]] = []
     engine.search(texts[0], max(ks))  # the first search may load something
     begun = time.perf_counter()
     for start in range(0, len(texts), batch_size):
-        found += engine.search_batch(texts[start : start + batch_size], max(ks))
+        results += engine.search_batch(texts[start : start + batch_size], max(ks))
     seconds = time.perf_counter() - begun
-    pairs = list(zip(found, (q.passages for q in asked)))
+    pairs = list(zip(results, (q.passages for q in judged)))
     return {
         "engine": name or engine.name,
         **{f"recall@{k}": sum(recall(hits, gold, k) for hits, gold in pairs) / len(pairs) for k in ks},

@@ -4,7 +4,7 @@
 
 ``POST /retrieve`` takes ``{"queries": [str], "topk": int, "return_scores": bool}`` and gives ``{"result":
 [[{"document": {"id", "contents"}, "score": float}]]}``, or without scores the bare documents; ``GET /health``
-says which engine answers. It listens on the loopback interface unless another host is asked for: it has no
+says which engine answers. It listens on the loopback interface unless another host is wanted for: it has no
 password, so whoever reaches it can search. Needs the extra ``server``.
 """
 
@@ -42,13 +42,13 @@ def make_app(engine: Engine) -> Starlette:
 
     async def retrieve(request: Request) -> Response:
         try:
-            asked = _parse(await _body(request))
-            batch = await run_in_threadpool(engine.search_batch, asked["queries"], asked["topk"])
+            wanted = _parse(await _body(request))
+            batch = await run_in_threadpool(engine.search_batch, wanted["queries"], wanted["topk"])
         except _Refused as e:
             return JSONResponse({"error": str(e)}, e.status)
         except SearchError as e:
             return JSONResponse({"error": f"the engine could not answer: {e}"}, 502)
-        result = [[_document(hit, asked["return_scores"]) for hit in hits] for hits in batch]
+        result = [[_document(hit, wanted["return_scores"]) for hit in hits] for hits in batch]
         return Response(json.dumps({"result": result}), media_type="application/json")
 
     async def health(request: Request) -> Response:
@@ -68,22 +68,22 @@ async def _body(request: Request) -> bytes:
 
 def _parse(body: bytes) -> dict[str, Any]:
     try:
-        asked = json.loads(body)
+        wanted = json.loads(body)
     except (ValueError, RecursionError):
         raise _Refused(400, "the body is not JSON") from None
-    if not isinstance(asked, dict):
+    if not isinstance(wanted, dict):
         raise _Refused(422, "the body is not a JSON object")
-    asked = {"topk": 3, "return_scores": False} | {name: v for name, v in asked.items() if v is not None}
-    queries, topk = asked.get("queries"), asked["topk"]
+    wanted = {"topk": 3, "return_scores": False} | {name: v for name, v in wanted.items() if v is not None}
+    queries, topk = wanted.get("queries"), wanted["topk"]
     if not isinstance(queries, list) or not all(isinstance(q, str) for q in queries):
         raise _Refused(422, "queries: expected a list of texts")
     if len(queries) > MAX_QUERIES:
         raise _Refused(422, f"queries: at most {MAX_QUERIES} in a request, not {len(queries)}")
     if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= MAX_TOPK:
         raise _Refused(422, f"topk: expected a whole number from 1 to {MAX_TOPK}")
-    if not isinstance(asked["return_scores"], bool):
+    if not isinstance(wanted["return_scores"], bool):
         raise _Refused(422, "return_scores: expected true or false")
-    return asked
+    return wanted
 
 
 def _document(hit: Hit, with_score: bool) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def load_set(
             f"{source} has no training split, only test questions: add --train 0 --validation 0. To train "
             "on some of them all the same, give a file: its rows go to the splits in order"
         )
+    parts: list[tuple[list[str], str | None, int]]
     if Path(source).is_file():
         parts: list[tuple[list[str], str | None, int]] = [(list(COUNTS), None, learnt + counts["test"])]
     else:

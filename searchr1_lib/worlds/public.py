@@ -197,8 +197,6 @@ def _question(row: dict, label: str = "") -> Question:
         plain["id"] = _search_r1_id(plain)
     if not {"text", "question"} & plain.keys() and "prompt" in plain:
         plain["question"] = _search_r1_question(plain["prompt"])
-    if isinstance(plain.get("answer"), str):  # MuSiQue
-        plain["answer"] = [plain["answer"], *plain.get("answer_aliases", [])]
     if not {"passages", "gold_ids"} & plain.keys():
         plain["passages"] = _carried(row)[1]
     question = question_of(plain)
