@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from searchr1_lib.environment.protocol import PROMPT, SHORT_PROMPT
+from searchr1_lib.files import write_json
 from searchr1_lib.training.policy import Policy, check_model_folder, export_merged, load_policy, prompt_of, token_bytes
 
 TINY = "data/tiny_qwen"
@@ -113,10 +114,12 @@ def test_a_merge_goes_into_the_stored_base_never_into_nf4(tmp_path, stored):
 
 
 def test_a_merge_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(path, value):
+        if path.name == "search_r1.json":  # the last file of the folder
+            raise OSError(28, "No space left on device")
+        write_json(path, value)
 
-    monkeypatch.setattr("searchr1_lib.training.policy.write_whole", full)  # the last file of the folder
+    monkeypatch.setattr("searchr1_lib.training.policy.write_json", full)
     with pytest.raises(OSError, match="No space"):
         export_merged(changed_policy(), tmp_path / "merged")
     assert not list(tmp_path.iterdir())

@@ -245,6 +245,19 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, engine, questions, m
     assert list((tmp_path / "checkpoints").iterdir()) == [first]
 
 
+def test_only_what_the_trainer_wrote_is_a_checkpoint(tmp_path, engine, questions):
+    one_each = SHORT.model_copy(update=dict(steps=2, checkpoint_every=1, keep_checkpoints=1))
+    copied = [tmp_path / "checkpoints" / name for name in ("step_3_best", "step_best", "step_")]
+    for folder in copied:
+        folder.mkdir(parents=True)
+    t = trainer(tmp_path, engine, questions, one_each)
+    t.save_checkpoint()
+    t.step = 1
+    newest = t.save_checkpoint()
+    assert sorted((tmp_path / "checkpoints").iterdir()) == sorted([*copied, newest])
+    assert t._newest_checkpoint() == newest
+
+
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path, engine, questions):
     def interrupt(t, row):
         if row["step"] == 1:
@@ -402,6 +415,20 @@ def test_a_batch_of_idle_rollouts_still_moves_by_momentum(scored):
         t.advantages = [0.0] * len(t.mask)
     row = one.update(scored, 1)
     assert row["grad_norm"] == 0 and any(not torch.equal(a, b) for a, b in zip(before, one.parameters()))
+
+
+def test_max_grad_norm_0_clips_nothing_and_the_norm_is_logged(scored):
+    norms, moved = {}, {}
+    for most in (0, 1e9, 1e-3):
+        one = learner(max_grad_norm=most)
+        one.optimizer = torch.optim.SGD(one.parameters(), lr=1.0)
+        one.optimizer.param_groups[0]["speed"] = 1
+        one.assign_advantages(scored)
+        before = torch.cat([p.detach().flatten() for p in one.parameters()])
+        norms[most] = one.update(scored, 0)["grad_norm"]
+        moved[most] = torch.cat([p.detach().flatten() for p in one.parameters()]) - before
+    assert norms[0] == norms[1e9] == norms[1e-3] > 1e-3
+    assert torch.equal(moved[0], moved[1e9]) and moved[1e-3].norm() < moved[0].norm()
 
 
 def test_the_value_head_learns_what_to_expect(scored):

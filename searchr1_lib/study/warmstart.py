@@ -248,18 +248,6 @@ def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[l
         number += 1
 
 
-def micro_batches(batch: list, budget: int) -> Iterator[list]:
-    """Cut a batch into parts of similar length, each of at most ``budget`` padded tokens."""
-    batch = sorted(batch, key=lambda example: len(example[0]))
-    part: list = []
-    for example in batch:
-        if part and (len(part) + 1) * len(example[0]) > budget:
-            yield part
-            part = []
-        part.append(example)
-    yield part
-
-
 def weighted_loss(model, part: list, pad: int):
     """Sum over the part of weight x cross-entropy; padding on the right carries no weight."""
     import torch
@@ -345,6 +333,8 @@ def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, repo
     """Run the recipe. Returns ``(model, tokenizer, log)``; ``log`` has one row of losses every ``every`` steps."""
     import torch
 
+    from ..training.learner import micro_batches
+
     avoid = build_world(0).lookup_names
     tokenizer = make_tokenizer(recipe, avoid)
     model = new_model(recipe, tokenizer).to(device).train()
@@ -357,7 +347,7 @@ def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, repo
         total = sum(sum(weights[1:]) for _, weights in batch)
         if quantised:
             rounding.apply()
-        for part in micro_batches(batch, token_budget):
+        for part in micro_batches(batch, token_budget, length=lambda example: len(example[0])):
             yield weighted_loss(model, part, tokenizer.pad_token_id) / total
         if quantised:
             rounding.restore()

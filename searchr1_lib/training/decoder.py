@@ -131,13 +131,8 @@ class Decoder:
         for rows in torch.arange(len(ids), device=ids.device).split(max(1, _CHUNK_TOKENS // width)):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             self.cache.write_at(part, ahead[part])
-            hidden = self.policy.decoder(
-                input_ids=ids[part],
-                attention_mask=self._masks(ahead[part]),
-                position_ids=ahead[part],
-                past_key_values=self.cache,
-                use_cache=True,
-            ).last_hidden_state
+            how = {"attention_mask": self._masks(ahead[part]), "position_ids": ahead[part], "use_cache": True}
+            hidden = self.policy.decoder(ids[part], past_key_values=self.cache, **how).last_hidden_state
             last.append(hidden[rows - part.start, (lengths[part] - 1).clamp(min=0)])
         self.position = self.position + lengths
         head = self.policy.lm_head
@@ -146,6 +141,7 @@ class Decoder:
     def _masks(self, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """What the tokens at ``positions`` (A, N) may look at: all places up to their own, (A, 1, N, L), added."""
         places = torch.arange(self.longest, device=positions.device)
+        # the cache's index is the position, so this also hides what padding wrote behind a shorter row's end
         hidden = places > positions[:, None, :, None]
         blank = torch.zeros(hidden.shape, dtype=self.policy.lm_head.weight.dtype, device=positions.device)
         low = torch.finfo(blank.dtype).min
@@ -210,7 +206,7 @@ class Decoder:
     def _has_stop(self, ids: list[int], stops: Sequence[bytes]) -> bool:
         """Whether a stop string ends in the last token of ``ids`` (it may have begun tokens before)."""
         tail = self.policy.bytes_of(ids)
-        new = len(self.policy.token_bytes[ids[-1]])
+        new = len(self.policy.token_bytes[ids[-1]])  # a stop that ended before these bytes was seen then
         return any(tail.find(s, max(0, len(tail) - new - len(s) + 1)) >= 0 for s in stops)
 
 
@@ -227,7 +223,8 @@ class RowCache(DynamicCache):
 
     def __init__(self, rows: int):
         super().__init__()
-        self.rows, self.rooms, self.length, self.places = rows, [], 0, 0
+        self.rows, self.length, self.places = rows, 0, 0
+        self.rooms: list[torch.Tensor] = []
 
     def reserve(self, length: int) -> None:
         """Make room for rows of this length; the next forward pass looks at so many places."""

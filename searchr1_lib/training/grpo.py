@@ -78,12 +78,12 @@ def group_advantages(
         raise ValueError(f"group_size is {group_size}: baseline={baseline!r} needs at least 2 rollouts a question")
     if scale_rewards == "batch" and grouped.numel() < 2:
         raise ValueError("scale_rewards='batch' needs at least 2 rewards")
-    if baseline == "group_mean":
+    if baseline in ("group_mean", "leave_one_out"):
         centred = grouped - grouped.mean(1, keepdim=True)
-    elif baseline == "leave_one_out":
-        centred = (grouped - grouped.mean(1, keepdim=True)) * (group_size / (group_size - 1))
     else:
         centred = grouped - grouped.mean() if baseline == "batch_mean" else grouped
+    if baseline == "leave_one_out":  # the mean of the others is further away by just this factor
+        centred = centred * (group_size / (group_size - 1))
     if scale_rewards == "group":
         centred = centred / (grouped.std(1, keepdim=True) + ADVANTAGE_EPS)
     elif scale_rewards == "batch":
@@ -290,11 +290,8 @@ def policy_loss(
     log_ratio = _log_ratio(logprobs, old_logprobs, kept, by_rollout=loss_type == "gspo")
     ratio = log_ratio.exp()
     per_token = _surrogate(loss_type, ratio, advantages, logprobs, low, high)
-    measured = {
-        "ratio": ratio,
-        "clip_low": (ratio < low) & (advantages < 0),
-        "clip_high": (ratio > high) & (advantages > 0),
-    }
+    clipped = {"clip_low": (ratio < low) & (advantages < 0), "clip_high": (ratio > high) & (advantages > 0)}
+    measured = {"ratio": ratio, **clipped}
     if ref_logprobs is not None:
         measured["kl"] = kl = _kl(logprobs, _on_mask("ref_logprobs", ref_logprobs, kept).detach(), kl_estimator)
         correction = (logprobs - old_logprobs).exp() if use_bias_correction_kl else 1.0
@@ -387,15 +384,12 @@ def merge_metrics(parts: Iterable[dict[str, torch.Tensor]]) -> dict[str, float]:
     >>> {name: round(value, 4) for name, value in merge_metrics([a, b]).items()}
     {'loss': 0.3, 'tokens': 4.0, 'kl': 1.0}
     """
-    parts = [{name: float(value) for name, value in part.items()} for part in parts]
-    if not parts:
+    rows = [{name: float(value) for name, value in part.items()} for part in parts]
+    if not rows:
         raise ValueError("there are no metrics to merge")
-    tokens = sum(part["tokens"] for part in parts)
-    merged = {"loss": sum(part["loss"] for part in parts), "tokens": tokens}
-    for name in parts[0]:
-        if name not in merged:
-            merged[name] = sum(part[name] * part["tokens"] for part in parts) / max(tokens, 1.0)
-    return merged
+    loss, tokens = (sum(row[name] for row in rows) for name in ("loss", "tokens"))
+    means = {name: sum(row[name] * row["tokens"] for row in rows) / max(tokens, 1.0) for name in rows[0]}
+    return means | {"loss": loss, "tokens": tokens}
 
 
 # ------------------------------------------------------------------------------------------------- helpers
@@ -428,6 +422,7 @@ def _on_mask(name: str, values: torch.Tensor, kept: torch.Tensor) -> torch.Tenso
     """``values`` in fp32 at least, and 0 where the mask is 0; an error where a kept one is not finite."""
     if kept.dim() != 2 or values.shape != kept.shape:
         raise ValueError(f"{name} has shape {tuple(values.shape)}; the mask's is {tuple(kept.shape)}, (B, T)")
+    # filled, not multiplied by 0: that would leave a NaN of the padding a NaN, and in the gradient too
     values = values.to(torch.promote_types(values.dtype, torch.float32)).masked_fill(~kept, 0.0)
     if not (finite := values.isfinite()).all():
         b, t = (~finite).nonzero()[0].tolist()
@@ -442,9 +437,7 @@ def _last_sampled(kept: torch.Tensor) -> torch.Tensor:
     return kept & (kept.flip(1).cumsum(1).flip(1) == 1)
 
 
-def _log_ratio(
-    logprobs: torch.Tensor, old_logprobs: torch.Tensor, kept: torch.Tensor, *, by_rollout: bool
-) -> torch.Tensor:
+def _log_ratio(logprobs, old_logprobs, kept: torch.Tensor, *, by_rollout: bool) -> torch.Tensor:
     """log w, (B, T). By rollout: the mean over its tokens as the value, a token's own gradient (GSPO's token form)."""
     log_ratio = logprobs - old_logprobs
     if not by_rollout:

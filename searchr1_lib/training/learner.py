@@ -6,11 +6,14 @@ reference policy. It never asks the model for text and knows nothing of files; `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..records import Trajectory
 from .grpo import ADVANTAGE_EPS, gae, group_advantages, merge_metrics, policy_loss, turn_advantages, value_loss
@@ -22,6 +25,10 @@ from .settings import Settings
 VALUE_HEAD_SPEED = 10
 #: In fp16 the loss is first multiplied by this: what is below 6e-8 would be 0 in a backward pass, above 65504 infinite.
 LOSS_SCALE = 2.0**12
+#: The settings that ``policy_loss`` takes as they are.
+_OF_LOSS = {"loss_type", "epsilon", "epsilon_high", "beta", "kl_estimator", "entropy_coef", "max_completion_length"}
+
+T = TypeVar("T")
 
 
 class TrainingError(RuntimeError):
@@ -47,8 +54,7 @@ class Learner:
         self.token_budget = settings.tokens_per_micro_batch
         self.value_head = self._new_value_head() if settings.baseline == "value" else None
         self.optimizer = self._new_optimizer()
-        half = policy.lm_head.weight.dtype == torch.float16
-        self.loss_scale = LOSS_SCALE if half else 1.0
+        self.loss_scale = LOSS_SCALE if policy.lm_head.weight.dtype == torch.float16 else 1.0
         self.snapshot: list[torch.Tensor] | None = None  # the reference, where it is not the base
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -84,36 +90,27 @@ class Learner:
         ]
 
     def _by_turn(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
-        width = max(len(t.turn_rewards) for t in trajectories)
-        rewards = torch.tensor([t.turn_rewards + [0.0] * (width - len(t.turn_rewards)) for t in trajectories])
-        turns = torch.full((len(trajectories), max(len(t.mask) for t in trajectories)), -1)
+        turns = _padded([[-1] * len(t.mask) for t in trajectories], -1)
         for row, t in zip(turns, trajectories):
             for segment in t.segments:
                 row[segment.start : segment.end] = segment.turn
+        rewards = _padded([t.turn_rewards for t in trajectories], 0.0)
         return turn_advantages(rewards, turns, self.settings.num_generations, scale_rewards=self.settings.scale_rewards)
 
     def _by_value(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         """Advantages by GAE (B, T); leaves each token's "value" and "return" in ``token_values``."""
-        s, width = self.settings, max(len(t.mask) for t in trajectories)
-        self._with_less_memory(lambda: self._estimate(trajectories))
-        padded = lambda rows: torch.tensor([r + [0] * (width - len(r)) for r in rows])
-        mask, values = padded([t.mask for t in trajectories]), padded([t.token_values["value"] for t in trajectories])
-        found, returns = gae(
-            torch.tensor([t.reward for t in trajectories]), values.float(), mask, gamma=s.gamma, lam=s.lam
-        )
+        s = self.settings
+        estimates = self._by_token(trajectories, lambda hidden, batch: self._values(hidden))
+        mask = _padded([t.mask for t in trajectories], 0)
+        values = _padded([estimates[id(t)] for t in trajectories], 0.0)
+        rewards = torch.tensor([t.reward for t in trajectories])
+        advantages, returns = gae(rewards, values, mask, gamma=s.gamma, lam=s.lam)
         for t, row in zip(trajectories, returns.tolist()):
-            t.token_values["return"] = row[: len(t.mask)]
+            t.token_values |= {"value": estimates[id(t)], "return": row[: len(t.mask)]}
         if s.scale_rewards == "batch":  # PPO's usual whitening
-            chosen = found[mask.bool()]
-            found = (found - chosen.mean()) / (chosen.std() + ADVANTAGE_EPS)
-        return found.masked_fill(~mask.bool(), 0.0)
-
-    @torch.no_grad()
-    def _estimate(self, trajectories: Sequence[Trajectory]) -> None:
-        for part in micro_batches(trajectories, self.token_budget):
-            hidden, batch = self._hidden(part)
-            for t, values, start in zip(part, self._values(hidden).tolist(), batch.starts):
-                t.token_values["value"] = values[start : start + len(t.mask)]
+            sampled = advantages[mask.bool()]
+            advantages = (advantages - sampled.mean()) / (sampled.std() + ADVANTAGE_EPS)
+        return advantages.masked_fill(~mask.bool(), 0.0)
 
     # -- the update ----------------------------------------------------------------------------------
 
@@ -130,11 +127,11 @@ class Learner:
         if s.ref_model_sync_steps and step % s.ref_model_sync_steps == 0:
             self.snapshot = [p.detach().clone() for p in self.policy.parameters()]
         measure_kl = s.beta > 0 or (s.kl_every and step % s.kl_every == 0)
-        references = self._with_less_memory(lambda: self.references(trajectories)) if measure_kl else None
+        references = self.references(trajectories) if measure_kl else None
         for _ in range(s.num_iterations):
             metrics = self._with_less_memory(lambda: self.gradient(trajectories, references))
-            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), s.max_grad_norm))
-            if not norm < float("inf"):
+            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), s.max_grad_norm or math.inf))
+            if not norm < math.inf:
                 raise FloatingPointError(f"the gradient norm is {norm}")
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -186,39 +183,20 @@ class Learner:
         s = self.settings
         hidden, batch = self._hidden(part)
         logprobs, entropy = self._logprobs(hidden, batch)
-        old = _column([t.logprobs for t in part], batch)
-        sampled = batch.sampled.bool()
-        old = torch.where(sampled, old, logprobs.detach())  # what the policy did not sample has ratio 1 and no KL
-        reference = _column([references[id(t)] for t in part], batch) if references else None
-        advantages = _column([t.advantages for t in part], batch)
+        # What the policy did not sample (a forced token, text under mask_observations=False) has no recorded
+        # log-probability: it is compared with itself, so its ratio is 1 and its KL 0.
+        recorded = lambda rows: torch.where(batch.sampled.bool(), batch.column(rows), logprobs.detach())
+        old = recorded([t.logprobs for t in part])  # before the first update equal to logprobs: every ratio is 1
+        reference = recorded([references[id(t)] for t in part]) if references else None
+        advantages = batch.column([t.advantages for t in part])
         if batch.forced.any():
             advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
-        loss, metrics = policy_loss(
-            logprobs,
-            old,
-            advantages,
-            batch.mask,
-            loss_type=s.loss_type,
-            epsilon=s.epsilon,
-            epsilon_high=s.epsilon_high,
-            beta=s.beta,
-            ref_logprobs=None if reference is None else torch.where(sampled, reference, logprobs.detach()),
-            kl_estimator=s.kl_estimator,
-            entropy=entropy,
-            entropy_coef=s.entropy_coef,
-            max_completion_length=s.max_completion_length,
-            **counts,
-        )
+        how = {**s.model_dump(include=_OF_LOSS), **counts, "ref_logprobs": reference, "entropy": entropy}
+        loss, metrics = policy_loss(logprobs, old, advantages, batch.mask, **how)
         if self.value_head is not None:
-            old, returns = (_column([t.token_values[name] for t in part], batch) for name in ("value", "return"))
-            error = value_loss(
-                self._values(hidden),
-                old,
-                returns,
-                batch.mask,
-                cliprange_value=s.cliprange_value,
-                num_tokens=counts["num_tokens"],
-            )
+            old, returns = (batch.column([t.token_values[name] for t in part]) for name in ("value", "return"))
+            how = {"cliprange_value": s.cliprange_value, "num_tokens": counts["num_tokens"]}
+            error = value_loss(self._values(hidden), old, returns, batch.mask, **how)
             loss = loss + s.vf_coef * error
             share = counts["num_tokens"] / max(1.0, float(metrics["tokens"]))  # to a mean over this part's tokens
             metrics = {**metrics, "loss": loss.detach(), "value_loss": error.detach() * share}
@@ -231,16 +209,24 @@ class Learner:
         hidden, batch = self._hidden(part)
         return (*self._logprobs(hidden, batch), batch)
 
-    @torch.no_grad()
     def references(self, trajectories: Sequence[Trajectory]) -> dict[int, list[float]]:
         """Log-probabilities under the reference, by ``id`` of the trajectory; 0.0 where the model wrote nothing."""
-        found = {}
         with self._as_reference():
+            return self._by_token(trajectories, lambda hidden, batch: self._logprobs(hidden, batch)[0])
+
+    @torch.no_grad()
+    def _by_token(self, trajectories: Sequence[Trajectory], measure: Callable) -> dict[int, list[float]]:
+        """What ``measure(hidden, batch)`` (B, L - 1) says of the tokens of each completion, by ``id``."""
+
+        def compute():
+            by_id = {}
             for part in micro_batches(trajectories, self.token_budget):
-                logprobs, _, batch = self.token_logprobs(part)
-                for t, row, start in zip(part, logprobs.tolist(), batch.starts):
-                    found[id(t)] = row[start : start + len(t.completion_ids)]
-        return found
+                hidden, batch = self._hidden(part)
+                for t, row, start in zip(part, measure(hidden, batch).tolist(), batch.starts):
+                    by_id[id(t)] = row[start : start + len(t.mask)]
+            return by_id
+
+        return self._with_less_memory(compute)
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
@@ -266,14 +252,8 @@ class Learner:
 
     def _logprobs(self, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         head = self.policy.lm_head
-        return token_logprobs_and_entropy(
-            hidden,
-            head.weight,
-            batch.ids[:, 1:],
-            bias=head.bias,
-            mask=batch.mask,
-            temperature=self.settings.temperature,
-        )
+        how = {"bias": head.bias, "mask": batch.mask, "temperature": self.settings.temperature}
+        return token_logprobs_and_entropy(hidden, head.weight, batch.ids[:, 1:], **how)
 
     def _values(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.value_head(hidden.float()).squeeze(-1)
@@ -323,57 +303,63 @@ class Learner:
             return torch.optim.AdamW(groups, lr=s.learning_rate, weight_decay=0.0)
         if s.optim == "paged_adamw_8bit" and self.policy.device.type != "cuda":
             raise ValueError(
-                "optim 'paged_adamw_8bit' needs a GPU, whose memory it pages out; here choose "
-                "'adamw_8bit' or 'adamw_torch'"
+                "optim 'paged_adamw_8bit' pages out a GPU's memory: here choose 'adamw_8bit' or 'adamw_torch'"
             )
         from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
-        made = AdamW8bit if s.optim == "adamw_8bit" else PagedAdamW8bit
-        return made(groups, lr=s.learning_rate, weight_decay=0.0)
+        kind = AdamW8bit if s.optim == "adamw_8bit" else PagedAdamW8bit
+        return kind(groups, lr=s.learning_rate, weight_decay=0.0)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything but the adapter that a later run needs to go on exactly, flat."""
-        flat = {
-            f"optimizer/{i}/{name}": torch.as_tensor(value)
-            for i, p in enumerate(self.parameters())
-            for name, value in self.optimizer.state[p].items()
-        }
+        flat = {"loss_scale": torch.tensor(self.loss_scale)}
+        for i, p in enumerate(self.parameters()):
+            flat |= {f"optimizer/{i}/{name}": torch.as_tensor(v) for name, v in self.optimizer.state[p].items()}
         if self.value_head is not None:
             flat |= {f"value_head/{name}": v for name, v in self.value_head.state_dict().items()}
         flat |= {f"reference/{i}": v for i, v in enumerate(self.snapshot or ())}
-        flat["loss_scale"] = torch.tensor(self.loss_scale)
         return {name: v.detach().clone().contiguous() for name, v in flat.items()}
 
     def load_tensors(self, flat: dict[str, torch.Tensor]) -> None:
         """Put back what ``tensors`` gave."""
-        parameters, head, snapshot = self.parameters(), {}, {}
-        for key, value in flat.items():
-            part, *rest = key.split("/")
-            if part == "optimizer":
-                if rest[1] == "step":  # a tensor on the CPU for torch, a number for bitsandbytes
-                    value = value.cpu() if self.settings.optim == "adamw_torch" else int(value)
-                self.optimizer.state[parameters[int(rest[0])]][rest[1]] = value
-            elif part == "value_head":
-                head[rest[0]] = value
-            elif part == "loss_scale":
-                self.loss_scale = float(value)
-            else:
-                snapshot[int(rest[0])] = value
-        if head:
-            self.value_head.load_state_dict(head)
-        self.snapshot = [snapshot[i] for i in sorted(snapshot)] or None
+        self.loss_scale = float(flat["loss_scale"])
+        of = lambda part: {k.removeprefix(part): v for k, v in flat.items() if k.startswith(part)}
+        parameters, torchs = self.parameters(), self.settings.optim == "adamw_torch"
+        for key, value in of("optimizer/").items():
+            number, name = key.split("/")
+            if name == "step":  # a tensor on the CPU for torch, a number for bitsandbytes
+                value = value.cpu() if torchs else int(value)
+            self.optimizer.state[parameters[int(number)]][name] = value
+        if self.value_head is not None:
+            self.value_head.load_state_dict(of("value_head/"))
+        snapshot = of("reference/")
+        self.snapshot = [snapshot[str(i)] for i in range(len(snapshot))] or None
 
 
-def micro_batches(trajectories: Sequence[Trajectory], token_budget: int) -> Iterator[list[Trajectory]]:
-    """Parts of similar length, each of at most ``token_budget`` padded tokens (one trajectory at least)."""
-    part: list[Trajectory] = []
-    for t in sorted(trajectories, key=_length):
-        if part and (len(part) + 1) * _length(t) > token_budget:
+def _length(t: Trajectory) -> int:
+    return len(t.prompt_ids) + len(t.completion_ids)
+
+
+def micro_batches(items: Iterable[T], token_budget: int, length: Callable[[T], int] = _length) -> Iterator[list[T]]:
+    """Parts of similar length, each of at most ``token_budget`` padded tokens (one item at least).
+
+    Args:
+        items: trajectories, or anything of which ``length`` says how many tokens it has.
+    """
+    part: list[T] = []
+    for item in sorted(items, key=length):
+        if part and (len(part) + 1) * length(item) > token_budget:
             yield part
             part = []
-        part.append(t)
+        part.append(item)
     if part:
         yield part
+
+
+def _padded(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:
+    """Rows of different length as one tensor (B, longest) of the type of ``value``, which stands on their right."""
+    dtype = torch.float32 if isinstance(value, float) else torch.long
+    return pad_sequence([torch.tensor(row, dtype=dtype) for row in rows], batch_first=True, padding_value=value)
 
 
 @dataclass
@@ -394,20 +380,23 @@ class Batch:
     @classmethod
     def of(cls, part: Sequence[Trajectory], policy: Policy, *, mask_observations: bool = True) -> Batch:
         """The batch for a policy: what another one wrote is as little its own as an observation."""
-        width = max(map(_length, part))
-        ids, sampled, forced, mask = [], [], [], []
+        rows = []
         for t in part:
-            before, after = [0] * (len(t.prompt_ids) - 1), [0] * (width - _length(t))
+            before = [0] * (len(t.prompt_ids) - 1)
             own, decides = t.mask_of(policy.name), [int(i == t.forced) for i in range(len(t.mask))]
-            ids.append(t.prompt_ids + t.completion_ids + [policy.pad_id] * len(after))
-            sampled.append(before + own + after)
-            forced.append(before + decides + after)
             # of a forced tag only the token that decides: the others are certain, and blame on what is certain spoils
             # it without any gain (the tag of a blamed answer was misspelt after some dozens of steps)
             trained = [int(m or d) for m, d in zip(own, decides)] if mask_observations else [1] * len(own)
-            mask.append(before + trained + after)
-        tensors = [torch.tensor(x, device=policy.device) for x in (ids, sampled, forced, mask)]
-        return cls(*tensors, starts=[len(t.prompt_ids) - 1 for t in part])
+            rows.append((t.prompt_ids + t.completion_ids, before + own, before + decides, before + trained))
+        fill = (policy.pad_id, 0, 0, 0)
+        ids, sampled, forced, mask = (_padded(x, value).to(policy.device) for x, value in zip(zip(*rows), fill))
+        return cls(ids, sampled, forced, mask, starts=[len(t.prompt_ids) - 1 for t in part])
+
+    def column(self, values: Sequence[Sequence[float]]) -> torch.Tensor:
+        """Per-token values of the completions laid out like ``mask``, (B, L - 1), 0 elsewhere."""
+        width = self.mask.shape[1]
+        rows = [[0.0] * start + [*v] + [0.0] * (width - start - len(v)) for v, start in zip(values, self.starts)]
+        return torch.tensor(rows, device=self.mask.device)
 
 
 def _blame_what_it_would_do(advantages: torch.Tensor, logprobs: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
@@ -418,14 +407,3 @@ def _blame_what_it_would_do(advantages: torch.Tensor, logprobs: torch.Tensor, fo
     expected blame, A d(pi), which ends when the policy would not do it any more.
     """
     return torch.where(forced.bool() & (advantages < 0), advantages * logprobs.exp(), advantages)
-
-
-def _column(values: list[list[float]], batch: Batch) -> torch.Tensor:
-    """Per-token values of the completions laid out like ``batch.mask``, (B, L - 1), 0 elsewhere."""
-    width = batch.mask.shape[1]
-    rows = [[0.0] * start + v + [0.0] * (width - start - len(v)) for v, start in zip(values, batch.starts)]
-    return torch.tensor(rows, device=batch.mask.device)
-
-
-def _length(t: Trajectory) -> int:
-    return len(t.prompt_ids) + len(t.completion_ids)

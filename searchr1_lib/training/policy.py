@@ -9,7 +9,6 @@ The base weights are 4-bit NormalFloat with double quantisation (Dettmers et al.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 
 from ..environment import protocol
-from ..files import write_whole
+from ..files import read_json, whole_folder, write_json
 
 TINY_QWEN = "data/tiny_qwen"
 #: In a model's folder, names or holds the prompt that the model was taught with.
@@ -55,8 +54,8 @@ class Policy:
     """
 
     def __init__(self, model, tokenizer, prompt: str = protocol.PROMPT, *, thinking: bool = False):
-        if dropout := _dropout(model):
-            raise ValueError(f"the policy must not use dropout, found {', '.join(dropout)}: set it to 0")
+        if dropout := _dropout(model):  # else a token would be learnt under another policy than sampled it
+            raise ValueError(f"the policy must not use dropout, found {', '.join(dropout[:3])}: set it to 0")
         self.model, self.tokenizer, self.prompt, self.thinking = model.train(), tokenizer, prompt, thinking
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -92,8 +91,8 @@ class Policy:
         if not self.tokenizer.chat_template:
             return user
         message = {"role": "user", "content": user}
-        how = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": self.thinking}
-        return _OPENED_THINK.sub("", self.tokenizer.apply_chat_template([message], **how))
+        how = {"add_generation_prompt": True, "enable_thinking": self.thinking}
+        return _OPENED_THINK.sub("", self.tokenizer.apply_chat_template([message], tokenize=False, **how))
 
     def measure(self, text: str) -> int:
         """The length of a text in tokens."""
@@ -164,10 +163,7 @@ class Policy:
         """
         self.model.save_pretrained(str(folder), safe_serialization=True)
         file = Path(folder) / "adapter_config.json"
-        config = {
-            name: value for name, value in json.loads(file.read_text(encoding="utf-8")).items() if value is not None
-        }
-        write_whole(file, json.dumps(config, indent=2) + "\n")
+        write_json(file, {name: value for name, value in read_json(file).items() if value is not None})
 
     def load_adapter(self, folder: str | os.PathLike) -> None:
         """Put a saved adapter's weights into this policy's adapter.
@@ -226,16 +222,15 @@ def load_policy(
     """
     from transformers import BitsAndBytesConfig
 
-    _quiet_bitsandbytes()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it recommends a package not needed here
     name = str(model)
     check_model_folder(name)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     compute = compute_dtype(device) if dtype == "auto" else _dtype(dtype)
     kwargs = {"dtype": compute, "device_map": {"": device}}
     if quantize:
-        kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
-        )
+        nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        kwargs["quantization_config"] = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=compute)
     net, tokenizer = _pretrained(name, **kwargs)
     net.requires_grad_(False)
     if lora:
@@ -265,8 +260,6 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
         FileNotFoundError: the base is not where it was.
         ValueError: the policy has no adapter, the base is quantised itself, or nobody knows the base.
     """
-    from peft import PeftModel
-
     folder, base = Path(folder), str(base or policy.config._name_or_path)
     if folder.exists():
         raise FileExistsError(f"{folder} exists: name a new folder for the merged model")
@@ -278,21 +271,15 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
     net, tokenizer = _pretrained(base, dtype="auto")
     if getattr(net, "is_quantized", False):
         raise ValueError(f"{base} is stored quantised: name the 16-bit model it was made from in base=")
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        policy.save_adapter(part / "adapter")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            net = PeftModel.from_pretrained(net, str(part / "adapter")).merge_and_unload(safe_merge=True)
-        shutil.rmtree(part / "adapter")
+    with whole_folder(folder) as unfinished:
+        policy.save_adapter(unfinished / "adapter")
+        net = _with_adapter(net, unfinished / "adapter").merge_and_unload(safe_merge=True)
+        shutil.rmtree(unfinished / "adapter")
         with _no_progress_bar():
-            net.save_pretrained(part)
-        tokenizer.save_pretrained(part)
+            net.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
         names = {text: name for name, text in protocol.PROMPTS.items()}
-        write_whole(part / PROMPT_FILE, json.dumps({"prompt": names.get(policy.prompt, policy.prompt)}) + "\n")
-        os.rename(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        write_json(unfinished / PROMPT_FILE, {"prompt": names.get(policy.prompt, policy.prompt)})
     return folder
 
 
@@ -302,6 +289,7 @@ def _pretrained(name: str, **kwargs):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     own = {"trust_remote_code": False}
+    first_line = lambda error: (str(error).strip() or type(error).__name__).splitlines()[0]
     try:
         config = AutoConfig.from_pretrained(name, **own)
         if type(config) not in AutoModelForCausalLM._model_mapping:
@@ -310,51 +298,43 @@ def _pretrained(name: str, **kwargs):
         with _no_progress_bar():
             return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **own, **kwargs), tokenizer
     except ValueError as e:
-        raise ValueError(
-            f"{name}: transformers {transformers.__version__} cannot load this model "
-            f"({_first_line(e)}). Qwen2 and Qwen3 models are what is tested"
-        ) from None
+        why = f"transformers {transformers.__version__} cannot load this model ({first_line(e)})"
+        raise ValueError(f"{name}: {why}. Qwen2 and Qwen3 models are what is tested") from None
     except OSError as e:
         if Path(name).is_dir():
             raise
         raise FileNotFoundError(
-            f"the hub does not give {name!r} ({_first_line(e)}). Check the name, the network and HF_HUB_OFFLINE "
+            f"the hub does not give {name!r} ({first_line(e)}). Check the name, the network and HF_HUB_OFFLINE "
             "(a gated model needs HF_TOKEN), or give a local folder"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _with_adapter(net, folder: str | os.PathLike, **kwargs):
+    """A model with a saved adapter (``peft.PeftModel``)."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
+        return PeftModel.from_pretrained(net, str(folder), **kwargs)
 
 
 def attach_lora(net, *, adapter=None, r: int = 16, alpha: int = 32, seed: int = 0):
     """Wrap a frozen model in LoRA on all linear layers (not the output layer), weights in fp32, no dropout."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
-    if adapter is not None:
-        if not (Path(adapter) / "adapter_config.json").is_file():
-            raise FileNotFoundError(f"no adapter in {adapter}: adapter_config.json is missing")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            net = PeftModel.from_pretrained(net, str(adapter), is_trainable=True)
-    else:
+    if adapter is None:
+        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
         with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
+            warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(seed)
-            net = get_peft_model(
-                net,
-                LoraConfig(
-                    r=r,
-                    lora_alpha=alpha,
-                    lora_dropout=0.0,
-                    bias="none",
-                    target_modules="all-linear",
-                    task_type="CAUSAL_LM",
-                ),
-            )
+            net = get_peft_model(net, config)
+    elif (Path(adapter) / "adapter_config.json").is_file():
+        net = _with_adapter(net, adapter, is_trainable=True)
+    else:
+        raise FileNotFoundError(f"no adapter in {adapter}: adapter_config.json is missing")
     for p in net.parameters():
         if p.requires_grad:
-            p.data = p.data.float()
+            p.data = p.data.float()  # in 16 bits an update of 1e-5 would be rounded away
     return net
 
 
@@ -365,12 +345,9 @@ def check_model_folder(name: str) -> None:
     """
     folder = Path(name)
     if not folder.is_dir():
-        looks_local = name.startswith((".", "/", "data/", "runs/")) or name.count("/") != 1
-        if looks_local:
-            raise FileNotFoundError(
-                f"no model folder at {name!r}. The tiny Qwen ships in {TINY_QWEN!r} (run from the repository's "
-                "root), or is made by: searchr1 warm-start"
-            )
+        if name.startswith((".", "/", "data/", "runs/")) or name.count("/") != 1:
+            where = f"The tiny Qwen ships in {TINY_QWEN!r} (run from the repository's root)"
+            raise FileNotFoundError(f"no model folder at {name!r}. {where}, or is made by: searchr1 warm-start")
         return
     files = {p.name for p in folder.iterdir()}
     missing = [f for f in ("config.json", "tokenizer_config.json") if f not in files]
@@ -380,12 +357,10 @@ def check_model_folder(name: str) -> None:
         missing.append("model.safetensors")
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing += sorted(shards - files)
+        missing += sorted(set(read_json(index)["weight_map"].values()) - files)
     if missing:
-        raise FileNotFoundError(
-            f"the model folder {name!r} is incomplete: {', '.join(missing)} missing. Copy it again, or make it again"
-        )
+        named = f"{', '.join(missing)} missing"
+        raise FileNotFoundError(f"the model folder {name!r} is incomplete: {named}. Copy it again, or make it again")
 
 
 def prompt_of(name: str) -> str:
@@ -393,14 +368,13 @@ def prompt_of(name: str) -> str:
     file = Path(name) / PROMPT_FILE
     if not file.is_file():
         return protocol.PROMPT
-    chosen = json.loads(file.read_text(encoding="utf-8")).get("prompt")
-    if chosen in protocol.PROMPTS:
-        return protocol.PROMPTS[chosen]
-    if not isinstance(chosen, str) or "{question}" not in chosen:
-        raise ValueError(
-            f"{file}: unknown prompt {chosen!r}; known are {', '.join(protocol.PROMPTS)}, or a text with {{question}}"
-        )
-    return chosen
+    prompt = read_json(file).get("prompt")
+    if prompt in protocol.PROMPTS:
+        return protocol.PROMPTS[prompt]
+    if not isinstance(prompt, str) or "{question}" not in prompt:
+        known = f"{', '.join(protocol.PROMPTS)}, or a text with {{question}}"
+        raise ValueError(f"{file}: unknown prompt {prompt!r}; known are {known}")
+    return prompt
 
 
 def compute_dtype(device: str) -> torch.dtype:
@@ -437,14 +411,18 @@ def _layers_to_unpack(model) -> list[torch.nn.Module]:
     return adapted + [m for m in packed if not hasattr(m, "lora_A") and id(m) not in inner]
 
 
+def _base_layer(layer) -> torch.nn.Module:
+    return layer.get_base_layer() if hasattr(layer, "lora_A") else layer
+
+
 def _computes_in(layer) -> torch.dtype:
-    base = layer.get_base_layer() if hasattr(layer, "lora_A") else layer
+    base = _base_layer(layer)
     return getattr(base, "compute_dtype", None) or base.weight.dtype
 
 
 def _dense_forward(layer):
     """The forward pass of a linear layer as one product with a dense matrix."""
-    base = layer.get_base_layer() if hasattr(layer, "lora_A") else layer
+    base = _base_layer(layer)
     weight, dtype = base.weight.data, _computes_in(layer)
     if getattr(base.weight, "quant_state", None) is not None:
         from bitsandbytes.functional import dequantize_4bit
@@ -469,49 +447,37 @@ def _stop_ids(tokenizer, model) -> set[int]:
 
 def _check_pair(config, tokenizer, stop_ids: set[int]) -> None:
     """Raise ValueError where a model and a tokenizer cannot work together here."""
-    if len(tokenizer) > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}: "
-            "they do not belong together"
-        )
-    if beyond := sorted(i for i in stop_ids if i >= len(tokenizer)):
-        raise ValueError(
-            f"the model ends its messages with token {beyond[0]}, but the tokenizer has only "
-            f"{len(tokenizer)} tokens: they do not belong together"
-        )
-    if tokenizer.eos_token == QWEN_ENDS[0] and not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer ends messages with {QWEN_ENDS[0]}, so this is a chat model, but its chat "
-            "template is missing: copy chat_template.jinja (or the template in tokenizer_config.json) "
-            "from the original model"
-        )
-    if getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
-        raise ValueError("a mixture of experts: NF4 and LoRA reach the experts of no such model here; take a dense one")
-    if other := sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENTION)):
-        raise ValueError(
-            f"the model has layers of type {', '.join(other)}; rollouts need a key-value cache in every "
-            "layer, as Qwen2 and Qwen3 models have it"
-        )
+    wrong, size = "", len(tokenizer)
+    apart = f"the tokenizer has only {size} tokens: they do not belong together"
+    template = (
+        "its chat template is missing: copy chat_template.jinja (or tokenizer_config.json) from the original model"
+    )
+    if size > config.vocab_size:
+        wrong = f"the tokenizer has {size} tokens, the model only {config.vocab_size}: they do not belong together"
+    elif beyond := sorted(i for i in stop_ids if i >= size):
+        wrong = f"the model ends its messages with token {beyond[0]}, but {apart}"
+    elif tokenizer.eos_token == QWEN_ENDS[0] and not tokenizer.chat_template:
+        wrong = f"the tokenizer ends messages with {QWEN_ENDS[0]}, so this is a chat model, but {template}"
+    elif getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
+        wrong = "a mixture of experts: NF4 and LoRA reach the experts of no such model here; take a dense one"
+    elif other := sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENTION)):
+        cached = "a key-value cache in every layer, as Qwen2 and Qwen3 models have it"
+        wrong = f"the model has layers of type {', '.join(other)}; rollouts need {cached}"
+    if wrong:
+        raise ValueError(wrong)
 
 
 def _dropout(model) -> list[str]:
-    found = [f"{n} (p={m.p})" for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
-    config = getattr(model, "config", None)
-    if getattr(config, "attention_dropout", 0.0):
-        found.append("attention_dropout")
-    return found[:3]
+    used = [f"{n} (p={m.p})" for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
+    attention = getattr(getattr(model, "config", None), "attention_dropout", 0.0)
+    return used + (["attention_dropout"] if attention else [])
 
 
 def _dtype(name: str) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    known = ("float32", "bfloat16", "float16")
     if name not in known:
         raise ValueError(f"dtype {name!r}: choose auto, {', '.join(known)}")
-    return known[name]
-
-
-def _quiet_bitsandbytes() -> None:
-    """Bitsandbytes recommends an optional package with a warning at import; it is not needed here."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return getattr(torch, name)
 
 
 @contextmanager

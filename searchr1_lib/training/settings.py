@@ -16,7 +16,7 @@ Baseline = Literal["group_mean", "leave_one_out", "batch_mean", "none", "value"]
 Estimator = Literal["k1", "k2", "k3"]
 LOSS_TYPES, KL_ESTIMATORS = get_args(LossType), get_args(Estimator)
 #: The scalings that each baseline allows. The others would divide a reward that is not centred by almost 0.
-BASELINES = dict.fromkeys(("group_mean", "leave_one_out"), ("group", "batch", "none"))
+BASELINES: dict[str, tuple[str, ...]] = dict.fromkeys(("group_mean", "leave_one_out"), ("group", "batch", "none"))
 BASELINES |= {"batch_mean": ("batch", "none"), "none": ("none",)}
 
 

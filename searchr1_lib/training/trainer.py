@@ -10,9 +10,9 @@ the same adapter bytes as a run that was never interrupted.
 
 from __future__ import annotations
 
-import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -25,9 +25,9 @@ from statistics import fmean, pstdev
 
 import torch
 
-from ..files import TrajectoryLog, write_whole
+from ..files import TrajectoryLog, append_json_lines, read_json, read_json_lines, whole_folder, write_json
 from ..metrics import mean, means, row_of
-from ..records import Question, Trajectory
+from ..records import FINISH_REASONS, Question, Trajectory
 from ..rewards import SearchR1Reward, score
 from .grpo import groups_without_variance
 from .learner import Learner, TrainingError
@@ -36,6 +36,7 @@ from .rollout import rollout
 from .settings import Settings
 
 FORMAT = 3  # of a run's folder; another number is another layout
+_FREE_SPACE = "Free some space and start again: it goes on"
 
 
 class Trainer:
@@ -76,8 +77,12 @@ class Trainer:
         if not policy.parameters():
             raise ValueError("Trainer: the policy has nothing to train; load it with lora=True")
         self.learner = Learner(policy, self.settings, self.report)
-        self.step, self.metrics = 0, []
-        self.log = TrajectoryLog(self.run_dir / "trajectories.jsonl")
+        self.step = 0
+        self.metrics: list[dict] = []
+        self.log, self._metrics_file = (
+            TrajectoryLog(self.run_dir / "trajectories.jsonl"),
+            self.run_dir / "metrics.jsonl",
+        )
         self._stop = False
         self._open_run()
 
@@ -96,8 +101,8 @@ class Trainer:
         with self.learner.checkpointing(), self._gentle_interrupt():
             while self.step < s.steps and not self._stop:
                 row = self._one_step()
-                stop = [c(self, row) for c in self.callbacks]
-                self._stop = self._stop or any(r is True for r in stop)
+                verdicts = [callback(self, row) for callback in self.callbacks]  # every one is called
+                self._stop = self._stop or any(verdict is True for verdict in verdicts)
                 last = self.step == s.steps or self._stop
                 if last or self.step % s.checkpoint_every == 0:
                     self.save_checkpoint()
@@ -114,13 +119,12 @@ class Trainer:
             self.learner.assign_advantages(chosen)
             update = self.learner.update(chosen, self.step)
         except FloatingPointError as e:
-            fp16 = self.policy.lm_head.weight.dtype == torch.float16
-            wider = ", or load the policy with dtype bfloat16 or float32: fp16 may be too narrow for it" if fp16 else ""
-            self._fail(
-                str(e),
-                f"Try a lower learning_rate (now {self.settings.learning_rate:g}), beta > 0, or a "
-                f"smaller max_grad_norm{wider}",
+            advice = (
+                f"a lower learning_rate (now {self.settings.learning_rate:g}), beta > 0, or a smaller max_grad_norm"
             )
+            if self.policy.lm_head.weight.dtype == torch.float16:
+                advice += ", or load the policy with dtype bfloat16 or float32: fp16 may be too narrow for it"
+            raise self._failure(str(e), f"Try {advice}") from None
         done = time.perf_counter()
         row = {
             "step": self.step + 1,
@@ -136,7 +140,11 @@ class Trainer:
         }
         self.step += 1
         self.metrics.append(row)
-        self._write(drawn, row)
+        try:
+            self.log.append(drawn)
+            append_json_lines(self._metrics_file, [row])
+        except OSError as e:
+            raise self._failure(f"could not write the log ({e.strerror or e})", _FREE_SPACE) from None
         return row
 
     def _collect(self) -> tuple[list[Trajectory], list[Trajectory]]:
@@ -147,7 +155,9 @@ class Trainer:
         """
         s, size = self.settings, self.settings.num_generations
         generator = torch.Generator(device=self.policy.device).manual_seed(s.seed * 1_000_003 + self.step)
-        questions, drawn, chosen = self.questions_of(self.step), [], []
+        questions = self.questions_of(self.step)
+        drawn: list[Trajectory] = []
+        chosen: list[Trajectory] = []
         how = {"num_generations": size, "temperature": s.temperature, "generator": generator, **s.limits()}
         for attempt in range(s.dynamic_sampling + 1):
             fresh = rollout(self.policy, questions, self.engine, first_action=s.first_actions(self.step), **how)
@@ -172,11 +182,8 @@ class Trainer:
         six of another, the policy is pulled towards searching or towards answering, whatever is asked.
         """
         n, size = len(self.questions), self.settings.questions_per_step
-        chosen = []
-        for i in range(step * size, (step + 1) * size):
-            order = evenly(self.questions, random.Random(f"{self.settings.seed}/{i // n}"))
-            chosen.append(order[i % n])
-        return chosen
+        shuffled = lambda number: evenly(self.questions, random.Random(f"{self.settings.seed}/{number}"))
+        return [shuffled(i // n)[i % n] for i in range(step * size, (step + 1) * size)]
 
     @contextmanager
     def _gentle_interrupt(self) -> Iterator[None]:
@@ -185,23 +192,21 @@ class Trainer:
             yield
             return
 
-        def ask(signum, frame):
+        def stop_after_step(signum, frame):
             if self._stop:
                 raise KeyboardInterrupt
             self._stop = True
             self.report("interrupted: finishing this step and saving (once more to stop at once)")
 
-        before = signal.signal(signal.SIGINT, ask)
+        before = signal.signal(signal.SIGINT, stop_after_step)
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def _fail(self, what: str, advice: str):
-        raise TrainingError(
-            f"step {self.step + 1}: {what}. The last good checkpoint is "
-            f"{self._newest_checkpoint() or 'none yet'}. {advice}"
-        ) from None
+    def _failure(self, what: str, advice: str) -> TrainingError:
+        newest = self._newest_checkpoint() or "none yet"
+        return TrainingError(f"step {self.step + 1}: {what}. The last good checkpoint is {newest}. {advice}")
 
     def _line(self, row: dict, left: float) -> str:
         show = lambda x: "–" if x is None else f"{x:.2f}"
@@ -215,63 +220,53 @@ class Trainer:
 
     def _open_run(self) -> None:
         """Make the folder, or go on from its newest checkpoint."""
-        file = self.run_dir / "settings.json"
-        mine = {"format": FORMAT, "settings": self.settings.model_dump()}
+        file, settings = self.run_dir / "settings.json", self.settings.model_dump()
         if file.exists():
-            try:
-                theirs = json.loads(file.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as e:
-                raise ValueError(f"{file} is broken ({e}); remove {self.run_dir} or choose another run_dir") from None
-            if theirs.get("format") != FORMAT:
-                raise ValueError(
-                    f"{file} was written by another version (format {theirs.get('format')}, this is "
-                    f"{FORMAT}); choose another run_dir"
-                )
-            old, new = theirs.get("settings", {}), mine["settings"]
-            differ = sorted(k for k in old.keys() | new.keys() if k != "steps" and old.get(k) != new.get(k))
-            if differ:
-                raise ValueError(
-                    f"{self.run_dir} holds a run with another {', '.join(differ)} "
-                    f"({', '.join(f'{old.get(k)!r} there, {new.get(k)!r} here' for k in differ)}); "
-                    "choose another run_dir, or the same settings to go on with it"
-                )
-        write_whole(file, json.dumps(mine, indent=1) + "\n")
+            self._check_same_run(file, settings)
+        write_json(file, {"format": FORMAT, "settings": settings})
         self._resume()
 
+    def _check_same_run(self, file: Path, new: dict) -> None:
+        """Raise ValueError where the folder's run is not this one; only ``steps`` may differ, so a run can grow."""
+        other = f"choose another run_dir than {self.run_dir}"
+        try:
+            theirs = read_json(file)
+        except ValueError as e:
+            raise ValueError(f"broken settings ({e}); remove the folder or {other}") from None
+        if theirs.get("format") != FORMAT:
+            raise ValueError(f"{file} is of another version (format {theirs.get('format')}, this is {FORMAT}); {other}")
+        old = theirs.get("settings", {})
+        differ = sorted(k for k in old.keys() | new.keys() if k != "steps" and old.get(k) != new.get(k))
+        if differ:
+            values = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in differ)
+            raise ValueError(f"the run there has other settings ({values}); {other}, or the same ones to go on with it")
+
+    def _checkpoints(self) -> list[Path]:
+        """What this class wrote, the oldest first; what somebody copied beside it (``step_3_best``) is left alone."""
+        folders = (self.run_dir / "checkpoints").glob("step_*")
+        return sorted(
+            (f for f in folders if re.fullmatch(r"step_\d+", f.name)), key=lambda f: int(f.name[len("step_") :])
+        )
+
     def _newest_checkpoint(self) -> Path | None:
-        found = sorted((self.run_dir / "checkpoints").glob("step_*"), key=lambda p: int(p.name.split("_")[1]))
-        return found[-1] if found else None
+        return next(reversed(self._checkpoints()), None)
 
     def save_checkpoint(self) -> Path:
         """Write ``checkpoints/step_N/``, whole or not at all, and drop the oldest ones."""
         from safetensors.torch import save_file
 
         folder = self.run_dir / "checkpoints" / f"step_{self.step}"
-        unfinished = folder.parent / f".unfinished_{self.step}"
+        logs = [file for file in (self._metrics_file, self.log.path) if file.exists()]
+        state = {"step": self.step, "token_budget": self.learner.token_budget}
         try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            self.policy.save_adapter(unfinished)
-            save_file(self.learner.tensors(), unfinished / "learner.safetensors")
-            state = {
-                "step": self.step,
-                "token_budget": self.learner.token_budget,
-                "sizes": {
-                    f.name: f.stat().st_size for f in (self.run_dir / "metrics.jsonl", self.log.path) if f.exists()
-                },
-            }
-            write_whole(unfinished / "state.json", json.dumps(state, indent=1) + "\n")
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(unfinished, folder)
+            with whole_folder(folder) as unfinished:
+                self.policy.save_adapter(unfinished)
+                save_file(self.learner.tensors(), unfinished / "learner.safetensors")
+                write_json(unfinished / "state.json", state | {"sizes": {f.name: f.stat().st_size for f in logs}})
         except OSError as e:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise TrainingError(
-                f"could not write checkpoint {folder} ({e.strerror or e}); the one before stands: "
-                f"{self._newest_checkpoint()}. Free some space and start again: it goes on"
-            ) from e
-        for old in sorted(folder.parent.glob("step_*"), key=lambda p: int(p.name.split("_")[1]))[
-            : -self.settings.keep_checkpoints
-        ]:
+            before = f"the one before stands: {self._newest_checkpoint()}"
+            raise TrainingError(f"could not write {folder} ({e.strerror or e}); {before}. {_FREE_SPACE}") from e
+        for old in self._checkpoints()[: -self.settings.keep_checkpoints]:
             shutil.rmtree(old)
         return folder
 
@@ -279,29 +274,23 @@ class Trainer:
         """Load the newest checkpoint; what was logged after it is cut off, it will be done again."""
         from safetensors.torch import load_file
 
-        folder, metrics = self._newest_checkpoint(), self.run_dir / "metrics.jsonl"
+        for left in (self.run_dir / "checkpoints").glob(".step_*.tmp"):  # of a process killed while it wrote
+            shutil.rmtree(left)
+        folder = self._newest_checkpoint()
         if folder is None:
-            for f in (metrics, self.log.path):
-                f.unlink(missing_ok=True)  # steps of a run that ended before its first checkpoint
+            for file in (self._metrics_file, self.log.path):
+                file.unlink(missing_ok=True)  # steps of a run that ended before its first checkpoint
             return
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
         self.policy.load_adapter(folder)
         self.learner.load_tensors(load_file(folder / "learner.safetensors", device=str(self.policy.device)))
         self.step, self.learner.token_budget = state["step"], state["token_budget"]
-        for f in (metrics, self.log.path):
-            if f.exists():
-                os.truncate(f, state["sizes"].get(f.name, 0))
-        self.metrics = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        for file in (self._metrics_file, self.log.path):
+            if file.exists():
+                os.truncate(file, state["sizes"].get(file.name, 0))
+        self.metrics = list(read_json_lines(self._metrics_file))
         if self.step < self.settings.steps:
             self.report(f"going on after step {self.step}, from {folder}")
-
-    def _write(self, trajectories: list[Trajectory], row: dict) -> None:
-        try:
-            self.log.append(trajectories)
-            with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as f:
-                f.write(json.dumps(row) + "\n")
-        except OSError as e:
-            self._fail(f"could not write the log ({e.strerror or e})", "Free some space and start again: it goes on")
 
 
 def evenly(questions: Sequence[Question], rng: random.Random) -> list[Question]:
@@ -329,30 +318,23 @@ def describe(trajectories: list[Trajectory], num_generations: int) -> dict:
     """
     flat = groups_without_variance([t.reward for t in trajectories], num_generations)
     trajectories = [t for t in trajectories if t.first_action is None]
-    rows = [row_of(t) for t in trajectories]
+    rows, rewards = [row_of(t) for t in trajectories], [t.reward for t in trajectories]
     kinds = {kind: means([row for row in rows if row["known"] is known]) for kind, known in _KINDS.items()}
-    rewards = [t.reward for t in trajectories]
-    overall = {name: mean(rows, name) for name in ("em", "searches", "malformed")}
-    by_kind = {f"{name}_{kind}": kinds[kind][name] for name in ("em", "reward", "searches") for kind in kinds}
-    first = {f"search_first_{kind}": kinds[kind]["searched"] for kind in kinds}
-    described = {
+    return {
         "reward": fmean(rewards),
         "reward_std": pstdev(rewards),
-        **overall,
-        **by_kind,
-        **first,
+        **{name: mean(rows, name) for name in ("em", "searches", "malformed")},
+        **{f"{name}_{kind}": kinds[kind][name] for name in ("em", "reward", "searches") for kind in kinds},
+        **{f"search_first_{kind}": kinds[kind]["searched"] for kind in kinds},
         "searches_per_need_lookup": kinds["lookup"]["searches_per_need"],
         "over_search": kinds["known"]["over_search"],
         "under_search": kinds["lookup"]["under_search"],
         "search_errors": sum(bool(c.error) for t in trajectories for c in t.searches),
         "completion_tokens": mean(rows, "tokens"),
         "zero_variance_groups": float(flat.float().mean()),
+        **{f"finish_{reason}": fmean(t.finish_reason == reason for t in trajectories) for reason in FINISH_REASONS},
+        **{f"rewards/{part}": fmean(t.rewards[part] for t in trajectories) for part in trajectories[0].rewards},
     }
-    for reason in ("answer", "turns", "length", "stop"):
-        described[f"finish_{reason}"] = fmean(t.finish_reason == reason for t in trajectories)
-    for part in trajectories[0].rewards:
-        described[f"rewards/{part}"] = fmean(t.rewards[part] for t in trajectories)
-    return described
 
 
 #: Kinds of question that the metrics of a step tell apart, and what ``Question.known`` is for each.
@@ -405,9 +387,10 @@ def train_grpo(
     questions = [_question(i, item) for i, item in enumerate(dataset)]
     if not questions:
         raise ValueError("train_grpo: the dataset is empty")
-    size = min(settings.pop("questions_per_step", 8), len(questions))
-    settings.setdefault("steps", epochs * -(-len(questions) // size))
-    how = Settings(**settings | {"questions_per_step": size, "learning_rate": lr})
+    wanted = Settings(**settings | {"learning_rate": lr})
+    size = min(wanted.questions_per_step, len(questions))
+    steps = settings.get("steps", epochs * -(-len(questions) // size))
+    how = wanted.model_copy(update={"questions_per_step": size, "steps": steps})
     if not hasattr(model, "disable_adapter"):
         model.requires_grad_(False)
         model = attach_lora(model)
