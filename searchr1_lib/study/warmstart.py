@@ -186,7 +186,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
     from transformers import Qwen2Tokenizer
 
     bpe, alphabet = Qwen2Tokenizer().backend_tokenizer, sorted(pre_tokenizers.ByteLevel.alphabet())
-    how = {"vocab_size": vocab_size - len(SPECIAL), "initial_alphabet": alphabet, "show_progress": False}
+    how: dict[str, Any] = {
+        "vocab_size": vocab_size - len(SPECIAL),
+        "initial_alphabet": alphabet,
+        "show_progress": False,
+    }
     bpe.train_from_iterator(texts, trainers.BpeTrainer(**how))
     model = json.loads(bpe.to_str())["model"]
     vocabulary = {"vocab": model["vocab"], "merges": list(map(tuple, model["merges"])), "unk_token": None}
@@ -386,7 +390,7 @@ def measure(
     from .evaluate import evaluate
 
     how = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80, "report": report}
-    figures = {}
+    figures: dict[str, Any] = {}
     for act in ("search", "answer"):
         table = evaluate(policy, questions, engine, first_action=act, **how).table()
         figures |= {f"EM, {group}, made to {act}": row["em"] for group, row in table.items()}

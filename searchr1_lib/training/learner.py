@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -340,7 +340,7 @@ def _length(t: Trajectory) -> int:
     return len(t.prompt_ids) + len(t.completion_ids)
 
 
-def micro_batches(items: Iterable[T], token_budget: int, length: Callable[[T], int] = _length) -> Iterator[list[T]]:
+def micro_batches(items: Iterable[T], token_budget: int, length: Callable[[Any], int] = _length) -> Iterator[list[T]]:
     """Parts of similar length, each of at most ``token_budget`` padded tokens (one item at least).
 
     Args:

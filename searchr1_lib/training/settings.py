@@ -33,7 +33,7 @@ class Settings(Limits):
     """different questions a step"""
     num_generations: Count = 8
     """G, rollouts a question (the group)"""
-    learning_rate: float = Field(1e-5, gt=0, lt=1)
+    learning_rate: float = Field(default=1e-5, gt=0, lt=1)
     """of AdamW on the LoRA weights"""
     warmup_steps: Whole = 0
     """steps over which the learning rate rises from 0"""
@@ -66,7 +66,7 @@ class Settings(Limits):
     mask_observations: bool = True
     """False trains on retrieved text as if the model had written it: an ablation of Search-R1 (arXiv 2503.09516),
     never of use"""
-    top_entropy_quantile: float = Field(1.0, gt=0, le=1)
+    top_entropy_quantile: float = Field(default=1.0, gt=0, le=1)
     """share of the sampled tokens, those of highest entropy, that get an advantage (Wang et al. 2025, "Beyond the 80/20
     rule", arXiv 2506.01939); 1: all"""
     beta: Amount = 0.0

@@ -93,7 +93,7 @@ def load_set(
         )
     parts: list[tuple[list[str], str | None, int]]
     if Path(source).is_file():
-        parts: list[tuple[list[str], str | None, int]] = [(list(COUNTS), None, learnt + counts["test"])]
+        parts = [(list(COUNTS), None, learnt + counts["test"])]
     else:
         parts = [(["train", "validation"], "train", learnt), (["test"], None, counts["test"])]
     questions: dict[str, list[Question]] = {}
