@@ -147,7 +147,7 @@ class Trainer:
             raise self._failure(f"could not write the log ({e.strerror or e})", _FREE_SPACE) from None
         return row
 
-    def _collect(self) -> tuple[list[Trajectory], list[Trajectory]]:  # type: ignore[return] - the last attempt returns
+    def _collect(self) -> tuple[list[Trajectory], list[Trajectory]]:  # type: ignore[return]  # the last attempt does
         """The scored rollouts of a step: all that were drawn, and those to train on.
 
         With ``dynamic_sampling`` (DAPO, arXiv 2503.14476, section 3.2) other questions are drawn in place of those
