@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ..environment.limits import Limits
-from ..files import TrajectoryLog, write_whole
+from ..files import TrajectoryLog, read_json, write_json
 from ..metrics import grouped, groups, means, row_of
 from ..records import Question, Trajectory
 from ..worlds.public import SETS, load_questions, load_with_passages
@@ -57,7 +57,7 @@ class Report:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write table and rows as JSON, whole or not at all; the rollouts go to a TrajectoryLog."""
-        write_whole(path, json.dumps({"table": self.table(), "rows": self.rows}, indent=1) + "\n")
+        write_json(path, {"table": self.table(), "rows": self.rows})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Report:
@@ -361,12 +361,12 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
             engine = open_engine(args.engine, args.data, args.limit)
         engine.search(left[0].text, k=1)  # an engine that is down must not cost an evaluation
         policy = load_policy(args.model, adapter=args.adapter, lora=bool(args.adapter), **loading)
-        write_whole(args.out / "settings.json", json.dumps(settings, indent=1) + "\n")
+        write_json(args.out / "settings.json", settings)
         for batch in _batches(policy, left, engine, args.batch_size, say, num_generations=1, temperature=0.0, **limits):
             log.append(batch)
         done = answered(log, questions)
     table, failed = paper_table(done.values()), sum(row["failed"] for row in done.values())
-    write_whole(args.out / "report.json", json.dumps({"table": table, "failed_searches": failed}, indent=1) + "\n")
+    write_json(args.out / "report.json", {"table": table, "failed_searches": failed})
     if failed:
         say(f"{failed} searches failed, so the figures are too low: the same command again redoes those questions")
     say(f"the table is also in {args.out / 'report.json'}")
@@ -375,7 +375,7 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
 
 def _check_same(file: Path, settings: dict) -> None:
     """Raise ValueError where a folder holds the evaluation of something else."""
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_json(file)
     if differ := sorted(name for name in settings if before.get(name) != settings[name]):
         raise ValueError(f"{file.parent} holds an evaluation with another {', '.join(differ)}; choose another --out")
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, suite
-from ..files import write_whole
+from ..files import write_json
 from .profiles import folder_of, load_profile, read_given, resolve_profile, shown
 
 _PACKAGES = (
@@ -35,11 +35,6 @@ _PACKAGES = (
 
 
 # -- the folder -------------------------------------------------------------------------------------------------------
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

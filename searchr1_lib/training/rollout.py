@@ -61,7 +61,11 @@ class _Episode:
     @property
     def text(self) -> str:
         """What the model wrote in this turn."""
-        return self.policy.decode(self.ids[len(self.prompt_ids) + self.turn_start :])
+        return self.policy.decode(self.completion_ids[self.turn_start :])
+
+    @property
+    def completion_ids(self) -> list[int]:
+        return self.ids[len(self.prompt_ids) :]
 
     def write(self, written: Written) -> None:
         self._append(written.ids, 1, written.logprobs, written.entropy)
@@ -73,12 +77,12 @@ class _Episode:
         self.logprobs += logprobs
         self.entropy += entropy
 
-    def turn_is_over(self) -> bool:
-        """False where only another episode's stop has interrupted it."""
-        if self.ended or self.room <= 0:
-            return True
-        text = self.policy.bytes_of(self.ids[len(self.prompt_ids) + self.turn_start :])
-        return any(stop.encode() in text for stop in self.environment.stops)
+    def _append_unsampled(self, ids: list[int]) -> None:
+        self._append(ids, 0, [0.0] * len(ids), [0.0] * len(ids))
+
+    def turn_is_over(self, text: str) -> bool:
+        """False where only another episode's stop has interrupted the turn, of which this is the text."""
+        return self.ended or self.room <= 0 or any(stop in text for stop in self.environment.stops)
 
     def take(self, outcome: Observation | Done, text: str, turn: int) -> None:
         """Go on, or end, as the environment says of the ``text`` of the turn."""
@@ -90,28 +94,26 @@ class _Episode:
         if isinstance(outcome, Done):
             self.done = outcome
             return
-        ids = self.policy.encode(outcome.text)
-        if len(self.mask) + len(ids) >= self.limits.max_completion_length:
+        ids, start = self.policy.encode(outcome.text), len(self.mask)
+        if start + len(ids) >= self.limits.max_completion_length:
             self.done = Done("length")
             return
-        start, said = len(self.mask), self.policy.decode(ids)
-        self.segments.append(Segment(ENVIRONMENT, outcome.kind, said, turn, start, start + len(ids)))
-        self._append(ids, 0, [0.0] * len(ids), [0.0] * len(ids))
+        self._append_unsampled(ids)
+        self.segments.append(Segment(ENVIRONMENT, outcome.kind, self.policy.decode(ids), turn, start, len(self.mask)))
         self._record_ends(start)
         self.turn_start = len(self.mask)
 
     def _force(self, text: str, decides: int) -> None:
         """Put text into the model's mouth; of its tokens the one that decides is remembered, to be trained."""
         ids, start = self.policy.encode(text), len(self.mask)
-        self._append(ids, 0, [0.0] * len(ids), [0.0] * len(ids))
+        self._append_unsampled(ids)
         ends = _ends([self.policy.token_bytes[i] for i in ids])
         self.forced = start + next(i for i, end in enumerate(ends) if end > decides)
 
     def _record_ends(self, start: int) -> None:
         """Where the tokens of the completion from ``start`` on end in its text."""
         before = self.ends[-1] if self.ends else 0
-        ids = self.ids[len(self.prompt_ids) + start :]
-        self.ends += [before + end for end in _ends([self.policy.token_bytes[i] for i in ids])]
+        self.ends += [before + end for end in _ends([self.policy.token_bytes[i] for i in self.completion_ids[start:]])]
 
     def _close_turn(self, text: str, turn: int) -> None:
         """Cut what the model wrote in this turn into segments."""
@@ -128,16 +130,30 @@ class _Episode:
 
     def trajectory(self, seconds: float = 0.0) -> Trajectory:
         special = {i: self.policy.tokenizer.convert_ids_to_tokens(i) for i in self.policy.stop_ids}
-        completion = self.ids[len(self.prompt_ids) :]
+        completion = self.completion_ids
         tokens = [special.get(i) or self.policy.token_bytes[i].decode("utf-8", "replace") for i in completion]
         ends = self.ends + self.ends[-1:] * (len(tokens) - len(self.ends))  # of a turn that is not over
         return Trajectory(
-            question=self.question, prompt_ids=self.prompt_ids, completion_ids=completion, mask=self.mask,
-            logprobs=self.logprobs, segments=self.segments, calls=self.environment.calls,
-            answer=self.done.answer if self.done else None, finish_reason=self.done.reason if self.done else None,
-            group=self.group, prompt=self.prompt, tokens=tokens, ends=ends, turns=self.environment.turn,
-            invalid_turns=self.environment.invalid_turns, first_action=self.environment.first_action,
-            forced=self.forced, seconds=seconds, token_values={"entropy": self.entropy})  # fmt: skip
+            question=self.question,
+            prompt_ids=self.prompt_ids,
+            completion_ids=completion,
+            mask=self.mask,
+            logprobs=self.logprobs,
+            segments=self.segments,
+            calls=self.environment.calls,
+            answer=self.done.answer if self.done else None,
+            finish_reason=self.done.reason if self.done else None,
+            group=self.group,
+            prompt=self.prompt,
+            tokens=tokens,
+            ends=ends,
+            turns=self.environment.turn,
+            invalid_turns=self.environment.invalid_turns,
+            first_action=self.environment.first_action,
+            forced=self.forced,
+            seconds=seconds,
+            token_values={"entropy": self.entropy},
+        )
 
 
 def _ends(tokens: list[bytes]) -> list[int]:
@@ -235,10 +251,10 @@ def _play(episodes: list[_Episode], decoder: Decoder, on_turn: Callable | None) 
             written = decoder.write([e.ids for e in going], [s.encode() for s in stops], [e.room for e in going])
             for e, w in zip(going, written):
                 e.write(w)
-            over = [e for e in going if e.turn_is_over()]
-            turns, texts = [e.environment.turn for e in over], [e.text for e in over]
-            outcomes = step_all([e.environment for e in over], texts, [e.end for e in over])
-            for e, outcome, text, turn in zip(over, outcomes, texts, turns):
+            over = [(e, text) for e in going if e.turn_is_over(text := e.text)]
+            turns = [e.environment.turn for e, _ in over]
+            outcomes = step_all([e.environment for e, _ in over], [text for _, text in over], [e.end for e, _ in over])
+            for (e, text), outcome, turn in zip(over, outcomes, turns):
                 e.take(outcome, text, turn)
             going = [e for e in going if e.done is None]
             if on_turn:
