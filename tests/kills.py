@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from searchr1_lib.files import TrajectoryLog
+
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = """
 import sys
@@ -38,7 +40,7 @@ SQLiteSearch(f"{out}/sqlite").add(passages)
 encode_passages(passages[:700], vectors_dir=f"{out}/vectors")
 DenseSearch(passages[:700], vectors_dir=f"{out}/vectors").save(f"{out}/dense")
 """
-SWEEP = "profile: smoke\nnotebooks: ['02']\nparameters: {dense_passages: 50}\ngrid: {topk: [1, 3]}\nseeds: [0]\n"
+SWEEP = "profile: smoke\nnotebooks: ['01']\nparameters: {dense_passages: 50}\ngrid: {topk: [1, 3]}\nseeds: [0]\n"
 #: By name: the share of the kills, and the command, which writes into the folder OUT.
 JOBS = {
     "training": (0.3, [sys.executable, "-c", TRAINING, "OUT"]),
@@ -46,16 +48,16 @@ JOBS = {
     "prepare": (0.2, "prepare mixed --out OUT/mixed".split()),
     "evaluate": (
         0.2,
-        "evaluate --model data/tiny_qwen --engine OUT/../passages.jsonl --data OUT/../test.jsonl --limit 24 "
+        "evaluate --model data/tiny_qwen --engine HOME --data HOME/test.jsonl --limit 24 "
         "--batch-size 4 --max-turn-tokens 64 --out OUT/evaluation".split(),
     ),
-    "sweep": (0.1, "sweep OUT/../sweep.yaml --jobs 1".split()),
+    "sweep": (0.1, "sweep HOME/sweep.yaml --jobs 1".split()),
 }
 TIMES = {"seconds", "seconds_rollout", "seconds_update", "tokens_per_second", "peak_memory_mb"}
 
 
 def start(command: list[str], out: Path) -> subprocess.Popen:
-    words = [word.replace("OUT", str(out)) for word in command]
+    words = [word.replace("OUT", str(out)).replace("HOME", str(out.parent)) for word in command]
     words = words if words[0] == sys.executable else [sys.executable, "-m", "searchr1_lib", *words]
     env = os.environ | {"SEARCHR1_RUNS": str(out), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -76,8 +78,11 @@ def outcome(name: str, out: Path) -> dict:
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         kept = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
         weights = hashlib.sha256((newest / "adapter_model.safetensors").read_bytes()).hexdigest()
-        log = [json.loads(line) for line in (out / "trajectories.jsonl").read_text().splitlines()]
-        return {"metrics": kept, newest.name: weights, "log": [(t["ids"], t["reward"]) for t in log]}
+        log = [
+            (t.completion_ids, t.logprobs, t.mask, t.reward, t.advantages)
+            for t in TrajectoryLog(out / "trajectories.jsonl")
+        ]
+        return {"metrics": kept, newest.name: weights, "log": log}
     if name == "index":
         from searchr1_lib import DenseSearch, SQLiteSearch
 
