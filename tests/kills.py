@@ -96,7 +96,10 @@ def outcome(name: str, out: Path) -> dict:
         return {path.name: path.read_bytes() for path in (out / "mixed").iterdir()}
     if name == "evaluate":
         return {"report": json.loads((out / "evaluation" / "report.json").read_text())}
-    return {path.parent.name: path.read_bytes() for path in out.rglob("summary.json")}
+    figures = {
+        path.parent.name: json.loads(path.read_text())["01_retriever_build"] for path in out.rglob("summary.json")
+    }
+    return {run: {k: v for k, v in found.items() if not k.startswith("milliseconds")} for run, found in figures.items()}
 
 
 def campaign(name: str, kills: int, home: Path, rng: random.Random) -> None:
