@@ -224,7 +224,9 @@ def smooth(values: Numbers, window: int | None = None) -> np.ndarray:
     """
     values = np.asarray(values, float)
     half = (window or _window(len(values))) // 2
-    return np.array([values[max(0, i - half) : i + half + 1].mean() for i in range(len(values))])
+    sums, at = np.cumsum([0.0, *values]), np.arange(len(values))
+    low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
 
 
 def _window(steps: int) -> int:
@@ -883,8 +885,7 @@ def advantages_of_group(rewards: Numbers, advantages: Numbers) -> Figure:
         ax.set_ylim(low, high + 0.4 * (high - low))
     pairs = ", ".join(f"{r:.2f} becomes {a:.2f}" for r, a in zip(rewards, advantages))
     title = "An advantage says how a rollout compares with its own group"
-    legend = {"loc": "upper left", "ncols": 3, "fontsize": 8.5, "columnspacing": 1}
-    return _finished(fig, title, f"Bars: {pairs}.", **legend)
+    return _finished(fig, title, f"Bars: {pairs}.", loc="upper left", ncols=3, fontsize=8.5, columnspacing=1)
 
 
 @_styled

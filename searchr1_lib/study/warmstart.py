@@ -28,7 +28,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic.dataclasses import dataclass as checked_dataclass
+from tqdm import tqdm
+
 from ..environment import protocol
+from ..environment.limits import Amount, Checked, Count, Positive, Share, Whole
 from ..files import write_json, write_json_lines
 from ..records import Question
 from ..worlds.almanac import MONTHS, Hop, Part, World, build_world
@@ -48,7 +52,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SHAPE = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
 
 
-@dataclass(frozen=True)
+@checked_dataclass(config=Checked.model_config)
 class Recipe:
     """Everything that decides what the warm start makes.
 
@@ -64,27 +68,30 @@ class Recipe:
             so that the skills survive 4-bit loading.
         topk: documents an observation holds.
         world_steps: a fresh world every so many steps.
+
+    Raises:
+        ValueError: a value of another type, or out of its range.
     """
 
-    seed: int = 0
-    vocab_size: int = 2048
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    steps: int = 3000
-    batch: int = 32
-    lr: float = 1.5e-3
-    warmup: int = 60
-    weight_decay: float = 0.01
-    known_share: float = 0.4
-    search_share: float = 0.5
-    context_weight: float = 0.3
-    context_steps: int = 1500
-    quantised_steps: int = 400
-    topk: int = 3
-    world_steps: int = 60
+    seed: Whole = 0
+    vocab_size: Count = 2048
+    hidden_size: Count = 128
+    intermediate_size: Count = 384
+    num_hidden_layers: Count = 4
+    num_attention_heads: Count = 4
+    num_key_value_heads: Count = 2
+    steps: Count = 3000
+    batch: Count = 32
+    lr: Positive = 1.5e-3
+    warmup: Whole = 60
+    weight_decay: Amount = 0.01
+    known_share: Share = 0.4
+    search_share: Share = 0.5
+    context_weight: Amount = 0.3
+    context_steps: Whole = 1500
+    quantised_steps: Whole = 400
+    topk: Count = 3
+    world_steps: Count = 60
 
 
 @dataclass(frozen=True)
@@ -187,12 +194,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
     from transformers import Qwen2Tokenizer
 
     bpe, alphabet = Qwen2Tokenizer().backend_tokenizer, sorted(pre_tokenizers.ByteLevel.alphabet())
-    how: dict[str, Any] = {
-        "vocab_size": vocab_size - len(SPECIAL),
-        "initial_alphabet": alphabet,
-        "show_progress": False,
-    }
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(**how))
+    size = vocab_size - len(SPECIAL)
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
     model = json.loads(bpe.to_str())["model"]
     vocabulary = {"vocab": model["vocab"], "merges": list(map(tuple, model["merges"])), "unk_token": None}
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": list(SPECIAL[1:])}
@@ -334,7 +337,7 @@ def update(optimizer, parameters: Iterable, lr: float, losses: Iterable):
     return total
 
 
-def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, report=print, every: int = 100):
+def train(recipe: Recipe, *, device: str = "cpu", report=tqdm.write, every: int = 100):
     """Run the recipe. Returns ``(model, tokenizer, log)``; ``log`` has one row of losses every ``every`` steps."""
     import torch
 
@@ -352,12 +355,13 @@ def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, repo
         total = sum(sum(weights[1:]) for _, weights in batch)
         if quantised:
             rounding.apply()
-        for part in micro_batches(batch, token_budget, length=lambda example: len(example[0])):
+        for part in micro_batches(batch, 3000, length=lambda example: len(example[0])):
             yield weighted_loss(model, part, tokenizer.pad_token_id) / total
         if quantised:
             rounding.restore()
 
-    for step, batch in zip(range(recipe.steps), batches(tokenizer, recipe, avoid)):
+    steps = tqdm(range(recipe.steps), desc="warm start", disable=None)
+    for step, batch in zip(steps, batches(tokenizer, recipe, avoid)):
         parts = losses(batch, quantised=step >= recipe.steps - recipe.quantised_steps)
         running.append(update(optimizer, model.parameters(), learning_rate(step, recipe), parts))
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
@@ -380,9 +384,7 @@ TARGETS = {
 }
 
 
-def measure(
-    policy, questions: list[Question], engine, *, topk: int = 3, seed: int = 0, report=None
-) -> dict[str, float]:
+def measure(policy, questions: list[Question], engine, *, topk: int = 3, seed: int = 0) -> dict[str, float]:
     """The figures of ``TARGETS`` for a policy: can it search, can it answer, and does it choose by chance.
 
     "Made to" search or answer: the model thinks, then the opening tag is put into its mouth; greedy.
@@ -390,7 +392,7 @@ def measure(
     """
     from .evaluate import evaluate
 
-    how = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80, "report": report}
+    how: dict[str, Any] = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80}
     figures: dict[str, Any] = {}
     for act in ("search", "answer"):
         table = evaluate(policy, questions, engine, first_action=act, **how).table()
@@ -421,7 +423,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train the tiny Qwen and write it, with its tokenizer, recipe and log."""
     recipe = Recipe(seed=args.seed)
-    if args.steps:
+    if args.steps is not None:
         recipe = replace(recipe, steps=args.steps, quantised_steps=min(recipe.quantised_steps, args.steps // 4))
     model, tokenizer, log = train(recipe, device=args.device)
     save(args.out, model.cpu(), tokenizer, recipe, log)

@@ -426,7 +426,13 @@ def build_world(
             surname, the same town in another country); they come last, and nothing asks for them.
 
     Splits are disjoint: no entity that a question of one split needs stands in a question of another.
+
+    Raises:
+        ValueError: a seed or a count that is no whole number from 0 (random.Random takes -5 for 5).
     """
+    for name, number in {"seed": seed, "near_duplicates": near_duplicates}.items():
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{name} must be a whole number and must not be negative, got {number!r}")
     builder, rng = _Builder(seed), random.Random(KNOWN_SEED)
     names = _Names(rng, set())
     parts = [(split, True, _entities(part, names, rng), rng) for split, part in KNOWN.items()]
@@ -466,8 +472,6 @@ def near_duplicates(data: str | Path, count: int) -> list[Passage]:
     Raises:
         ValueError: a negative count, or a folder without an ``almanac.json``: only our own world can be extended.
     """
-    if count < 0:
-        raise ValueError(f"near_duplicates must not be negative, got {count}")
     if count == 0:
         return []
     plain = world_of(data, f"near_duplicates = {count} (0: none)")
