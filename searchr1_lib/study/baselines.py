@@ -200,10 +200,7 @@ def demonstrations(
 
 def _written(policy, question: Question, pieces: Iterable) -> Trajectory:
     """A demonstration as a trajectory; mask 1 on what the model should write."""
-    prompt = policy.prompt_text(question.text)
-    t = Trajectory(
-        question, policy.encode(prompt), [], [], [], answer=question.answers[0], finish_reason="answer", prompt=prompt
-    )
+    t = Trajectory(question, policy.encode(policy.prompt_text(question.text)), [], [], [])
     for by_model, group in groupby(pieces, key=lambda piece: piece.writer != "environment"):
         ids = policy.encode("".join(piece.text for piece in group))
         t.completion_ids += ids
@@ -322,11 +319,10 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
     from ..training.rollout import rollout
     from ..training.trainer import Settings, Trainer
 
-    start = time.perf_counter()
-    spent: dict[str, float | int | None] = {"minutes": None, "rollouts": None, "examples": None}
+    start, rollouts = time.perf_counter(), None
     policy = load_policy(setup.model, adapter=setup.adapter if method == "grpo" else None, seed=setup.seed)
     if method in UNTRAINED or method == "grpo":
-        return policy, spent
+        return policy, dict.fromkeys(("minutes", "rollouts", "examples"))
     questions = load_questions(Path(setup.data) / "train.jsonl")[: setup.train_questions or None]
     if method == "no-search":
         how = setup.limits() | {"steps": setup.steps, "decay_steps": 2 * setup.steps // 3, "seed": setup.seed}
@@ -335,7 +331,7 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
         trainer.train()
         minutes = sum(row["seconds"] for row in trainer.metrics) / 60
         rollouts = setup.steps * settings.questions_per_step * settings.num_generations
-        return policy, spent | {"minutes": minutes, "rollouts": rollouts}
+        return policy, {"minutes": minutes, "rollouts": rollouts, "examples": None}
     if method == "sft":
         examples = demonstrations(policy, questions, setup.data, engine, topk=setup.topk)
     else:
@@ -345,10 +341,11 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
         how = setup.limits() | {"num_generations": setup.num_generations, "generator": generator}
         starts = tqdm(range(0, len(questions), 8), desc="sampling", disable=None)
         sampled = [t for i in starts for t in rollout(policy, questions[i : i + 8], engine, **how)]
-        examples, spent["rollouts"] = cheapest_right(sampled), len(sampled)
+        examples, rollouts = cheapest_right(sampled), len(sampled)
     fine_tune(policy, examples, epochs=setup.epochs, learning_rate=setup.learning_rate, seed=setup.seed)
     policy.save_adapter(out / method)
-    return policy, spent | {"minutes": (time.perf_counter() - start) / 60, "examples": len(examples)}
+    minutes = (time.perf_counter() - start) / 60
+    return policy, {"minutes": minutes, "rollouts": rollouts, "examples": len(examples)}
 
 
 def group_of(question: Question) -> str:
@@ -375,8 +372,8 @@ def run_method(method: str, setup: Setup, questions: Sequence[Question], engine,
     """Train a method if it trains, and ask it all questions, group by group, so that each group has its own time.
 
     Returns:
-        the method's result: {"method", "setup", "training", "rows"}; a row a question with its "id", "group" and
-        ``FIGURES``, "seconds" being the group's mean.
+        the method's result: {"method", "training", "rows"}; a row a question with its "id", "group" and ``FIGURES``,
+        "seconds" being the group's mean.
     """
     policy, spent = trained(method, setup, engine, out)
     how = {"reward": SearchR1Reward(setup.search_cost), "temperature": setup.temperature, "seed": setup.seed}
@@ -388,7 +385,7 @@ def run_method(method: str, setup: Setup, questions: Sequence[Question], engine,
         for row in report.rows:
             figures = {name: row[name] for name in FIGURES} | {"seconds": seconds}
             rows.append({"id": row["id"], "group": group} | figures)
-    return {"method": method, "setup": vars(setup), "training": spent, "rows": rows}
+    return {"method": method, "training": spent, "rows": rows}
 
 
 def compare(methods: Sequence[str], setup: Setup, out: str | Path) -> dict[str, dict[str, Any]]:

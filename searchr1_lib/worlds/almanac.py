@@ -63,32 +63,16 @@ class Entity:
     """What facts are about: ``subject`` in questions, ``title`` over its passage."""
 
     name: str
-
-    @property
-    def subject(self) -> str:
-        return self.name
-
-    @property
-    def title(self) -> str:
-        return self.name
+    subject = title = property(lambda self: self.name)
 
 
 @dataclass(frozen=True)
 class City(Entity):
     country: str
     river: str
-
-    @property
-    def subject(self) -> str:
-        return f"{self.name} in {self.country}"
-
-    @property
-    def title(self) -> str:
-        return f"{self.name} ({self.country})"
-
-    @property
-    def place(self) -> str:
-        return f"{self.name}, {self.country}"
+    subject = property(lambda self: f"{self.name} in {self.country}")
+    title = property(lambda self: f"{self.name} ({self.country})")
+    place = property(lambda self: f"{self.name}, {self.country}")
 
 
 @dataclass(frozen=True)
