@@ -113,16 +113,14 @@ class TensorBoard:
     """
 
     def __init__(self, folder=None):
-        self.folder, self.writer = folder, None
+        from torch.utils.tensorboard import SummaryWriter  # here: without the package there is an error before any work
+
+        self.folder, self.make, self.writer = folder, SummaryWriter, None
 
     def __call__(self, trainer, metrics) -> None:
         if self.writer is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ImportError("the package tensorboard is missing: pip install tensorboard") from None
             # what an interrupted run wrote after its last checkpoint is superseded
-            self.writer = SummaryWriter(self.folder or trainer.run_dir / "tensorboard", purge_step=metrics["step"])
+            self.writer = self.make(self.folder or trainer.run_dir / "tensorboard", purge_step=metrics["step"])
         for name, value in metrics.items():
             if isinstance(value, (int, float)) and name != "step":
                 self.writer.add_scalar(name, value, metrics["step"])

@@ -43,23 +43,6 @@ KNOWN, LOOKUP, *_OTHERS = (
     dict(zip(("color", "marker", "linestyle"), look))
     for look in ((BLUE, "o", "-"), (RED, "s", "--"), (BLACK, "D", "-"), (GREEN, "^", "-."), (PURPLE, "v", ":"))
 )
-_STYLE = {
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "axes.axisbelow": True,
-    "errorbar.capsize": 3,
-    "lines.linewidth": 2,
-    "lines.markersize": 5,
-    "legend.fontsize": 9,
-    "legend.framealpha": 0.85,
-    "legend.edgecolor": "none",
-    "hatch.color": "white",
-}
 
 
 # ---- showing ---------------------------------------------------------------------------------------------
@@ -108,11 +91,11 @@ def png(fig: Figure) -> bytes:
 
 
 def _styled(draw):
-    """Run a drawing function in the project's style, whatever the notebook has set."""
+    """Run a drawing function in the project's style (``figures.mplstyle``), whatever the notebook has set."""
 
     @functools.wraps(draw)
     def styled(*args, **kwargs):
-        with context(["default", _STYLE]):
+        with context(["default", "searchr1_lib.study.figures"]):
             return draw(*args, **kwargs)
 
     return styled
@@ -748,9 +731,9 @@ def _spread_labels(ax, labels: Sequence[str], points: Sequence[tuple[float, floa
             box = text.get_window_extent()
             met = any(map(box.overlaps, taken)) or any(box.contains(*mark) for mark in marks)
             if offset == offsets[-1] or (not met and ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1):
-                taken.append(box)
                 break
             text.remove()
+        taken.append(box)
 
 
 @_styled

@@ -197,9 +197,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
     size = vocab_size - len(SPECIAL)
     bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
     model = json.loads(bpe.to_str())["model"]
-    vocabulary = {"vocab": model["vocab"], "merges": list(map(tuple, model["merges"])), "unk_token": None}
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": list(SPECIAL[1:])}
-    tokenizer = Qwen2Tokenizer(**vocabulary, **special, model_max_length=2048)
+    merges = list(map(tuple, model["merges"]))
+    tokenizer = Qwen2Tokenizer(model["vocab"], merges, unk_token=None, **special, model_max_length=2048)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -221,15 +221,12 @@ def new_model(recipe: Recipe, tokenizer):
 def encode(tokenizer, question: Question, pieces: list[Piece], context_weight: float) -> tuple[list[int], list[float]]:
     """Token ids of a demonstration, and the loss weight of each. Turns are encoded one by one, as in a rollout."""
     ids = tokenizer.encode(prompt_text(question.text))
-    weights = [context_weight] * len(ids)
-    for writer, group in _turns(pieces):
+    weights, by_writer = [context_weight] * len(ids), {"environment": context_weight, "guess": 0.0, "model": 1.0}
+    for _, group in _turns(pieces):
         tokens = tokenizer("".join(p.text for p in group), return_offsets_mapping=True, add_special_tokens=False)
         ids += tokens["input_ids"]
-        if writer == "environment":
-            weights += [context_weight] * len(tokens["input_ids"])
-        else:
-            guessed = [p.writer == "guess" for p in group for _ in p.text]  # one a character
-            weights += [0.0 if any(guessed[start:end]) else 1.0 for start, end in tokens["offset_mapping"]]
+        letters = [by_writer[p.writer] for p in group for _ in p.text]
+        weights += [min(letters[start:end]) for start, end in tokens["offset_mapping"]]
     if pieces[-1].text.endswith("</answer>"):
         ids.append(tokenizer.eos_token_id)
         weights.append(1.0)
