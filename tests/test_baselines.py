@@ -176,7 +176,7 @@ def test_methods_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flag",
     "--steps=-1 --epochs=0 --learning-rate=nan --temperature=-1 --questions=-1 --topk=0 --num-generations=0 "
-    "--search-cost=inf --max-turn-tokens=0 --seed=-1 --comparisons=-1".split(),
+    "--search-cost=inf --max-turn-tokens=0 --seed=-1 --comparisons=-1 --adapter=nowhere".split(),
 )
 def test_numbers_that_cannot_be_are_refused_before_any_work(tmp_path, flag, capsys):
     assert cli.main(["baselines", "--out", str(tmp_path / "out"), flag]) == 2

@@ -392,17 +392,19 @@ def compare(methods: Sequence[str], setup: Setup, out: str | Path) -> dict[str, 
     """Results by method. Each is kept in ``out/METHOD.json`` and not made again for the same setup and the same files.
 
     Raises:
-        ValueError: an unknown method, or ``out`` holds a result of another setup.
+        ValueError: an unknown method, no adapter where one is needed, or ``out`` holds a result of another setup.
     """
     from ..search import BM25Search
 
     if unknown := sorted(set(methods) - set(METHODS)):
         raise ValueError(f"unknown method {', '.join(unknown)}: choose from {', '.join(METHODS)}")
+    if "grpo" in methods and not (Path(setup.adapter) / "adapter_config.json").exists():
+        raise ValueError(f"adapter must be a folder with an adapter_config.json, got {setup.adapter!r}")
     out, results = Path(out), load(out)
     missing = [method for method in methods if method not in results]
     made_of = vars(setup) | {f"files in {name}": _hash(getattr(setup, name)) for name in ("model", "adapter", "data")}
-    for method in (method for method in methods if method in results):
-        if differ := [k for k, v in made_of.items() if results[method]["setup"].get(k) != v]:
+    for method in methods:
+        if differ := [k for k, v in made_of.items() if method in results and results[method]["setup"].get(k) != v]:
             raise ValueError(f"{out / method}.json was made with another {', '.join(differ)}: choose another folder")
     if missing:
         engine = BM25Search(load_passages(Path(setup.data) / "passages.jsonl"))

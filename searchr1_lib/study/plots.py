@@ -107,11 +107,10 @@ def _axes(count: int, height: float, *, across: int = 4, row: float = 0.0, **kwa
     It is ``height`` inches high, and ``row`` more for each row of axes.
     """
     down = -(-count // across)
-    fig = Figure(figsize=(9, height + row * down), dpi=100, layout="constrained")
+    fig = Figure(figsize=(9, height + row * down))
     axes = fig.subplots(down, min(count, across), squeeze=False, **kwargs).ravel().tolist()
     for ax in axes[count:]:
         ax.remove()
-    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     return fig, axes[:count]
 
 
@@ -123,9 +122,9 @@ def _finished(fig: Figure, title: str, alt: str, *, note: str = "", below: int =
         below: columns of one legend below all axes, that of the first.
         **legend: how each axes' own legend looks, where none stands yet.
     """
-    fig.suptitle(textwrap.fill(title, 88), x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+    fig.suptitle(textwrap.fill(title, 88), x=0.01, ha="left")
     fig.alt = " ".join(f"{title}. {alt}".replace("..", ".").split())
-    fig.supxlabel(note, fontsize=9, color=GREY)
+    fig.supxlabel(note, color=GREY)
     if below:
         fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=below)
     elif not fig.legends and not any(ax.get_legend() for ax in fig.axes):
@@ -644,7 +643,7 @@ def reward_histograms(columns: Mapping[str, Numbers], known: Numbers) -> Figure:
         told += [f"{name}, {label}: mean {values[part].mean():.2f}" for label, part in parts.items() if part.any()]
         ax.set(title=name, ylim=(0, 1.05))
         ax.grid(False, axis="x")
-    fig.supylabel("share of the rollouts", fontsize=9)
+    fig.supylabel("share of the rollouts")
     return _finished(fig, "How each reward is spread over the rollouts", f"Histograms. {'; '.join(told)}.", below=2)
 
 
@@ -924,10 +923,10 @@ def retrieval_comparison(rows: Rows) -> Figure:
         clock[0].margins(x=0.25)
         for y, ms in enumerate(times):
             clock[0].annotate(f"{ms:.3g}", (ms, y), (9, 0), textcoords="offset points", va="center", fontsize=9)
+    figures = [{k: v for k, v in row.items() if k in (*columns, "ms_per_query") and _finite(v)} for row in rows]
     told = [
-        f"{row['engine']}: {', '.join(f'{name} {values[i]:.2f}' for name, values in columns.items())}"
-        + f", {times[i]:.3g} ms" * timed
-        for i, row in enumerate(rows)
+        f"{row['engine']}: {', '.join(f'{k} {v:.3g}' for k, v in said.items()).replace('_', ' ')}"
+        for row, said in zip(rows, figures)
     ]
     return _finished(
         fig, "How well and how fast the engines find the gold passage", f"Bars: {'; '.join(told)}.", below=6
@@ -972,8 +971,7 @@ def nf4_quantisation(weights, dequantised) -> Figure:
     errors.set(title=f"Error: {relative:.1%} of the weights' size (root mean square)", xlabel="value", ylabel="count")
     errors.xaxis.set_major_locator(MaxNLocator(nbins=5))
     told = (
-        f"A corner of the matrix before and after; a block of {len(one)} weights becomes a staircase "
-        f"of {levels} levels; the errors are {relative:.1%} of the weights' root mean square."
+        f"A corner before and after; {len(one)} weights of a block become a staircase of {levels} levels; the errors."
     )
     return _finished(fig, f"NF4 keeps 16 levels a block and moves the weights by {relative:.1%}", told)
 

@@ -241,8 +241,8 @@ def _turns(pieces: list[Piece]) -> Iterator[tuple[str, list[Piece]]]:
 
 def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[list[int], list[float]]]]:
     """Endless batches of encoded demonstrations, a fresh world every ``world_steps`` batches."""
-    rng, number = random.Random(recipe.seed), 0
-    while True:
+    rng = random.Random(recipe.seed)
+    for number in itertools.count():
         world = fresh_world(number, avoid)
         need = recipe.batch * recipe.world_steps
         context_weight = recipe.context_weight if number * recipe.world_steps < recipe.context_steps else 0.0
@@ -250,7 +250,6 @@ def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[l
         examples = [encode(tokenizer, question, pieces, context_weight) for question, pieces in drawn]
         for i in range(recipe.world_steps):
             yield examples[i * recipe.batch : (i + 1) * recipe.batch]
-        number += 1
 
 
 def weighted_loss(model, part: list, pad: int):
