@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -173,8 +173,7 @@ def flips(before: Rollouts, after: Rollouts) -> tuple[int, int]:
     return outcomes.count((False, True)), outcomes.count((True, False))
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """A figure before and after on the same ``n`` questions; ``low`` to ``high``: interval of after - before."""
 
     name: str

@@ -135,7 +135,7 @@ class LivePlot:
     """
 
     def __init__(self, seconds: float = 10.0):
-        self.seconds, self.shown, self.handle = seconds, -math.inf, None
+        self.seconds, self.shown = seconds, -math.inf
 
     def __call__(self, trainer, metrics) -> None:
         last = metrics["step"] == trainer.settings.steps
@@ -146,10 +146,7 @@ class LivePlot:
         from . import plots
 
         picture = plots.Picture(plots.learning_curves(trainer.metrics, title=f"After {metrics['step']} steps"))
-        if self.handle is None:
-            self.handle = display(picture, display_id=True)
-        else:
-            self.handle.update(picture)
+        display(picture, display_id=f"learning curves {id(self)}", update=self.shown > -math.inf)
         self.shown = time.monotonic()
 
 

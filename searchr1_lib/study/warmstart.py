@@ -24,11 +24,11 @@ import random
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic.dataclasses import dataclass
 from tqdm import tqdm
 
 from ..environment import protocol
@@ -52,7 +52,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SHAPE = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
 
 
-@checked_dataclass(config=Checked.model_config)
+@dataclass(config=Checked.model_config)
 class Recipe:
     """Everything that decides what the warm start makes.
 
@@ -94,8 +94,7 @@ class Recipe:
     world_steps: Count = 60
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A part of a demonstration. ``writer``: "model", "environment", or "guess" (never any loss)."""
 
     text: str

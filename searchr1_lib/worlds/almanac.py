@@ -19,6 +19,7 @@ import random
 from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from ..files import read_json, write_json, write_json_lines
 from ..records import Passage, Question
@@ -96,8 +97,7 @@ class Book(Entity):
     genre: str
 
 
-@dataclass(frozen=True)
-class Relation:
+class Relation(NamedTuple):
     """A kind of fact: the entity's field that holds the value, and how the fact is searched and stated.
 
     In the texts ``{s}`` is the subject and ``{v}`` the value.
@@ -146,8 +146,7 @@ CHAINS = (
 COMPARISON = ("Who was born earlier in the year, {a} or {b}?", "Whose birthday comes first in the year, {a} or {b}?")
 
 
-@dataclass(frozen=True)
-class Hop:
+class Hop(NamedTuple):
     """One step of a chain: ``fact`` is the sentence that the gold ``passage`` supports."""
 
     subject: str
@@ -169,8 +168,7 @@ class World:
     lookup_names: set[str] = field(default_factory=set)
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """How many entities of each kind a part of the world has."""
 
     people: int
