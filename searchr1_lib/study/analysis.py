@@ -194,10 +194,7 @@ def changes(before: Rollouts, after: Rollouts, **how: Any) -> list[Change]:
     """
     figures = []
     for name, kind, value, weight in _FIGURES:
-        first, second = (
-            [t for t in side if kind in ("all", metrics.knowledge(t.question)) and value(t) is not None]
-            for side in (before, after)
-        )
+        first, second = (_judged(side, kind, value) for side in (before, after))
         if first and second:
             values, weights = paired(first, second, value), [w for w, _ in paired(first, second, weight)]
             was, now = (sum(side) / sum(weights) for side in zip(*values))
@@ -206,9 +203,12 @@ def changes(before: Rollouts, after: Rollouts, **how: Any) -> list[Change]:
     return figures
 
 
+def _judged(rollouts: Rollouts, kind: str, value: Callable[[Trajectory], Any]) -> list[Trajectory]:
+    return [t for t in rollouts if kind in ("all", metrics.knowledge(t.question)) and value(t) is not None]
+
+
 _one = lambda t: 1.0
 _searches = lambda t: len(t.searches)
-_tokens = lambda t: sum(t.mask) if t.mask else None
 #: Name, kind of question, value (None: does not count), weight: the figure is the sum of values over that of weights.
 _FIGURES = (
     ("exact match, all", "all", right, _one),
@@ -219,7 +219,7 @@ _FIGURES = (
     ("searches per hop needed, look-up", "look-up", _searches, lambda t: t.question.hops),
     ("over-search: known, searched", "known", metrics.over_search, _one),
     ("under-search: look-up, too few", "look-up", metrics.under_search, _one),
-    ("tokens the model wrote", "all", _tokens, _one),
+    ("tokens the model wrote", "all", lambda t: sum(t.mask) if t.mask else None, _one),
 )
 
 
@@ -486,10 +486,8 @@ def setting_table(groups: Sequence[Mapping[str, Any]], figures: Sequence[str]) -
     names = list(groups[0]["setting"]) if groups else []
 
     cell = lambda f: f and f"{f['mean']:.3f}" + f" ({f['low']:.3f} to {f['high']:.3f})" * (f["n"] > 1)
-    rows = [
-        (*map(str, g["setting"].values()), g["runs"], g["failed"], *(cell(g["figures"].get(f)) for f in figures))
-        for g in groups
-    ]
+    cells = lambda g: [cell(g["figures"].get(figure)) for figure in figures]
+    rows = ((*map(str, g["setting"].values()), g["runs"], g["failed"], *cells(g)) for g in groups)
     return markdown_table([*names, "runs", "failed", *figures], rows)
 
 
@@ -581,9 +579,8 @@ def _cell(value: Any) -> str:
 
 def change_table(figures: Iterable[Change]) -> str:
     """``changes`` as a Markdown table."""
-    rows = [
-        (c.name, c.n, c.before, c.after, f"{c.after - c.before:+.3f} ({c.low:+.3f} to {c.high:+.3f})") for c in figures
-    ]
+    told = lambda c: f"{c.after - c.before:+.3f} ({c.low:+.3f} to {c.high:+.3f})"
+    rows = ((c.name, c.n, c.before, c.after, told(c)) for c in figures)
     return markdown_table(["figure", "questions", "before", "after", "difference (95 % interval)"], rows)
 
 

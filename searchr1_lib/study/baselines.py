@@ -140,11 +140,9 @@ class _Story:
         text = f"<search> {protocol.escape(call.argument)} </search>{observation}"
         ids = self.policy.encode(text)
         tokens = [self.policy.token_bytes[i].decode("utf-8", "replace") for i in ids]
-        segment = Segment(ENVIRONMENT, "information", text, 0, 0, len(ids))
+        unsampled = Trajectory(self.written.question, [], ids, [0] * len(ids), [0.0] * len(ids), tokens=tokens)
+        self._add(unsampled, [Segment(ENVIRONMENT, "information", text, 0, 0, len(ids))])
         self.written.calls.append(call)
-        self._add(
-            Trajectory(self.written.question, [], ids, [0] * len(ids), [0.0] * len(ids), tokens=tokens), [segment]
-        )
 
     def write(self, t: Trajectory, last: bool) -> None:
         """Take over what the model wrote: all of it if it is the end, otherwise up to the end of its last thought."""
@@ -479,10 +477,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/baselines"), help="folder for results (made if missing)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=", ".join(METHODS))
     for name, field in Setup.model_fields.items():
-        how = {"type": type(field.default), "default": field.default, "metavar": "VALUE"}
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", **how, help=f"{field.description} (default: {field.default})"
-        )
+        told = f"{field.description} (default: {field.default})"
+        how: dict[str, Any] = {"type": type(field.default), "default": field.default, "metavar": "VALUE", "help": told}
+        parser.add_argument("--" + name.replace("_", "-"), **how)
 
 
 def run(args: argparse.Namespace) -> None:

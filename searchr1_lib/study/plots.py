@@ -310,9 +310,8 @@ def learning_curves(metrics, *, title: str | None = None) -> Figure:
     at = " to ".join(map(str, dict.fromkeys(moments[:1] + moments[-1:])))
     default = f"At step {at}, the policy learns when to search" if moments else "Reward, answers and searches"
     told = f"Three curves over training steps. At the end: {reward}; exact match {em}; searches {searches}."
-    return _finished(
-        fig, title or default, told + f" A line marks the transition at step {at}." * bool(moments), note=note
-    )
+    told += f" A line marks the transition at step {at}." * bool(moments)
+    return _finished(fig, title or default, told, note=note)
 
 
 _HEALTH = {
@@ -567,9 +566,8 @@ def before_after(report_before, report_after) -> Figure:
         ax.set_xticks(range(len(names)), names)
         ax.set(title=label, ymargin=0.16)
         ax.grid(False, axis="x")
-        told += [
-            f"{label.lower()} on {g} questions {b:.2f} before, {a:.2f} after" for g, b, a in zip(names, first, last)
-        ]
+        pairs = zip(names, first, last)
+        told += [f"{label.lower()} on {g} questions {b:.2f} before, {a:.2f} after" for g, b, a in pairs]
     axes[0].set_ylim(0, 1.15)
     axes[1].margins(y=0.4)
     x, members = np.arange(len(names)), rows_by_group(report_after.rows)
@@ -923,14 +921,9 @@ def retrieval_comparison(rows: Rows) -> Figure:
         clock[0].margins(x=0.25)
         for y, ms in enumerate(times):
             clock[0].annotate(f"{ms:.3g}", (ms, y), (9, 0), textcoords="offset points", va="center", fontsize=9)
-    figures = [{k: v for k, v in row.items() if k in (*columns, "ms_per_query") and _finite(v)} for row in rows]
-    told = [
-        f"{row['engine']}: {', '.join(f'{k} {v:.3g}' for k, v in said.items()).replace('_', ' ')}"
-        for row, said in zip(rows, figures)
-    ]
-    return _finished(
-        fig, "How well and how fast the engines find the gold passage", f"Bars: {'; '.join(told)}.", below=6
-    )
+    say = lambda row: ", ".join(f"{k} {row[k]:.3g}" for k in (*qualities, "ms_per_query") if _finite(row.get(k)))
+    told = "; ".join(f"{row['engine']}: {say(row)}" for row in rows).replace("_", " ")
+    return _finished(fig, "How well and how fast the engines find the gold passage", f"Bars: {told}.", below=6)
 
 
 @_styled
@@ -970,9 +963,7 @@ def nf4_quantisation(weights, dequantised) -> Figure:
     errors.hist(error, edges, histtype="step", color=BLUE, label="errors")
     errors.set(title=f"Error: {relative:.1%} of the weights' size (root mean square)", xlabel="value", ylabel="count")
     errors.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    told = (
-        f"A corner before and after; {len(one)} weights of a block become a staircase of {levels} levels; the errors."
-    )
+    told = f"A corner before and after; a block of {len(one)} weights becomes a staircase of {levels} levels."
     return _finished(fig, f"NF4 keeps 16 levels a block and moves the weights by {relative:.1%}", told)
 
 
