@@ -29,7 +29,6 @@ import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -43,7 +42,7 @@ from ..environment.base import call_all
 from ..environment.limits import Amount, Count, Limits, Positive, Whole
 from ..environment.search import Search, SearchEnvironment, fit_observation
 from ..files import read_json, write_whole
-from ..metrics import grouped
+from ..metrics import grouped, right
 from ..records import ENVIRONMENT, Question, Segment, ToolCall, Trajectory
 from ..rewards import SearchR1Reward, score
 from ..worlds.almanac import world_of
@@ -209,12 +208,8 @@ def _written(policy, question: Question, pieces: Iterable) -> Trajectory:
 
 def cheapest_right(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
     """Of each question the right rollout with the fewest searches, the first of several; none where none is right."""
-    best: dict[str, Trajectory] = {}
-    for t in trajectories:
-        kept = best.get(t.question.id)
-        if row_of(t)["em"] == 1 and (kept is None or len(t.searches) < len(kept.searches)):
-            best[t.question.id] = t
-    return list(best.values())
+    by_question = grouped(filter(right, trajectories), lambda t: t.question.id)
+    return [min(rollouts, key=lambda t: len(t.searches)) for rollouts in by_question.values()]
 
 
 def fine_tune(
@@ -250,19 +245,20 @@ def fine_tune(
     if not examples:
         raise ValueError("fine_tune: no examples (was no sampled rollout right?)")
 
-    def mean_loss(part: list[Trajectory], total: int):
+    def loss_of(part: list[Trajectory]):
         rows = Batch.of(part, policy)
         hidden = policy.decoder(input_ids=rows.ids, use_cache=False).last_hidden_state[:, :-1]
         head = {"bias": policy.lm_head.bias, "mask": rows.mask}
         logprobs, _ = token_logprobs_and_entropy(hidden, policy.lm_head.weight, rows.ids[:, 1:], **head)
-        return -(logprobs * rows.mask).sum() / total
+        return -(logprobs * rows.mask).sum()
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
     orders = [random.Random(f"{seed}/{epoch}").sample(list(examples), len(examples)) for epoch in range(epochs)]
     batches = [order[i : i + batch_size] for order in orders for i in range(0, len(order), batch_size)]
     losses = []
     for number, batch in enumerate(tqdm(batches, desc="fine-tuning", disable=None)):
-        parts = map(partial(mean_loss, total=sum(sum(t.mask) for t in batch)), micro_batches(batch, token_budget))
+        total = sum(sum(t.mask) for t in batch)
+        parts = (loss_of(part) / total for part in micro_batches(batch, token_budget))
         rate = learning_rate * (1 - 0.9 * number / len(batches))
         losses.append(float(update(optimizer, policy.parameters(), rate, parts)))
     return losses
