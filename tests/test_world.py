@@ -112,11 +112,15 @@ def test_a_seed_that_makes_the_world_of_another_is_refused_before_anything_is_wr
     assert "seed" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_near_duplicates_refuse():
+def test_near_duplicates_refuse(tmp_path):
     assert near_duplicates("nowhere", 0) == []
     with pytest.raises(ValueError, match="holds no readable almanac.json"):
         near_duplicates("tests", 1)
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         near_duplicates(ALMANAC, -1)
+    for broken in ("[7]", '{"seed": 1.5}', '{"seed": -5}', "{"):
+        (tmp_path / "almanac.json").write_text(broken)
+        with pytest.raises(ValueError, match="holds no readable almanac.json"):
+            near_duplicates(tmp_path, 1)
     with pytest.raises(ValueError, match="near_duplicates must be a whole number"):
         near_duplicates(ALMANAC, 1.5)

@@ -441,7 +441,7 @@ def world_of(data: str | Path, why: str) -> World:
     """
     try:
         return build_world(read_json(Path(data) / "almanac.json")["seed"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{why} needs an almanac, and {data} holds no readable almanac.json") from None
 
 
