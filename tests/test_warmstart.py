@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from searchr1_lib.environment import protocol
 from searchr1_lib.search import BM25Search
 from searchr1_lib.study import warmstart
 from searchr1_lib.study.warmstart import Recipe, demonstrations, encode, fresh_world, prompt_text
+from searchr1_lib.suite import cli
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.worlds.almanac import build_world
 
@@ -34,6 +35,22 @@ def examples(shipped):
 @pytest.fixture(scope="module")
 def policy():
     return load_policy(TINY)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("steps", 0), ("lr", float("nan")), ("known_share", 1.5), ("batch", True), ("seed", -1)]
+)
+def test_a_recipe_has_types_and_ranges(name, value):
+    with pytest.raises(ValueError, match=name):
+        Recipe(**{name: value})
+    with pytest.raises(ValueError, match=name):
+        replace(Recipe(), **{name: value})
+
+
+@pytest.mark.parametrize("flag", ["--steps=0", "--steps=-5", "--seed=-1"])
+def test_the_command_refuses_before_any_work(tmp_path, flag, capsys):
+    assert cli.main(["warm-start", "--out", str(tmp_path / "out"), flag]) == 2
+    assert flag[2:].split("=")[0] in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_shipped_files_are_the_recipes(policy):

@@ -24,11 +24,15 @@ import random
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic.dataclasses import dataclass
+from tqdm import tqdm
 
 from ..environment import protocol
+from ..environment.limits import Amount, Checked, Count, Positive, Share, Whole
 from ..files import write_json, write_json_lines
 from ..records import Question
 from ..worlds.almanac import MONTHS, Hop, Part, World, build_world
@@ -48,7 +52,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 SHAPE = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
 
 
-@dataclass(frozen=True)
+@dataclass(config=Checked.model_config)
 class Recipe:
     """Everything that decides what the warm start makes.
 
@@ -64,31 +68,33 @@ class Recipe:
             so that the skills survive 4-bit loading.
         topk: documents an observation holds.
         world_steps: a fresh world every so many steps.
+
+    Raises:
+        ValueError: a value of another type, or out of its range.
     """
 
-    seed: int = 0
-    vocab_size: int = 2048
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    steps: int = 3000
-    batch: int = 32
-    lr: float = 1.5e-3
-    warmup: int = 60
-    weight_decay: float = 0.01
-    known_share: float = 0.4
-    search_share: float = 0.5
-    context_weight: float = 0.3
-    context_steps: int = 1500
-    quantised_steps: int = 400
-    topk: int = 3
-    world_steps: int = 60
+    seed: Whole = 0
+    vocab_size: Count = 2048
+    hidden_size: Count = 128
+    intermediate_size: Count = 384
+    num_hidden_layers: Count = 4
+    num_attention_heads: Count = 4
+    num_key_value_heads: Count = 2
+    steps: Count = 3000
+    batch: Count = 32
+    lr: Positive = 1.5e-3
+    warmup: Whole = 60
+    weight_decay: Amount = 0.01
+    known_share: Share = 0.4
+    search_share: Share = 0.5
+    context_weight: Amount = 0.3
+    context_steps: Whole = 1500
+    quantised_steps: Whole = 400
+    topk: Count = 3
+    world_steps: Count = 60
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A part of a demonstration. ``writer``: "model", "environment", or "guess" (never any loss)."""
 
     text: str
@@ -187,16 +193,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
     from transformers import Qwen2Tokenizer
 
     bpe, alphabet = Qwen2Tokenizer().backend_tokenizer, sorted(pre_tokenizers.ByteLevel.alphabet())
-    how: dict[str, Any] = {
-        "vocab_size": vocab_size - len(SPECIAL),
-        "initial_alphabet": alphabet,
-        "show_progress": False,
-    }
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(**how))
+    size = vocab_size - len(SPECIAL)
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
     model = json.loads(bpe.to_str())["model"]
-    vocabulary = {"vocab": model["vocab"], "merges": list(map(tuple, model["merges"])), "unk_token": None}
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": list(SPECIAL[1:])}
-    tokenizer = Qwen2Tokenizer(**vocabulary, **special, model_max_length=2048)
+    merges = list(map(tuple, model["merges"]))
+    tokenizer = Qwen2Tokenizer(model["vocab"], merges, unk_token=None, **special, model_max_length=2048)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -218,15 +220,12 @@ def new_model(recipe: Recipe, tokenizer):
 def encode(tokenizer, question: Question, pieces: list[Piece], context_weight: float) -> tuple[list[int], list[float]]:
     """Token ids of a demonstration, and the loss weight of each. Turns are encoded one by one, as in a rollout."""
     ids = tokenizer.encode(prompt_text(question.text))
-    weights = [context_weight] * len(ids)
-    for writer, group in _turns(pieces):
+    weights, by_writer = [context_weight] * len(ids), {"environment": context_weight, "guess": 0.0, "model": 1.0}
+    for _, group in _turns(pieces):
         tokens = tokenizer("".join(p.text for p in group), return_offsets_mapping=True, add_special_tokens=False)
         ids += tokens["input_ids"]
-        if writer == "environment":
-            weights += [context_weight] * len(tokens["input_ids"])
-        else:
-            guessed = [p.writer == "guess" for p in group for _ in p.text]  # one a character
-            weights += [0.0 if any(guessed[start:end]) else 1.0 for start, end in tokens["offset_mapping"]]
+        letters = [by_writer[p.writer] for p in group for _ in p.text]
+        weights += [min(letters[start:end]) for start, end in tokens["offset_mapping"]]
     if pieces[-1].text.endswith("</answer>"):
         ids.append(tokenizer.eos_token_id)
         weights.append(1.0)
@@ -241,8 +240,8 @@ def _turns(pieces: list[Piece]) -> Iterator[tuple[str, list[Piece]]]:
 
 def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[list[int], list[float]]]]:
     """Endless batches of encoded demonstrations, a fresh world every ``world_steps`` batches."""
-    rng, number = random.Random(recipe.seed), 0
-    while True:
+    rng = random.Random(recipe.seed)
+    for number in itertools.count():
         world = fresh_world(number, avoid)
         need = recipe.batch * recipe.world_steps
         context_weight = recipe.context_weight if number * recipe.world_steps < recipe.context_steps else 0.0
@@ -250,7 +249,6 @@ def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[l
         examples = [encode(tokenizer, question, pieces, context_weight) for question, pieces in drawn]
         for i in range(recipe.world_steps):
             yield examples[i * recipe.batch : (i + 1) * recipe.batch]
-        number += 1
 
 
 def weighted_loss(model, part: list, pad: int):
@@ -334,7 +332,7 @@ def update(optimizer, parameters: Iterable, lr: float, losses: Iterable):
     return total
 
 
-def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, report=print, every: int = 100):
+def train(recipe: Recipe, *, device: str = "cpu", report=tqdm.write, every: int = 100):
     """Run the recipe. Returns ``(model, tokenizer, log)``; ``log`` has one row of losses every ``every`` steps."""
     import torch
 
@@ -352,12 +350,13 @@ def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, repo
         total = sum(sum(weights[1:]) for _, weights in batch)
         if quantised:
             rounding.apply()
-        for part in micro_batches(batch, token_budget, length=lambda example: len(example[0])):
+        for part in micro_batches(batch, 3000, length=lambda example: len(example[0])):
             yield weighted_loss(model, part, tokenizer.pad_token_id) / total
         if quantised:
             rounding.restore()
 
-    for step, batch in zip(range(recipe.steps), batches(tokenizer, recipe, avoid)):
+    steps = tqdm(range(recipe.steps), desc="warm start", disable=None)
+    for step, batch in zip(steps, batches(tokenizer, recipe, avoid)):
         parts = losses(batch, quantised=step >= recipe.steps - recipe.quantised_steps)
         running.append(update(optimizer, model.parameters(), learning_rate(step, recipe), parts))
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
@@ -380,9 +379,7 @@ TARGETS = {
 }
 
 
-def measure(
-    policy, questions: list[Question], engine, *, topk: int = 3, seed: int = 0, report=None
-) -> dict[str, float]:
+def measure(policy, questions: list[Question], engine, *, topk: int = 3, seed: int = 0) -> dict[str, float]:
     """The figures of ``TARGETS`` for a policy: can it search, can it answer, and does it choose by chance.
 
     "Made to" search or answer: the model thinks, then the opening tag is put into its mouth; greedy.
@@ -390,7 +387,7 @@ def measure(
     """
     from .evaluate import evaluate
 
-    how = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80, "report": report}
+    how: dict[str, Any] = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80}
     figures: dict[str, Any] = {}
     for act in ("search", "answer"):
         table = evaluate(policy, questions, engine, first_action=act, **how).table()
@@ -421,7 +418,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train the tiny Qwen and write it, with its tokenizer, recipe and log."""
     recipe = Recipe(seed=args.seed)
-    if args.steps:
+    if args.steps is not None:
         recipe = replace(recipe, steps=args.steps, quantised_steps=min(recipe.quantised_steps, args.steps // 4))
     model, tokenizer, log = train(recipe, device=args.device)
     save(args.out, model.cpu(), tokenizer, recipe, log)
