@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ..records import Trajectory
-from ..search.encoders import MINILM, load_encoder
+from ..search.base import check_numbers
+from ..search.encoders import MINILM, load_encoder, vectors_of
 from .base import final_answer
 
 _LONGEST = 2000  # characters of an answer that are read; encoders see a few hundred tokens anyway
@@ -26,6 +28,9 @@ class Affine:
     scale: float
     offset: float
 
+    def __post_init__(self):
+        check_numbers(-1e12, kind=Real, scale=self.scale, offset=self.offset)
+
     def __call__(self, similarity: float) -> float:
         return min(1.0, max(0.0, self.scale * similarity + self.offset))
 
@@ -35,6 +40,9 @@ class Cutoff:
     """1.0 from a similarity of ``at`` on, else 0.0."""
 
     at: float
+
+    def __post_init__(self):
+        check_numbers(-1e12, kind=Real, at=self.at)
 
     def __call__(self, similarity: float) -> float:
         return float(similarity >= self.at)
@@ -130,8 +138,5 @@ class SemanticSimilarity:
                 if len(self._vectors) + len(new) > _CACHED:
                     self._vectors = {}
                     new = sorted(texts)
-                vectors = self.encoder.encode(new, normalize=True)
-                if not (vectors == vectors).all():
-                    raise ValueError("the encoder gave a vector that is not a number")
-                self._vectors.update(zip(new, vectors))
+                self._vectors.update(zip(new, vectors_of(self.encoder, new)))
             return {text: self._vectors[text] for text in texts}

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..environment.base import _as_hits
 from ..records import Hit, Passage
-from .base import Engine, SearchError, check_batch
+from .base import Engine, SearchError, check_batch, clean, identity_of
 from .sqlite import Database
 
 #: What was answered: the n-th time that a query was asked, from 0; failures, and at most one success, the last.
@@ -45,6 +46,8 @@ class CachedSearch(Engine):
         SearchError: (from a search) the engine failed, or "replay" meets a query that was not recorded.
     """
 
+    decides = ("recorded",)
+
     def __init__(self, engine: Engine | None, path: str | os.PathLike, *, mode: str = "record"):
         if mode not in ("record", "replay"):
             raise ValueError(f"mode must be 'record' or 'replay', not {mode!r}")
@@ -60,17 +63,19 @@ class CachedSearch(Engine):
         self._check_file()
 
     def _check_file(self) -> None:
-        """Is it a recording, and of this engine? A new one is given the engine's name."""
+        """Is it a recording, and of this engine? A new one is given what the engine is known by."""
+        ours = self.engine and identity_of(self.engine)
         try:
             with self._database.connection() as connection:
                 connection.execute(_LAST, ("", 1, 0))
                 recorded = connection.execute("SELECT engine FROM recorded").fetchone()
                 if recorded is None and self.mode == "record":
-                    connection.execute("INSERT INTO recorded VALUES (?)", (self.engine.name,))
+                    connection.execute("INSERT INTO recorded VALUES (?)", (ours,))
         except sqlite3.Error as e:
             raise ValueError(f"{self.path}: cannot be used as a recording ({e}); give another file") from None
-        if recorded and self.engine is not None and (name := self.engine.name) != recorded[0]:
-            raise ValueError(f"{self.path}: recorded from {recorded[0]}, not from {name}; give another file")
+        self.recorded = recorded[0] if recorded else ours
+        if ours and ours != self.recorded:
+            raise ValueError(f"{self.path}: recorded from {self.recorded}, not from {ours}; give another file")
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         queries, k = check_batch(queries, k), int(k)
@@ -101,10 +106,10 @@ class CachedSearch(Engine):
             return known
         try:
             batch = self.engine.search_batch(missing, k)
-            texts = [json.dumps([asdict(hit) for hit in hits], ensure_ascii=False) for hits in batch]
+            texts = [json.dumps([asdict(hit) for hit in _as_hits(found, k)]) for found in batch]
             answers: list[_Answer] = [(text, None) for text in texts]
         except SearchError as e:
-            answers = [(None, str(e))] * len(missing)
+            answers = [(None, clean(str(e)))] * len(missing)
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             return known | {query: self._keep(connection, query, k, answer) for query, answer in zip(missing, answers)}

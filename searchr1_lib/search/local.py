@@ -34,6 +34,8 @@ class LocalSearch(Engine):
             not what its manifest says.
     """
 
+    decides = ("engine",)
+
     def __init__(self, index_dir: str | os.PathLike, encoder=None):
         folder = Path(index_dir)
         self.engine = _open(folder, encoder) if (folder / MANIFEST).exists() else _build(folder)
