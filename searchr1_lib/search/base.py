@@ -171,7 +171,7 @@ def reading(folder: str | os.PathLike, problem: str = "broken index") -> Iterato
         yield
     except IndexFolderError:
         raise
-    except (FileNotFoundError, EOFError, ValueError, LookupError, TypeError) as e:
+    except (FileNotFoundError, EOFError, ValueError, LookupError, TypeError, AttributeError) as e:
         raise IndexFolderError(f"{folder}: {problem} ({e}); build it again") from None
 
 

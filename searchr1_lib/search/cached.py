@@ -64,7 +64,7 @@ class CachedSearch(Engine):
 
     def _check_file(self) -> None:
         """Is it a recording, and of this engine? A new one is given what the engine is known by."""
-        ours = self.engine and identity_of(self.engine)
+        ours = None if self.engine is None else identity_of(self.engine)
         try:
             with self._database.connection() as connection:
                 connection.execute(_LAST, ("", 1, 0))

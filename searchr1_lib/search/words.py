@@ -10,7 +10,7 @@ import regex
 from ..records import Passage
 
 #: A letter, with its marks, of a script that puts no blanks between words (in Korean they part phrases rather).
-_LETTER = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]\p{M}*"
+_LETTER = r"(?!\p{M})[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]\p{M}*"
 _WORD = regex.compile(
     rf"((?:(?!{_LETTER})[\w\p{{M}}]){{2,}})|(?=({_LETTER}{_LETTER})?)(?:(\p{{Han}}\p{{M}}*)|{_LETTER})"
 )
