@@ -565,10 +565,6 @@ def test_bad_numbers_are_named(bad):
         if (name, bad) not in allowed or isinstance(bad, bool):
             with pytest.raises(ValueError, match=f"^{name} must be"):
                 make(bad)
-    for bad in (float("nan"), float("inf"), True, "3"):
-        for name, make in {"scale": lambda x: Affine(x, 0), "offset": lambda x: Affine(1, x), "at": Cutoff}.items():
-            with pytest.raises(ValueError, match=f"^{name} must be"):
-                make(bad)
 
 
 def test_scores_are_kept_for_the_model_that_gave_them(tmp_path):
@@ -608,7 +604,7 @@ def test_a_read_only_cache_gives_what_it_holds(tmp_path, monkeypatch):
 def test_a_reply_takes_time_in_proportion():
     def seconds(number):
         begun = time.process_time()
-        for reply in ("```json" + " " * number, "```" + "\n" * number + "x```", "</think>" * (number // 8)):
+        for reply in ("```x" + " " * number + "y```", "```" + "\n" * number + "x```", "</think>" * (number // 8)):
             with pytest.raises(ValueError):
                 parse_score(reply)
         return time.process_time() - begun

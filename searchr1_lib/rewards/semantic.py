@@ -9,11 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from ..records import Trajectory
-from ..search.base import check_numbers
 from ..search.encoders import MINILM, load_encoder, vectors_of
 from .base import final_answer
 
@@ -28,9 +26,6 @@ class Affine:
     scale: float
     offset: float
 
-    def __post_init__(self):
-        check_numbers(-1e12, kind=Real, scale=self.scale, offset=self.offset)
-
     def __call__(self, similarity: float) -> float:
         return min(1.0, max(0.0, self.scale * similarity + self.offset))
 
@@ -40,9 +35,6 @@ class Cutoff:
     """1.0 from a similarity of ``at`` on, else 0.0."""
 
     at: float
-
-    def __post_init__(self):
-        check_numbers(-1e12, kind=Real, at=self.at)
 
     def __call__(self, similarity: float) -> float:
         return float(similarity >= self.at)

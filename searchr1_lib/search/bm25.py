@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-from tqdm import tqdm
-
 from ..records import Hit, Passage
 from .base import Engine, best, check_batch, check_numbers, new_index, open_index, reading
 from .words import indexed, words
@@ -51,7 +49,7 @@ class BM25Search(Engine):
         self.parameters = {"k1": k1, "b": b, "stopwords": stopwords}
         if not self.passages:
             raise ValueError("BM25Search: no passages to index")
-        texts = [words(indexed(passage)) for passage in tqdm(self.passages, "BM25Search", disable=None, delay=1)]
+        texts = [words(indexed(passage)) for passage in self.passages]
         tokens = bm25s.tokenize(texts, stopwords=stopwords or [], **_CUT)
         if not tokens.vocab:
             raise ValueError("BM25Search: no passage holds a word to index")

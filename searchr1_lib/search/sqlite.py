@@ -16,16 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..records import Hit, Passage
-from .base import (
-    MANIFEST,
-    Engine,
-    IndexFolderError,
-    SearchError,
-    check_batch,
-    corpus_sha256,
-    read_manifest,
-    write_manifest,
-)
+from . import base
+from .base import MANIFEST, Engine, IndexFolderError, SearchError, check_batch
 from .words import clean, indexed, words
 
 DATABASE = "passages.sqlite"
@@ -75,22 +67,18 @@ class Database:
             if not self.connection().execute("SELECT 1 FROM sqlite_master").fetchone():
                 self.connection().executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
         except sqlite3.DatabaseError as e:
-            problem = f"{path}: cannot be used as a database ({e})"
-            raise IndexFolderError(f"{problem}; if it is damaged, build it again at another place") from None
+            raise IndexFolderError(f"{path}: cannot be used as a database ({e}); give another place") from None
 
     def connection(self) -> sqlite3.Connection:
         """This thread's connection; ``with`` it makes a transaction."""
         if not hasattr(self._threads, "connection"):
-            log = Path(f"{self.path}-wal")
+            # to read along with a writer takes a log and a lock beside it; whole and alone, it needs none ("immutable")
+            alone = self.journal == "WAL" and not Path(f"{self.path}-wal").exists()
+            how = "mode=rwc" if self.writable else "immutable=1" if alone else "mode=ro"
+            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?{how}", timeout=30, uri=True)
             if self.writable:
-                connection = sqlite3.connect(self.path, timeout=30)
                 connection.execute(f"PRAGMA journal_mode = {self.journal}")
                 connection.execute("PRAGMA synchronous = NORMAL")
-            else:  # to read along with a writer takes files beside it; whole and alone, it needs none ("immutable")
-                how = (
-                    "immutable=1" if self.journal == "WAL" and not (log.exists() and log.stat().st_size) else "mode=ro"
-                )
-                connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?{how}", timeout=30, uri=True)
             connection.create_function("cut", 1, words, deterministic=True)
             self._threads.connection = connection
         return self._threads.connection
@@ -124,7 +112,7 @@ class SQLiteSearch(Engine):
     def __init__(self, index_dir: str | os.PathLike):
         folder = Path(index_dir)
         if (folder / MANIFEST).exists():
-            read_manifest(folder, "sqlite")
+            base.read_manifest(folder, "sqlite")
             if not (folder / DATABASE).exists():
                 raise IndexFolderError(f"{folder}: {DATABASE} is missing; build the index again in another folder")
         elif folder.exists() and (not folder.is_dir() or not all(map(_ours, folder.iterdir()))):
@@ -132,17 +120,15 @@ class SQLiteSearch(Engine):
         folder.mkdir(parents=True, exist_ok=True)
         self._database = Database(folder / DATABASE, _SCHEMA, journal="WAL")
         if not (folder / MANIFEST).exists():
-            write_manifest(folder, "sqlite")
+            base.write_manifest(folder, "sqlite")
 
     @property
     def identity(self) -> str:
-        with self._database.use() as connection:
-            rows = connection.execute("SELECT id, title, text FROM passages ORDER BY n")
-            return f"{self.name} corpus {corpus_sha256(Passage(*row) for row in rows)}"
+        rows = self._database.connection().execute("SELECT id, title, text FROM passages ORDER BY n")
+        return f"{self.name} passages={base.corpus_sha256(Passage(*row) for row in rows)}"
 
     def __len__(self) -> int:
-        with self._database.use() as connection:
-            return connection.execute("SELECT count(*) FROM passages").fetchone()[0]
+        return self._database.connection().execute("SELECT count(*) FROM passages").fetchone()[0]
 
     def add(self, passages: Iterable[Passage]) -> None:
         """Add passages, all or none, accents composed; one whose id is there already replaces it in its place.
@@ -162,13 +148,8 @@ class SQLiteSearch(Engine):
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         queries = check_batch(queries, k)
         with self._database.use() as connection:
-            return [self._search(connection, query, k) for query in queries]
-
-    def _search(self, connection: sqlite3.Connection, query: str, k: int) -> list[Hit]:
-        if not (match := _match(query)):
-            return []
-        rows = connection.execute(_SEARCH, (match, int(k)))
-        return [Hit(Passage(id, title, text), score) for id, title, text, score in rows]
+            answers = (connection.execute(_SEARCH, (_match(query), int(k))) for query in queries)
+            return [[Hit(Passage(*texts), score) for *texts, score in rows] for rows in answers]
 
 
 def _row(passage: Passage) -> tuple[str, str, str]:
@@ -182,7 +163,8 @@ def _ours(file: Path) -> bool:
 
 
 def _match(query: str) -> str:
-    """The FTS5 expression that matches any word of the query; each is quoted, so nothing in it is syntax."""
+    """The FTS5 expression that matches any word of the query, or nothing; each is quoted: nothing in it is syntax."""
     from bm25s.stopwords import STOPWORDS_EN
 
-    return " OR ".join(f'"{word}"' for word in dict.fromkeys(words(query).split()) if word not in STOPWORDS_EN)
+    wanted = dict.fromkeys(word for word in words(query).split() if word not in STOPWORDS_EN)
+    return " OR ".join(f'"{word}"' for word in wanted or [""])
