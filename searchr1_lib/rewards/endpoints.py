@@ -42,6 +42,7 @@ class _Endpoint:
         self, url: str, model: str, *, key_env: str = "OPENAI_API_KEY", timeout: float = 60.0, retries: int = 6
     ):
         self.url, self.model, self.name = url.rstrip("/"), model, model
+        self.identity = f"{model} at {self.url}"  # see ``search.base.identity_of``
         address, key = parse_url(self.url + self.path, "http://host:port/v1"), read_key(key_env)
         if address.userinfo:
             raise ValueError("endpoint url must not hold a password; put the key into an environment variable")
@@ -49,10 +50,6 @@ class _Endpoint:
         limits: dict[str, Any] = {"timeout": timeout, "retries": retries, "connections": self.connections}
         limits |= {"keyed": bool(key), "error": EndpointError, "lost": "; such addresses often end in /v1"}
         self._client = JsonClient(f"{address} (model {model!r})", address, **limits)
-
-    @property
-    def identity(self) -> str:
-        return f"{self.model} at {self.url} {getattr(self, 'body', '')}"
 
     def _post_all(self, bodies: Sequence[dict[str, Any]], read: Callable[[Any], Any]) -> list[Any]:
         requests = [{"json": {"model": self.model, **body}, "headers": self._headers} for body in bodies]
@@ -80,6 +77,7 @@ class ChatEndpoint(_Endpoint):
     def __init__(self, url: str, model: str, *, body: dict[str, Any] | None = None, **connection):
         super().__init__(url, model, **connection)
         self.body = {"temperature": 0, "max_tokens": 256} if body is None else body
+        self.identity += f" {self.body}"
 
     def complete(self, messages: list[dict[str, str]]) -> Reply:
         """The reply to ``messages`` (role, content).

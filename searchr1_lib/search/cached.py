@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS answers (
 CREATE TABLE IF NOT EXISTS recorded (engine TEXT NOT NULL);
 """
 _LAST = "SELECT n, hits, error FROM answers WHERE query = ? AND k = ? AND n <= ? ORDER BY n DESC LIMIT 1"
+_CLAIM = "INSERT INTO recorded SELECT ? WHERE NOT EXISTS (SELECT 1 FROM recorded)"
 _Answer = tuple[str | None, str | None]  # hits as JSON, or an error
 
 
@@ -42,7 +43,7 @@ class CachedSearch(Engine):
 
     Raises:
         ValueError: an unknown mode, no engine to record from, no file to replay from, a file that is no
-            recording, or one that was recorded from another engine.
+            recording, or one that was recorded from another engine, corpus or parameters (see ``Engine.identity``).
         SearchError: (from a search) the engine failed, or "replay" meets a query that was not recorded.
     """
 
@@ -68,9 +69,9 @@ class CachedSearch(Engine):
         try:
             with self._database.connection() as connection:
                 connection.execute(_LAST, ("", 1, 0))
+                if self.mode == "record" and self._database.writable:
+                    connection.execute(_CLAIM, (ours,))
                 recorded = connection.execute("SELECT engine FROM recorded").fetchone()
-                if recorded is None and self.mode == "record":
-                    connection.execute("INSERT INTO recorded VALUES (?)", (ours,))
         except sqlite3.Error as e:
             raise ValueError(f"{self.path}: cannot be used as a recording ({e}); give another file") from None
         self.recorded = recorded[0] if recorded else ours

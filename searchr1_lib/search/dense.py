@@ -216,7 +216,8 @@ def build_index(vectors: np.ndarray, index: str):
         built = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         if not built.is_trained:
             _quieten(built)
-            step = max(1, len(vectors) // max(_TRAIN, 64 * _lists(built)))
+            lists = getattr(faiss.try_extract_index_ivf(built), "nlist", 0)  # none where it has no inverted lists
+            step = max(1, len(vectors) // max(_TRAIN, 64 * lists))
             built.train(np.ascontiguousarray(vectors[::step]))
         for start in range(0, len(vectors), 65536):
             built.add(np.ascontiguousarray(vectors[start : start + 65536]))
@@ -248,14 +249,6 @@ def _quieten(index) -> None:
         for owner in (part, getattr(part, "pq", None)):
             if hasattr(owner, "cp"):
                 owner.cp.min_points_per_centroid = 1
-
-
-def _lists(index) -> int:
-    """How many inverted lists an index has; 0 for one without."""
-    import faiss
-
-    ivf = faiss.try_extract_index_ivf(index)
-    return ivf.nlist if ivf else 0
 
 
 def _in_order(scores: np.ndarray, ids: np.ndarray) -> list[tuple[float, int]]:
