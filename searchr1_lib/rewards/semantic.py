@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..records import Trajectory
-from ..search.encoders import MINILM, load_encoder
+from ..search.encoders import MINILM, load_encoder, vectors_of
 from .base import final_answer
 
 _LONGEST = 2000  # characters of an answer that are read; encoders see a few hundred tokens anyway
@@ -130,8 +130,5 @@ class SemanticSimilarity:
                 if len(self._vectors) + len(new) > _CACHED:
                     self._vectors = {}
                     new = sorted(texts)
-                vectors = self.encoder.encode(new, normalize=True)
-                if not (vectors == vectors).all():
-                    raise ValueError("the encoder gave a vector that is not a number")
-                self._vectors.update(zip(new, vectors))
+                self._vectors.update(zip(new, vectors_of(self.encoder, new)))
             return {text: self._vectors[text] for text in texts}

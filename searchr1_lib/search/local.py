@@ -34,6 +34,8 @@ class LocalSearch(Engine):
             not what its manifest says.
     """
 
+    decides = ("engine",)
+
     def __init__(self, index_dir: str | os.PathLike, encoder=None):
         folder = Path(index_dir)
         self.engine = _open(folder, encoder) if (folder / MANIFEST).exists() else _build(folder)
@@ -62,10 +64,8 @@ def _open(folder: Path, encoder) -> Engine:
 def _build(folder: Path) -> Engine:
     corpus = _find_corpus(folder)
     passages = load_passages(corpus)
-    print(
-        f"LocalSearch: no index in {folder}; BM25 over the {len(passages):,} passages of {corpus}, in memory "
-        "(BM25Search(passages).save(folder) keeps an index)"
-    )
+    what = f"BM25 over the {len(passages):,} passages of {corpus}, in memory"
+    print(f"LocalSearch: no index in {folder}; {what} (BM25Search(passages).save(folder) keeps an index)")
     return BM25Search(passages)
 
 
@@ -78,7 +78,7 @@ def _find_corpus(folder: Path) -> Path:
             raise IndexFolderError(f"{folder}: several corpora ({', '.join(map(str, corpora))}); name one folder")
         if corpora:
             return corpora[0]
+    what = "make the almanac with searchr1 almanac, or an index with BM25Search(load_passages(file)).save(folder)"
     raise IndexFolderError(
-        f"{folder}: holds neither an index ({MANIFEST}) nor a corpus ({' or '.join(CORPORA)}). Make the almanac with "
-        "searchr1 almanac, or an index with BM25Search(load_passages(file)).save(folder)"
+        f"{folder}: holds neither an index ({MANIFEST}) nor a corpus ({' or '.join(CORPORA)}); {what}"
     )
