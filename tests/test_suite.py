@@ -168,7 +168,7 @@ def test_seeds_are_run_once_and_measured(seeded, capsys):
     measured.parent.mkdir()
     measured.write_text("# Measurements\n\nBy hand.\n")
     complete = seeded / "runs" / "small-seed-8"  # as an earlier call left it: must not be run again
-    suite.open_run(complete, "small", {})
+    suite.open_run(complete, "small", {"seed": 8})
     suite.record(complete, "05_train", {"EM": {"before": 0.5, "after": 0.8}, "minutes": 2.0, "kept": True})
     (complete / "notebooks").mkdir()
     for name in ("01_index.ipynb", "05_train.ipynb"):

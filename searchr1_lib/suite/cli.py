@@ -11,7 +11,6 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 from typing import Annotated, Any, get_args, get_origin
@@ -41,19 +40,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
-_BOUNDS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
-
-
 def _number(kind: Any, text: str) -> int | float:
     from pydantic import TypeAdapter, ValidationError
 
     try:
         return TypeAdapter(kind, config={"allow_inf_nan": False}).validate_strings(text)
-    except ValidationError:
-        type, field = get_args(kind)
-        bounds = " ".join(f"{_BOUNDS[k]} {v}" for limit in field.metadata for k, v in asdict(limit).items())
-        said = f"expected a {'whole ' * (type is int)}number {bounds}, not {text!r}"
-        raise argparse.ArgumentTypeError(said) from None
+    except ValidationError as e:
+        least = get_args(kind)[1].metadata[0].ge if get_args(kind)[0] is int else None
+        said = (
+            e.errors()[0]["msg"].removeprefix("Input should be ") if least is None else f"a whole number from {least}"
+        )
+        raise argparse.ArgumentTypeError(f"expected {said}, not {text!r}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
