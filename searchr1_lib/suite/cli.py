@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as e:
-        print(f"interrupted: go on with: {e or shlex.join(['searchr1', *arguments])}", file=sys.stderr)
+        print(f"interrupted: go on with: {str(e) or shlex.join(['searchr1', *arguments])}", file=sys.stderr)
         return 130
 
 

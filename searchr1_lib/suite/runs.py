@@ -403,6 +403,7 @@ def _execute(path: Path, run_dir: Path, values: dict[str, Any]) -> Outcome:
         "cwd": str(suite.ROOT),
         "progress_bar": False,
         "iopub_timeout": 300,  # a busy machine may be late with a cell's last output
+        "extra_arguments": ["--log-level=CRITICAL"],  # what a kernel says of being stopped says nothing
         "config": Config(KernelManager={"transport_encryption": "auto"}),  # nobody else on the machine listens
     }
     try:
