@@ -171,10 +171,8 @@ def text_of(name: str, value: Any) -> str:
     """The value of a field that must be text."""
     if not isinstance(value, str):
         raise ValueError(f"field '{name}': expected text, found {type(value).__name__}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"field '{name}': holds half a surrogate pair") from None
+    if value.encode("utf-8", "ignore").decode() != value:
+        raise ValueError(f"field '{name}': holds half a surrogate pair")
     return value
 
 

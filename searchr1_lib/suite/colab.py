@@ -195,7 +195,7 @@ def _stamped_notebook(path: Path, repository: str) -> str:
     """The notebook's file as ``nbformat`` would write it, which is not needed for that."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     cells = notebook["cells"]
-    cells[0]["source"] = _lines(_badges("".join(cells[0]["source"]), repository))
+    cells[0]["source"] = _badges("".join(cells[0]["source"]), repository).splitlines(keepends=True)
     if f"github/{repository}/blob/main/notebooks/{path.name}" not in "".join(cells[0]["source"]):
         raise ValueError(f"{path.name}: the first cell has no Colab badge for this notebook")
     first = next(i for i, cell in enumerate(cells) if cell["cell_type"] == "code")
@@ -213,12 +213,8 @@ def _stamped_notebook(path: Path, repository: str) -> str:
                 "execution_count": 1 if executed else None,
             },
         )
-    cells[first]["source"] = _lines(CELL.format(address=repository))
+    cells[first]["source"] = CELL.format(address=repository).splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-def _lines(text: str) -> list[str]:
-    return text.splitlines(keepends=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -71,18 +71,15 @@ def open_run(run_dir: str | os.PathLike, profile: str, given: dict[str, Any], *,
         ValueError: the folder was made by another version (for 0.x another x counts), under another profile, with
             another value of a parameter, from other inputs or with another version of a package that decides.
     """
-    path, name = suite.ROOT / run_dir / "manifest.json", Path(run_dir).name
+    path = suite.ROOT / run_dir / "manifest.json"
     if not path.exists():
-        p = load_profile(profile, **given, run=name)
+        p = load_profile(profile, **given, run=path.parent.name)
         write_json(path, _manifest(p, given))
         return p
-    manifest = read_json(path)
-    _check_made_here(path, manifest, profile)
-    p = load_profile(profile, **manifest.get("parameters", {}) | given, run=name)
-    now = _check_same(path, manifest, p, given)
+    manifest, p, commit = _held_against(path, profile, given, adopt=True)
     commits = str(manifest.get("git_commit")).split(", ")
-    if working and str(now["git_commit"]) not in commits:
-        write_json(path, {**manifest, "git_commit": ", ".join([*commits, str(now["git_commit"])])})
+    if working and commit not in commits:
+        write_json(path, {**manifest, "git_commit": ", ".join([*commits, commit])})
     return p
 
 
@@ -92,26 +89,26 @@ def check_run(run_dir: Path, profile: str, given: dict[str, Any]) -> None:
     Raises:
         ValueError: as ``open_run``.
     """
-    p, path = load_profile(profile, **given), suite.ROOT / run_dir / "manifest.json"
-    if path.exists():
-        manifest = read_json(path)
-        _check_made_here(path, manifest, profile)
-        _check_same(path, manifest, p, given)
+    load_profile(profile, **given)
+    if (path := suite.ROOT / run_dir / "manifest.json").exists():
+        _held_against(path, profile, given, adopt=False)
 
 
-def _check_made_here(path: Path, manifest: dict[str, Any], profile: str) -> None:
-    theirs = str(manifest.get("searchr1_lib", "unknown"))
+def _held_against(path: Path, profile: str, given: dict[str, Any], adopt: bool) -> tuple[dict[str, Any], Profile, str]:
+    """The manifest there, the parameters now and the commit now; ``adopt`` takes the run's own where none are given.
+
+    Raises:
+        ValueError: as ``open_run``.
+    """
+    manifest = read_json(path)
+    theirs, begun = str(manifest.get("searchr1_lib", "unknown")), manifest.get("parameters", {})
     if _era(theirs) != _era(__version__):
         ours = f"this is {__version__}: choose another run, or move the folder away"
         raise ValueError(f"{shown(path)}: made by searchr1_lib {theirs}, {ours}")
     if (before := manifest.get("profile")) != profile:
         raise ValueError(f"{shown(path)}: made under the profile {before!r}, not {profile!r}: choose another run")
-
-
-def _check_same(path: Path, manifest: dict[str, Any], p: Profile, given: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a run with other values, inputs or packages; returns the manifest that ``p`` would have now."""
-    begun, now = manifest.get("parameters", {}), _manifest(p, given)
-    values = load_profile(p.profile, **begun).values | manifest.get("values", {})
+    p = load_profile(profile, **(begun if adopt else {}) | given, run=path.parent.name)
+    now, values = _manifest(p, given), load_profile(profile, **begun).values | manifest.get("values", {})
     told = {**values, **manifest.get("data", {}), **manifest.get("packages", {})}
     wanted = {**now["values"], **now["data"], **{name: now["packages"][name] for name in DECIDING}}
     differ = [n for n, value in wanted.items() if n not in SHOWN and told.get(n, value) != value]
@@ -119,7 +116,7 @@ def _check_same(path: Path, manifest: dict[str, Any], p: Profile, given: dict[st
         named = [n for n in differ if n in begun or n in given] or differ  # not also what follows from them
         said = "; ".join(f"{n} = {told[n]!r:.80}, not {wanted[n]!r:.80}" for n in named)
         raise ValueError(f"{shown(path.parent)} was run with {said}: move it away, or choose another run")
-    return now
+    return manifest, p, str(now["git_commit"])
 
 
 def _era(release: str) -> list[str]:
