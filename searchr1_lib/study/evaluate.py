@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -54,13 +54,8 @@ DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
     """Their versions, and ours; None for one that is not installed."""
-    found: dict[str, str | None] = {"searchr1_lib": __version__}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    found = {name: next(iter(distributions(name=name)), None) for name in packages}
+    return {"searchr1_lib": __version__, **{name: d.version if d else None for name, d in found.items()}}
 
 
 def hashes(place: str | os.PathLike, *patterns: str) -> dict[str, str]:

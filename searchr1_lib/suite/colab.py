@@ -203,16 +203,8 @@ def _stamped_notebook(path: Path, repository: str) -> str:
         executed = [cell for cell in cells if cell.get("execution_count")]
         for part in [*executed, *(o for cell in executed for o in cell["outputs"] if o.get("execution_count"))]:
             part["execution_count"] += 1
-        cells.insert(
-            first,
-            {
-                "cell_type": "code",
-                "id": "colab-setup",
-                "metadata": {"tags": [TAG]},
-                "outputs": [],
-                "execution_count": 1 if executed else None,
-            },
-        )
+        cell = {"cell_type": "code", "id": "colab-setup", "metadata": {"tags": [TAG]}, "outputs": []}
+        cells.insert(first, cell | {"execution_count": 1 if executed else None})
     cells[first]["source"] = CELL.format(address=repository).splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
