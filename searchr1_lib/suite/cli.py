@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
+from typing import Annotated, Any, get_args, get_origin
 
 COMMANDS = {
     "run": ("suite.runs", "run the notebooks in reading order"),
@@ -27,8 +30,27 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
+    def add_argument(self, *names, **how):
+        """A type may be one of ``environment.limits``, such as ``Count``: its range is checked with it."""
+        if get_origin(kind := how.get("type")) is Annotated:
+            how["type"] = partial(_number, kind)
+        return super().add_argument(*names, **how)
+
     def error(self, message: str):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _number(kind: Any, text: str) -> int | float:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind, config={"allow_inf_nan": False}).validate_strings(text)
+    except ValidationError as e:
+        least = get_args(kind)[1].metadata[0].ge if get_args(kind)[0] is int else None
+        said = (
+            e.errors()[0]["msg"].removeprefix("Input should be ") if least is None else f"a whole number from {least}"
+        )
+        raise argparse.ArgumentTypeError(f"expected {said}, not {text!r}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,18 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: all went well; 1: something failed on the way; 2: refused before any work; 130: interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = _Parser("searchr1", description="Search-R1: train, measure and study agents that search.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (home, help) in COMMANDS.items():
-        command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
-        if arguments[:1] == [name]:
-            module = import_module(f"searchr1_lib.{home}")
-            lines = re.findall(r"^ *(searchr1 .*)", str(module.__doc__), re.MULTILINE)
-            command.formatter_class = argparse.RawDescriptionHelpFormatter
-            command.epilog = "examples:\n" + "\n".join(f"  {line}" for line in lines)
-            module.add_arguments(command)
-    args = parser.parse_args(arguments)
     try:
+        args, module = _read(arguments)
         return module.run(args) or 0
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
@@ -57,5 +69,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as e:
-        print(f"interrupted: {e or 'what is complete stays, and the same command goes on'}", file=sys.stderr)
+        print(f"interrupted: go on with: {str(e) or shlex.join(['searchr1', *arguments])}", file=sys.stderr)
         return 130
+
+
+def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
+    """The arguments of a command line, and the module of its subcommand."""
+    parser = _Parser("searchr1", description="Search-R1: train, measure and study agents that search.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    module = None
+    for name, (home, help) in COMMANDS.items():
+        command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+        if arguments[:1] == [name]:
+            module = import_module(f"searchr1_lib.{home}")
+            lines = re.findall(r"^ *(searchr1 .*)", str(module.__doc__), re.MULTILINE)
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
+            command.epilog = "examples:\n" + "\n".join(f"  {line}" for line in lines)
+            module.add_arguments(command)
+    return parser.parse_args(arguments), module
