@@ -43,6 +43,9 @@ class Learner:
         settings: see ``Settings``; all but those of sampling and of files are used here.
         report: is told when memory runs short.
 
+    Raises:
+        ValueError: nothing to train, something that no adapter holds, or an adapter that was made for dropout.
+
     Attributes:
         value_head: with ``baseline="value"``, a linear map from last hidden states to the expected reward, else None.
         token_budget: padded tokens a micro-batch, lowered by itself when memory runs out.
@@ -51,6 +54,7 @@ class Learner:
 
     def __init__(self, policy: Policy, settings: Settings, report: Callable[[str], None] = lambda line: None):
         self.policy, self.settings, self.report = policy, settings, report
+        _check_trainable(policy.model)
         self.token_budget = settings.tokens_per_micro_batch
         self.value_head = self._new_value_head() if settings.baseline == "value" else None
         self.optimizer = self._new_optimizer()
@@ -334,6 +338,22 @@ class Learner:
             self.value_head.load_state_dict(of("value_head/"))
         snapshot = of("reference/")
         self.snapshot = [snapshot[str(i)] for i in range(len(snapshot))] or None
+
+
+def _check_trainable(model: torch.nn.Module) -> None:
+    """Raise ValueError where the adapter, which is all that a checkpoint holds of a model, is not what is trained."""
+    from peft import get_peft_model_state_dict
+
+    if not hasattr(model, "disable_adapter"):
+        raise ValueError("the policy has no LoRA adapter to train; load it with lora=True")
+    if rate := model.peft_config["default"].lora_dropout:
+        raise ValueError(f"the adapter was made with lora_dropout={rate}; to train on, set it to 0 in its settings")
+    held = {v.data_ptr() for v in get_peft_model_state_dict(model, save_embedding_layers=False).values()}
+    trained = {name: p.data_ptr() in held for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError("the policy has nothing to train: its adapter is frozen")
+    if lost := [name for name, is_held in trained.items() if not is_held]:
+        raise ValueError(f"{lost[0]} (of {len(lost)}) would be trained, but no adapter holds it: freeze it")
 
 
 def _length(t: Trajectory) -> int:

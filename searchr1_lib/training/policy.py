@@ -16,12 +16,16 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from ..environment import protocol
+from ..environment.limits import Count, Positive
 from ..files import read_json, whole_folder, write_json
+from .settings import Seed, check
 
 TINY_QWEN = "data/tiny_qwen"
 #: In a model's folder, names or holds the prompt that the model was taught with.
@@ -32,6 +36,17 @@ QWEN_ENDS = ("<|im_end|>", "<|endoftext|>")
 _DENSE_ON_CPU = 2**30
 _ATTENTION = ("full_attention", "sliding_attention")
 _OPENED_THINK = re.compile(r"<think>\s*\Z")
+#: Text that a tokenizer has to give back: blanks, lines, letters of many bytes (composed, as Qwen wants them), tags.
+_PROBE = (
+    "  a  b\n\n\t1850 é 漢字 ไทย 🙂 <think> x </think>\n<search>y</search> <information>(z)</information>\r\n <answer> "
+)
+#: What of a LoRA's settings may differ from PEFT's defaults: with these a rollout computes what PEFT's forward does.
+#: (With a ``bias`` the reference would not be the base; invoked, routed and replicated adapters are no plain layers.)
+_LORA = set(
+    "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r lora_alpha lora_dropout "
+    "target_modules exclude_modules layers_to_transform layers_pattern rank_pattern alpha_pattern modules_to_save "
+    "use_rslora use_dora init_lora_weights loftq_config eva_config corda_config lora_ga_config".split()
+)
 
 
 class Policy:
@@ -48,12 +63,15 @@ class Policy:
             for, and short. True leaves it to its native thoughts, which a turn of 500 tokens rarely holds.
 
     Raises:
-        ValueError: model and tokenizer do not belong together; the tokenizer has lost its chat template; the
-            model uses dropout (recorded and recomputed log-probabilities would differ), experts, or layers without
-            a key-value cache.
+        ValueError: model and tokenizer do not belong together; the tokenizer has lost its chat template, or does not
+            give back the text that it encoded; the model uses dropout where something is trained (recorded and
+            recomputed log-probabilities would differ), experts, layers without a key-value cache, or an adapter that
+            a rollout could not follow exactly.
     """
 
     def __init__(self, model, tokenizer, prompt: str = protocol.PROMPT, *, thinking: bool = False):
+        if not any(p.requires_grad for p in model.parameters()):
+            _without_dropout(model)
         if dropout := _dropout(model):  # else a token would be learnt under another policy than sampled it
             raise ValueError(f"the policy must not use dropout, found {', '.join(dropout[:3])}: set it to 0")
         self.model, self.tokenizer, self.prompt, self.thinking = model.train(), tokenizer, prompt, thinking
@@ -63,8 +81,13 @@ class Policy:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder, self.lm_head, self.config = base.get_decoder(), base.get_output_embeddings(), base.config
         self.stop_ids = _stop_ids(tokenizer, base)
+        _check_adapter(model, {self.lm_head, base.get_input_embeddings()})
         _check_pair(self.config, tokenizer, self.stop_ids)
         self.token_bytes = token_bytes(tokenizer, self.config.vocab_size)
+        if (back := self.decode(self.encode(_PROBE))) != _PROBE:
+            raise ValueError(
+                f"the tokenizer does not give text back: {_PROBE!r} becomes {back!r}; take a byte-level one"
+            )
 
     #: The author of what it writes.
     name = "policy"
@@ -161,7 +184,7 @@ class Policy:
 
         PEFT writes every field it knows, most as null, and an older PEFT warns of the fields that it does not know.
         """
-        self.model.save_pretrained(str(folder), safe_serialization=True)
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" would ask the hub
         file = Path(folder) / "adapter_config.json"
         write_json(file, {name: value for name, value in read_json(file).items() if value is not None})
 
@@ -170,20 +193,9 @@ class Policy:
 
         Raises:
             FileNotFoundError: no adapter there.
-            ValueError: it belongs to another model or another LoRA shape.
+            ValueError: it is broken, or belongs to another model or another LoRA shape.
         """
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
-        file = Path(folder) / "adapter_model.safetensors"
-        if not file.is_file():
-            raise FileNotFoundError(f"no adapter in {folder}: adapter_model.safetensors is missing")
-        try:
-            result = set_peft_model_state_dict(self.model, load_file(file, device=str(self.device)))
-        except RuntimeError as e:
-            raise ValueError(f"{file} does not fit this model: {str(e).splitlines()[-1].strip()}") from None
-        if result.unexpected_keys:
-            raise ValueError(f"{file} does not fit this model: unexpected {result.unexpected_keys[0]}")
+        _load_weights(self.model, folder)
 
 
 def load_policy(
@@ -222,11 +234,13 @@ def load_policy(
     """
     from transformers import BitsAndBytesConfig
 
+    numbers = {"lora_r": (lora_r, Count), "lora_alpha": (lora_alpha, Positive), "seed": (seed, Seed)}
+    check(**numbers, dtype=(dtype, Literal["auto", "float32", "bfloat16", "float16"]))
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it recommends a package not needed here
     name = str(model)
     check_model_folder(name)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    compute = compute_dtype(device) if dtype == "auto" else _dtype(dtype)
+    compute = compute_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     kwargs = {"dtype": compute, "device_map": {"": device}}
     if quantize:
         nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -273,7 +287,7 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
         raise ValueError(f"{base} is stored quantised: name the 16-bit model it was made from in base=")
     with whole_folder(folder) as unfinished:
         policy.save_adapter(unfinished / "adapter")
-        net = _with_adapter(net, unfinished / "adapter").merge_and_unload(safe_merge=True)
+        net = attach_lora(net, adapter=unfinished / "adapter").merge_and_unload(safe_merge=True)
         shutil.rmtree(unfinished / "adapter")
         with _no_progress_bar():
             net.save_pretrained(unfinished)
@@ -309,33 +323,63 @@ def _pretrained(name: str, **kwargs):
         ) from None
 
 
-def _with_adapter(net, folder: str | os.PathLike, **kwargs):
-    """A model with a saved adapter (``peft.PeftModel``)."""
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
-        return PeftModel.from_pretrained(net, str(folder), **kwargs)
-
-
 def attach_lora(net, *, adapter=None, r: int = 16, alpha: int = 32, seed: int = 0):
-    """Wrap a frozen model in LoRA on all linear layers (not the output layer), weights in fp32, no dropout."""
+    """Wrap a frozen model in LoRA, weights in fp32: a saved ``adapter``, dropout off, or a new one.
+
+    A new one is on all linear layers (not the output layer) and has no dropout.
+    """
     from peft import LoraConfig, get_peft_model
 
-    if adapter is None:
-        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            torch.manual_seed(seed)
-            net = get_peft_model(net, config)
-    elif (Path(adapter) / "adapter_config.json").is_file():
-        net = _with_adapter(net, adapter, is_trainable=True)
-    else:
-        raise FileNotFoundError(f"no adapter in {adapter}: adapter_config.json is missing")
+    how = {"lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
+        torch.manual_seed(seed)
+        try:
+            config = LoraConfig(r=r, lora_alpha=alpha, **how) if adapter is None else _adapter_config(Path(adapter))
+            net = _without_dropout(get_peft_model(net, config))
+        except (KeyError, TypeError, ValueError) as e:
+            raise ValueError(f"{adapter or 'LoRA'} cannot be put on this model: {e!s:.300}") from None
+    if adapter is not None:
+        _load_weights(net, adapter)
     for p in net.parameters():
         if p.requires_grad:
             p.data = p.data.float()  # in 16 bits an update of 1e-5 would be rounded away
     return net
+
+
+def _adapter_config(folder: Path):
+    """The settings of a saved adapter, for one that can be trained on."""
+    from peft import PeftConfig
+
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: adapter_config.json is missing")
+    read_json(file)["peft_type"]  # PEFT's own error would name no file
+    config = PeftConfig.from_pretrained(str(folder))
+    _check_kind(config)
+    config.inference_mode, config.base_model_name_or_path = False, None  # None: that of the model here
+    return config
+
+
+def _load_weights(net, folder: str | os.PathLike) -> None:
+    """Put the weights of a saved adapter into that of a model, all of them or none."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = Path(folder) / "adapter_model.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: adapter_model.safetensors is missing")
+    try:
+        there = load_file(file, device=str(next(net.parameters()).device))
+    except SafetensorError as e:
+        raise ValueError(f"{file} is broken ({e}): copy it again") from None
+    here = get_peft_model_state_dict(net, save_embedding_layers=False)
+    shapes = [{name: tuple(v.shape) for name, v in weights.items()} for weights in (there, here)]
+    if differ := sorted(name for name, _ in shapes[0].items() ^ shapes[1].items()):
+        found, wanted = (shape.get(differ[0], "nothing") for shape in shapes)
+        raise ValueError(f"{file} does not fit this model: {differ[0]} is {found}, expected {wanted}")
+    set_peft_model_state_dict(net, there)
 
 
 def check_model_folder(name: str) -> None:
@@ -405,7 +449,8 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
 
 def _layers_to_unpack(model) -> list[torch.nn.Module]:
     """Layers whose forward pass is a matrix product with a matrix that can be made beforehand."""
-    adapted = [m for m in model.modules() if hasattr(m, "lora_A") and _computes_in(m) == torch.float32]
+    plain = lambda m: hasattr(m, "lora_A") and not m.merged and not any(m.use_dora.values())
+    adapted = [m for m in model.modules() if plain(m) and _computes_in(m) == torch.float32]
     inner = {id(m.get_base_layer()) for m in adapted}
     packed = (m for m in model.modules() if getattr(getattr(m, "weight", None), "quant_state", None) is not None)
     return adapted + [m for m in packed if not hasattr(m, "lora_A") and id(m) not in inner]
@@ -467,17 +512,43 @@ def _check_pair(config, tokenizer, stop_ids: set[int]) -> None:
         raise ValueError(wrong)
 
 
+def _check_adapter(model, ends: set[torch.nn.Module]) -> None:
+    """Raise ValueError for an adapter that rollouts could not follow; ``ends`` are embeddings and output layer."""
+    configs = getattr(model, "peft_config", {})
+    if not configs:
+        return
+    if not hasattr(model, "disable_adapter") or list(model.active_adapters) != ["default"]:
+        raise ValueError(f"adapters {', '.join(configs)}: a policy has one active adapter, PEFT's, named default")
+    _check_kind(configs["default"])
+    if any(hasattr(m, "active_adapters") for m in ends):
+        raise ValueError(
+            "the adapter changes the embeddings or the output layer; rollouts know it in other layers only"
+        )
+    if any(getattr(m, "merged", False) for m in model.modules()):
+        raise ValueError("the adapter is merged into the base: take it out with unmerge_adapter()")
+
+
+def _check_kind(config) -> None:
+    """Raise ValueError for another kind of adapter than those that a rollout follows exactly."""
+    if config.peft_type != "LORA":
+        raise ValueError(f"an adapter of the kind {config.peft_type.value}: rollouts know LoRA, also rsLoRA and DoRA")
+    default = type(config)()
+    known = {f.name for f in fields(config)} - _LORA
+    if odd := [f"{n}={getattr(config, n)!r}" for n in sorted(known) if getattr(config, n) != getattr(default, n)]:
+        raise ValueError(f"a LoRA with {', '.join(odd)}, which rollouts do not know")
+
+
+def _without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
 def _dropout(model) -> list[str]:
     used = [f"{n} (p={m.p})" for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
     attention = getattr(getattr(model, "config", None), "attention_dropout", 0.0)
     return used + (["attention_dropout"] if attention else [])
-
-
-def _dtype(name: str) -> torch.dtype:
-    known = ("float32", "bfloat16", "float16")
-    if name not in known:
-        raise ValueError(f"dtype {name!r}: choose auto, {', '.join(known)}")
-    return getattr(torch, name)
 
 
 @contextmanager

@@ -74,8 +74,6 @@ class Trainer:
         self.run_dir, self.callbacks, self.report = Path(run_dir), list(callbacks), report or (lambda line: None)
         if not self.questions:
             raise ValueError("Trainer: no questions to train on")
-        if not policy.parameters():
-            raise ValueError("Trainer: the policy has nothing to train; load it with lora=True")
         self.learner = Learner(policy, self.settings, self.report)
         self.step = 0
         self.metrics: list[dict] = []
