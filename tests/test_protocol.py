@@ -110,8 +110,8 @@ def test_an_observation_in_full():
 @pytest.mark.parametrize(
     "token",
     [
-        "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|", "<\uff5cUser\uff5c>",
-        "<\uff5cend\u2581of\u2581sentence\uff5c>", "<start_of_turn>", "<end_of_turn>", "<end_of_utterance>", "<bos>", "<eos>", "<pad>", "<unk>", "<s>", "</s>",
+        "<|im_end|>", "<|endoftext|>", "<|", "<\uff5cUser\uff5c>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>", "<end_of_utterance>", "<bos>", "<eos>", "<pad>", "<unk>",
     ],
 )  # fmt: skip
 def test_no_template_of_a_chat_is_forged(token):
