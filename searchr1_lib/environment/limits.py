@@ -10,13 +10,17 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-Whole = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+_LARGEST = 2**63 - 1  # what does not fit into a machine's whole number would fail deep inside
+Whole = Annotated[int, Field(ge=0, le=_LARGEST)]
+Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 Amount = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+#: Seconds to wait, at most a day: a thread cannot wait as long as a float can say.
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 def problem(item: Any, known: Iterable[str] = ()) -> str:
@@ -36,6 +40,18 @@ def problem(item: Any, known: Iterable[str] = ()) -> str:
     return f"unknown name {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
 
 
+def valid(kind: Any, value: Any, name: str) -> Any:
+    """The value of a parameter, if it is of this kind (``Share``, ``Count | None``, ...) and finite.
+
+    Raises:
+        ValueError: it is not; names the parameter and gives the value.
+    """
+    try:
+        return TypeAdapter(kind, config=_STRICT).validate_python(value)
+    except ValidationError as e:
+        raise ValueError(problem(e.errors()[0] | {"loc": (name,)})) from None
+
+
 class Checked(BaseModel):
     """Named values that cannot be changed; each has a type and a range.
 
@@ -44,7 +60,7 @@ class Checked(BaseModel):
             finite; names it and gives the value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", **_STRICT)
 
     def __init__(self, **values: Any):
         try:
@@ -71,7 +87,7 @@ class Limits(Checked, use_attribute_docstrings=True):
     """tokens of the whole completion, observations included"""
     topk: Count = 3
     """documents that a search returns"""
-    search_timeout: Positive | None = 60.0
+    search_timeout: Seconds | None = 60.0
     """seconds to wait for the engine's answer to one batch; None: for ever"""
 
     def limits(self) -> dict[str, Any]:

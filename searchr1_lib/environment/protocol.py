@@ -47,11 +47,17 @@ INVALID_ACTION = (
 )
 
 
+#: What the special tokens of chat templates look like after their "<": ChatML and Llama 3, DeepSeek, Gemma and Llama 2.
+_CHAT = r"[|\uff5c]|/?(?:s|bos|eos|pad|unk|(?:start|end)_of_\w+)>"
+
+
 @cache
 def _patterns(tools: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
     """What untrusted text may not hold; and an opening or a closing tag."""
     names = "|".join(map(re.escape, ("think", *tools, "information", "answer")))
-    return re.compile(rf"<(?=\s*/?\s*(?:{names})\b|\|)", re.IGNORECASE), re.compile(rf"<(/?)({names})>")
+    # possessive: a "<" before a megabyte of blanks would else be tried at every pair of them
+    untrusted = re.compile(rf"<(?=\s*+(?:/\s*+)?(?:{names})\b|{_CHAT})", re.IGNORECASE)
+    return untrusted, re.compile(rf"<(/?)({names})>")
 
 
 def escape(text: str, tools: tuple[str, ...] = TOOLS) -> str:
@@ -137,32 +143,21 @@ def split_turn(turn: str, tools: tuple[str, ...] = TOOLS) -> list[tuple[str, int
     >>> [k for k, _, _ in split_turn("<think>a</think> <search>b</search>")]
     ['think', 'text', 'search']
     """
-    spans: list[tuple[str, int, int]] = []
-    done = 0
+    tagged: list[tuple[str, int, int]] = []
     opened: tuple[str, int] | None = None  # kind and start of the tag that waits for its closing
-
-    def add(kind, start, end):
-        nonlocal done
-        if start > done:
-            spans.append(("text", done, start))
-        if end > start:
-            spans.append((kind, start, end))
-        done = end
-
     for m in tags_in(turn, tools):
         closing, kind = m.group(1) == "/", m.group(2)
-        if closing:
-            if opened and opened[0] == kind:
-                add(kind, opened[1], m.end())
-                opened = None
-        else:
-            if opened and opened[0] == "think":
-                add("think", opened[1], m.start())
+        if opened and opened[0] == (kind if closing else "think"):
+            tagged.append((*opened, m.end() if closing else m.start()))
+            opened = None
+        if not closing:
             opened = (kind, m.start())
     if opened and opened[0] == "think":
-        add("think", opened[1], len(turn))
-    if done < len(turn):
-        spans.append(("text", done, len(turn)))
+        tagged.append((*opened, len(turn)))
+    spans, done = [], 0
+    for kind, start, end in [*tagged, ("text", len(turn), len(turn))]:
+        spans += [("text", done, start)] * (start > done) + [(kind, start, end)] * (end > start)
+        done = end
     return spans
 
 
