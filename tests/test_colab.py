@@ -42,6 +42,8 @@ RUNTIME = {
     "scipy": "1.16.3",
     "pydantic": "2.12.3",
     "tenacity": "9.1.2",
+    "tqdm": "4.67.1",
+    "regex": "2025.9.18",
 }
 
 
