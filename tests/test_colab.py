@@ -44,6 +44,7 @@ RUNTIME = {
     "tenacity": "9.1.2",
     "tqdm": "4.67.1",
     "regex": "2025.9.18",
+    "filelock": "3.20.0",
 }
 
 

@@ -163,6 +163,11 @@ class Judge:
                     raise JudgeBudgetError(f"reward {self.name!r}: the budget of {limit} {unit} is spent ({spent})")
             self.calls += 1
 
+    @property
+    def identity(self) -> str:
+        """What decides its scores: not its budget, and not what it has spent."""
+        return f"{type(self).__name__}({identity_of(self.chat)}, {hashlib.sha256(self.rubric.encode()).hexdigest()})"
+
     def __repr__(self) -> str:
         return f"Judge({self.chat.name!r}, name={self.name!r})"
 

@@ -99,6 +99,11 @@ class SemanticSimilarity:
         self._vectors: dict[str, Any] = {}
         self._lock = threading.Lock()
 
+    @property
+    def identity(self) -> str:
+        """What decides its values; the encoder by its name, which does not change when it is loaded."""
+        return f"{type(self).__name__}({getattr(self.encoder, 'name', self.encoder)!r:.200}, {self.calibration!r})"
+
     def similarities(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The cosine of each pair of texts, in [-1, 1]; 0.0 where one is blank."""
         pairs = [(a[:_LONGEST].strip(), b[:_LONGEST].strip()) for a, b in pairs]
