@@ -34,7 +34,7 @@ class EvaluateEvery:
     """
 
     def __init__(self, every: int, questions: Sequence[Question], **how):
-        if every not in range(1, 10**9) or not questions:
+        if not isinstance(every, int) or every < 1 or not questions:  # ``in range`` would count up to a float
             raise ValueError(
                 f"EvaluateEvery needs questions ({len(questions)} given) and a whole number every >= 1 ({every} given)"
             )
