@@ -261,6 +261,7 @@ def test_one_click_in_a_bare_environment_with_nothing_but_the_notebook(runtime, 
     assert {p.name for p in tmp_path.iterdir()} == {"notebook.ipynb", "search-r1"}
 
 
+@pytest.mark.notebooks
 def test_a_notebook_runs_those_before_it_if_it_begins_on_an_empty_machine(runtime, tmp_path, monkeypatch):
     cells = nbformat.read(ROOT / "notebooks" / "04_grpo_step_by_step.ipynb", as_version=4).cells
     begin = [

@@ -258,6 +258,7 @@ def test_the_part_of_a_corpus_about_some_questions(tmp_path):
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples in ../shared are not here")
+@pytest.mark.notebooks
 def test_notebooks_01_and_02_run_on_a_sample_of_hotpotqa(tmp_path, monkeypatch):
     from searchr1_lib import suite
 
