@@ -160,8 +160,8 @@ NAN, INF = math.nan, math.inf
 @pytest.mark.parametrize(
     "make, name, wrong",
     [
-        (SearchCost, "cost", (-0.1, 1.5, NAN, INF, "0.1", True)),
-        (SearchR1Reward, "cost", (-0.1, 1.5, NAN, INF)),
+        (SearchCost, "cost", (-0.1, NAN, INF, "0.1", True)),
+        (SearchR1Reward, "cost", (-0.1, NAN, INF)),
         (RepeatedSearch, "penalty", (-0.1, NAN, INF, None)),
         (InformationGain, "redundancy", (-0.1, NAN, INF, "1")),
         (SearchR1Format, "structure", (-0.1, 1.1, NAN)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..environment.limits import Share, valid
+from ..environment.limits import Amount, valid
 from ..records import Trajectory
 from .base import RewardFunction, TurnReward, checked, turn_count
 
@@ -37,7 +37,7 @@ class SearchCost(TurnReward):
     name = "search_cost"
 
     def __init__(self, cost: float = 0.15, only_if: RewardFunction | None = None):
-        self.cost, self.only_if = valid(Share, cost, "SearchCost: cost"), only_if
+        self.cost, self.only_if = valid(Amount, cost, "SearchCost: cost"), only_if
 
     def turn_values(self, trajectory: Trajectory) -> list[float]:
         free = self.only_if is not None and not checked(self.only_if, [trajectory])[0] > 0
