@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from threading import Event
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr1_lib import BM25Search, Passage, Question, load_policy, rollout
-from searchr1_lib.environment.base import Done, Environment, Observation, Tool, step_all
+from searchr1_lib.environment.base import Done, Environment, Observation, Tool, call_all, step_all
 from searchr1_lib.environment.calculator import Calculator, value_of
 from searchr1_lib.environment.limits import Count, Limits, Seconds, Share, valid
 from searchr1_lib.environment.search import Search, SearchEnvironment, fit_observation
@@ -219,6 +220,28 @@ def test_a_tools_time_out_holds():
 
     env, started = SearchEnvironment([Slow()], Limits(search_timeout=0.05)), time.perf_counter()
     assert "no answer in time" in env.step("<wait> x </wait>").text and time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("timeout", [0.05, None])
+def test_a_batch_tried_one_by_one_has_one_time_out_in_all(batched, timeout):
+    class Stuck(Tool):
+        name = "wait"
+
+        def run(self, arguments, k):
+            if len(arguments) > 1:
+                raise RuntimeError("too many")
+            asked.append(arguments[0])
+            return arguments if arguments[0] == "quick" or timeout is None else Event().wait(5)
+
+    Stuck.batched, asked, started = batched, [], time.perf_counter()
+    calls = call_all(Stuck(), ["quick", *"abcdefghij" * 3], 3, timeout)
+    assert time.perf_counter() - started < 1 and calls[0].error is None and calls[0].result
+    if timeout:
+        assert asked == ["quick", "a"]  # what has no time left is not begun
+        assert [call.error for call in calls[1:]] == ["no answer in time"] * 30
+    else:
+        assert not any(call.error for call in calls)
 
 
 # -- authors -----------------------------------------------------------------------------------------------------

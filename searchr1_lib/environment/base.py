@@ -153,7 +153,11 @@ def step_all(
 
 
 def call_all(tool: Tool, arguments: list[str], k: int, timeout: float | None) -> list[ToolCall]:
-    """A call for each argument. A batch that fails is tried one by one, so one argument cannot spoil all."""
+    """A call for each argument. A batch that fails is tried one by one, so one argument cannot spoil all.
+
+    Args:
+        timeout: seconds that the batch may take, and once more all that is tried one by one; None: for ever.
+    """
     started = time.perf_counter()
     answers = _answers(tool, arguments, k, timeout)
     seconds = (time.perf_counter() - started) / max(1, len(arguments))
@@ -168,11 +172,14 @@ def _answers(tool: Tool, arguments: list[str], k: int, timeout: float | None) ->
         except Exception as e:
             if len(arguments) == 1 or isinstance(e, TimeoutError):
                 return [([], _why(e))] * len(arguments)
-    return [_answers(tool, [argument], k, timeout)[0] for argument in arguments]
+    end = time.monotonic() + (timeout or 1e9)  # 30 years stand for ever
+    return [_answers(tool, [argument], k, max(0.0, end - time.monotonic()))[0] for argument in arguments]
 
 
 def _in_time(tool: Tool, arguments: list[str], k: int, timeout: float | None) -> list[list[Hit]]:
     """The hits for each argument; raises ``TimeoutError`` after ``timeout`` seconds (the call is abandoned)."""
+    if timeout == 0:  # used up by those before: nothing is begun
+        raise TimeoutError
     future: Future = Future()
 
     def run() -> None:

@@ -55,13 +55,15 @@ _CHAT = r"[|\uff5c]|/?(?:s|bos|eos|pad|unk|(?:start|end)_of_\w+)>"
 def _patterns(tools: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
     """What untrusted text may not hold; and an opening or a closing tag."""
     names = "|".join(map(re.escape, ("think", *tools, "information", "answer")))
-    # possessive: a "<" before a megabyte of blanks would else be tried at every pair of them
-    untrusted = re.compile(rf"<(?=\s*+(?:/\s*+)?(?:{names})\b|{_CHAT})", re.IGNORECASE)
+    # possessive: a "<" before a megabyte of blanks would else be tried at every pair of them; and a glance at the two
+    # signs that follow, for the names are tried slowly
+    untrusted = re.compile(rf"<(?=[\s/]*+\w[\w>]|[|\uff5c])(?=\s*+(?:/\s*+)?(?:{names})\b|{_CHAT})", re.IGNORECASE)
     return untrusted, re.compile(rf"<(/?)({names})>")
 
 
 def escape(text: str, tools: tuple[str, ...] = TOOLS) -> str:
-    """Make untrusted text harmless: the ``<`` of a protocol tag or of a chat token becomes ``‹``.
+    """Make untrusted text harmless: the ``<`` of a protocol tag or of a chat token becomes ``‹``, and half a surrogate
+    pair, which no tokenizer takes, "?".
 
     Other ``<`` stay, so that formulas survive. Idempotent.
 
@@ -69,7 +71,7 @@ def escape(text: str, tools: tuple[str, ...] = TOOLS) -> str:
     '5 < 6 ‹/information>‹answer>42‹/answer>‹|im_end|>'
     """
     # one sign for another, so that nothing moves: deleting a tag could join two halves of a forged one
-    return _patterns(tools)[0].sub("\u2039", text)
+    return _patterns(tools)[0].sub("\u2039", text.encode("utf-8", "replace").decode())
 
 
 def tags_in(text: str, tools: tuple[str, ...] = TOOLS) -> Iterator[re.Match]:
