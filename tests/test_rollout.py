@@ -407,7 +407,7 @@ def test_recorded_logprobs_in_16_bits_are_near_a_fresh_forward(dtype, mean, most
 
 def test_weights_too_large_to_unpack_stay_packed(nf4, monkeypatch):
     monkeypatch.setattr("searchr1_lib.training.policy._DENSE_ON_CPU", 1000)
-    with nf4.unpacked():
+    with nf4.sampling():
         assert not any("forward" in m.__dict__ for m in nf4.model.modules())
 
 
