@@ -86,12 +86,11 @@ class Decoder:
 
     def _prefill(self, rows: Sequence[list[int]]) -> torch.Tensor:
         """Encode each distinct row once, and expand the cache; the logits (A, V) behind each."""
-        distinct = {tuple(row): None for row in rows}
-        places = {row: i for i, row in enumerate(distinct)}
-        ids, lengths = self._padded(list(distinct))
-        self.cache, self.position, self.longest = RowCache(len(distinct)), torch.zeros_like(lengths), 0
+        places: dict[tuple[int, ...], int] = {}
+        chosen = [places.setdefault(tuple(row), len(places)) for row in rows]
+        ids, lengths = self._padded(list(places))
+        self.cache, self.position, self.longest = RowCache(len(places)), torch.zeros_like(lengths), 0
         logits = self._forward(ids, lengths)
-        chosen = [places[tuple(row)] for row in rows]
         self.cache, self.held = self.cache.take(chosen), list(rows)
         self._stand_at([len(row) for row in rows])
         return logits[chosen]
@@ -142,15 +141,13 @@ class Decoder:
         places = torch.arange(self.longest, device=positions.device)
         # the cache's index is the position, so this also hides what padding wrote behind a shorter row's end
         hidden = places > positions[:, None, :, None]
-        blank = torch.zeros(hidden.shape, dtype=self.policy.lm_head.weight.dtype, device=positions.device)
-        low = torch.finfo(blank.dtype).min
+        dtype = self.policy.lm_head.weight.dtype
+        low = torch.finfo(dtype).min
+        full = torch.zeros(hidden.shape, dtype=dtype, device=positions.device).masked_fill_(hidden, low)
         if "sliding_attention" not in (getattr(self.policy.config, "layer_types", None) or ()):
-            return blank.masked_fill_(hidden, low)
+            return full
         passed = places <= positions[:, None, :, None] - self.policy.config.sliding_window
-        return {
-            "full_attention": blank.masked_fill(hidden, low),
-            "sliding_attention": blank.masked_fill(hidden | passed, low),
-        }
+        return {"full_attention": full, "sliding_attention": full.masked_fill(passed, low)}
 
     def _sample(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Token (A,), its log-probability (A,) and the entropy (A,) of the sampling distribution."""

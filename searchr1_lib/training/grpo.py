@@ -132,9 +132,8 @@ def turn_advantages(
     """
     _one_of("scale_rewards", scale_rewards, ("group", "batch", "none"))
     if turn_rewards.dim() != 2 or turns.dim() != 2 or len(turn_rewards) != len(turns):
-        raise ValueError(
-            f"turn_rewards must be (B, K) and turns (B, T), not {tuple(turn_rewards.shape)}, {tuple(turns.shape)}"
-        )
+        shapes = f"{tuple(turn_rewards.shape)}, {tuple(turns.shape)}"
+        raise ValueError(f"turn_rewards must be (B, K) and turns (B, T), not {shapes}")
     count = turn_rewards.shape[1]
     if turns.numel() and not -1 <= turns.min() <= turns.max() < count:
         raise ValueError(f"turns must lie in -1..{count - 1} for {count} rewards a rollout")
@@ -304,10 +303,9 @@ def policy_loss(
         measured["entropy"] = entropy = _on_mask("entropy", entropy, kept)
         loss = loss - entropy_coef * entropy.sum() / num_tokens if entropy_coef else loss
     if not (loss.isfinite() and ratio.isfinite().all()):  # an infinite ratio has NaN gradients, even if clipped
-        raise FloatingPointError(
-            f"the loss is {loss.item()}, from finite inputs: log-ratios reach {log_ratio.abs().max().item():.3g}. "
-            "The policy has moved too far from the one that sampled; lower the learning rate or do fewer updates."
-        )
+        far = "The policy has moved too far from the one that sampled; lower the learning rate or do fewer updates."
+        reach = f"log-ratios reach {log_ratio.abs().max().item():.3g}"
+        raise FloatingPointError(f"the loss is {loss.item()}, from finite inputs: {reach}. {far}")
     metrics = {name: _mean(value.detach(), kept) for name, value in measured.items()}
     return loss, {"loss": loss.detach(), "tokens": kept.sum().float(), **metrics}
 
@@ -427,9 +425,8 @@ def _on_mask(name: str, values: torch.Tensor, kept: torch.Tensor) -> torch.Tenso
     values = values.to(torch.promote_types(values.dtype, torch.float32)).masked_fill(~kept, 0.0)
     if not (finite := values.isfinite()).all():
         b, t = (~finite).nonzero()[0].tolist()
-        raise FloatingPointError(
-            f"{name} is {values[b, t].item()} at rollout {b}, token {t} (and at {int((~finite).sum()) - 1} more)"
-        )
+        more = int((~finite).sum()) - 1
+        raise FloatingPointError(f"{name} is {values[b, t].item()} at rollout {b}, token {t} (and at {more} more)")
     return values
 
 

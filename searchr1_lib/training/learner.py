@@ -203,11 +203,6 @@ class Learner:
 
     # -- forward passes ------------------------------------------------------------------------------
 
-    def token_logprobs(self, part: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor, Batch]:
-        """Log-probabilities and entropy of every sampled token under the policy as it is now, (B, T) each."""
-        hidden, batch = self._hidden(part)
-        return (*self._logprobs(hidden, batch), batch)
-
     def references(self, trajectories: Sequence[Trajectory]) -> dict[int, list[float]]:
         """Log-probabilities under the reference, by ``id`` of the trajectory; 0.0 where the model wrote nothing."""
         with self._as_reference():
@@ -385,17 +380,15 @@ class Batch:
     @classmethod
     def of(cls, part: Sequence[Trajectory], policy: Policy, *, mask_observations: bool = True) -> Batch:
         """The batch for a policy: what another one wrote is as little its own as an observation."""
-        rows = []
-        for t in part:
-            before = [0] * (len(t.prompt_ids) - 1)
-            own, decides = t.mask_of(policy.name), [int(i == t.forced) for i in range(len(t.mask))]
-            # of a forced tag only the token that decides: the others are certain, and blame on what is certain spoils
-            # it without any gain (the tag of a blamed answer was misspelt after some dozens of steps)
-            trained = [int(m or d) for m, d in zip(own, decides)] if mask_observations else [1] * len(own)
-            rows.append((t.prompt_ids + t.completion_ids, before + own, before + decides, before + trained))
-        fill = (policy.pad_id, 0, 0, 0)
-        ids, sampled, forced, mask = (padded(x, value, policy.device) for x, value in zip(zip(*rows), fill))
-        return cls(ids, sampled, forced, mask, starts=[len(t.prompt_ids) - 1 for t in part])
+        starts = [len(t.prompt_ids) - 1 for t in part]
+        lay = lambda rows: padded([[0] * start + row for start, row in zip(starts, rows)], 0, policy.device)
+        ids = padded([t.prompt_ids + t.completion_ids for t in part], policy.pad_id, policy.device)
+        sampled = lay([t.mask_of(policy.name) for t in part])
+        # of a forced tag only the token that decides: the others are certain, and blame on what is certain spoils it
+        # without any gain (the tag of a blamed answer was misspelt after some dozens of steps)
+        forced = lay([[int(i == t.forced) for i in range(len(t.mask))] for t in part])
+        mask = sampled | forced if mask_observations else lay([[1] * len(t.mask) for t in part])
+        return cls(ids, sampled, forced, mask, starts)
 
     def column(self, values: Sequence[Sequence[float]]) -> torch.Tensor:
         """Per-token values of the completions laid out like ``mask``, (B, L - 1), 0 elsewhere."""

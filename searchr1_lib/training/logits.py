@@ -72,10 +72,8 @@ def token_logprobs_and_entropy(
     (-0.3133, 0.5822)
     """
     if hidden.dim() != 3 or hidden.shape[:2] != ids.shape or weight.shape[1:] != hidden.shape[2:]:
-        raise ValueError(
-            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and ids {tuple(ids.shape)} "
-            "must be (B, T, H), (V, H) and (B, T)"
-        )
+        shapes = f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and ids {tuple(ids.shape)}"
+        raise ValueError(f"{shapes} must be (B, T, H), (V, H) and (B, T)")
     if not temperature > 0 or (chunk_tokens is not None and chunk_tokens < 1):
         raise ValueError(f"temperature ({temperature}) and chunk_tokens ({chunk_tokens}) must be positive")
     kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()

@@ -9,7 +9,6 @@ The base weights are 4-bit NormalFloat with double quantisation (Dettmers et al.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ import torch
 from ..environment import protocol
 from ..environment.limits import Count, Positive
 from ..files import read_json, whole_folder, write_json
+from ..search.encoders import quiet
 from .settings import Seed, check
 
 TINY_QWEN = "data/tiny_qwen"
@@ -79,6 +79,7 @@ class Policy:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder, self.lm_head, self.config = base.get_decoder(), base.get_output_embeddings(), base.config
         self.stop_ids = _stop_ids(tokenizer, base)
+        self.pad_id = tokenizer.pad_token_id or 0  # fills tensors; masks say what is padding, never this id
         if problem := next(_problems(self), None):
             raise ValueError(problem)
         self.token_bytes = token_bytes(tokenizer, self.config.vocab_size)
@@ -92,11 +93,6 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
-
-    @property
-    def pad_id(self) -> int:
-        """A token id to fill tensors with. Masks say what is padding, never this id."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
     def prompt_text(self, question: str) -> str:
         """The whole prompt of a question, in the words that the policy was taught with."""
@@ -234,7 +230,6 @@ def load_policy(
 
     numbers = {"lora_r": (lora_r, Count), "lora_alpha": (lora_alpha, Positive), "seed": (seed, Seed)}
     check(**numbers, dtype=(dtype, Literal["auto", "float32", "bfloat16", "float16"]))
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it recommends a package not needed here
     name = str(model)
     check_model_folder(name)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -287,7 +282,7 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
         policy.save_adapter(unfinished / "adapter")
         net = attach_lora(net, adapter=unfinished / "adapter").merge_and_unload(safe_merge=True)
         shutil.rmtree(unfinished / "adapter")
-        with _no_progress_bar():
+        with quiet():
             net.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         names = {text: name for name, text in protocol.PROMPTS.items()}
@@ -298,27 +293,26 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
 def _pretrained(name: str, **kwargs):
     """Model and tokenizer as transformers loads them: no foreign code, no pickled weights."""
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     own = {"trust_remote_code": False}
     first_line = lambda error: (str(error).strip() or type(error).__name__).splitlines()[0]
     try:
-        config = AutoConfig.from_pretrained(name, **own)
-        if type(config) not in AutoModelForCausalLM._model_mapping:
+        config = transformers.AutoConfig.from_pretrained(name, **own)
+        if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
             raise ValueError(f"a {config.model_type} is no causal language model")
-        tokenizer = AutoTokenizer.from_pretrained(name, **own)
-        with _no_progress_bar():
-            return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **own, **kwargs), tokenizer
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **own)
+        with quiet():
+            return transformers.AutoModelForCausalLM.from_pretrained(
+                name, use_safetensors=True, **own, **kwargs
+            ), tokenizer
     except ValueError as e:
         why = f"transformers {transformers.__version__} cannot load this model ({first_line(e)})"
         raise ValueError(f"{name}: {why}. Qwen2 and Qwen3 models are what is tested") from None
     except OSError as e:
         if Path(name).is_dir():
             raise
-        raise FileNotFoundError(
-            f"the hub does not give {name!r} ({first_line(e)}). Check the name, the network and HF_HUB_OFFLINE "
-            "(a gated model needs HF_TOKEN), or give a local folder"
-        ) from None
+        todo = "Check the name, the network and HF_HUB_OFFLINE (a gated model needs HF_TOKEN), or give a local folder"
+        raise FileNotFoundError(f"the hub does not give {name!r} ({first_line(e)}). {todo}") from None
 
 
 def attach_lora(net, *, adapter=None, r: int = 16, alpha: int = 32, seed: int = 0):
@@ -409,8 +403,7 @@ def prompt_of(name: str) -> str:
     if not file.is_file():
         return protocol.PROMPT
     prompt = read_json(file).get("prompt")
-    if prompt in protocol.PROMPTS:
-        return protocol.PROMPTS[prompt]
+    prompt = protocol.PROMPTS.get(prompt, prompt)
     if not isinstance(prompt, str) or "{question}" not in prompt:
         known = f"{', '.join(protocol.PROMPTS)}, or a text with {{question}}"
         raise ValueError(f"{file}: unknown prompt {prompt!r}; known are {known}")
@@ -475,11 +468,9 @@ def _dense_forward(layer):
 
 def _stop_ids(tokenizer, model) -> set[int]:
     """Token ids that end the model's message: the tokenizer's, the generation config's, and Qwen's two."""
-    known = tokenizer.get_added_vocab()
-    ids = {tokenizer.eos_token_id} | {known.get(end) for end in QWEN_ENDS}
-    generation = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids |= set(generation) if isinstance(generation, (list, tuple)) else {generation}
-    return ids - {None}
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = ends if isinstance(ends, (list, tuple)) else [ends]
+    return {tokenizer.eos_token_id, *ends, *map(tokenizer.get_added_vocab().get, QWEN_ENDS)} - {None}
 
 
 def _problems(policy: Policy) -> Iterator[str]:
@@ -527,16 +518,3 @@ def _without_dropout(model):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return model
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    from transformers.utils import logging as hf
-
-    shown = hf.is_progress_bar_enabled()
-    hf.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf.enable_progress_bar()

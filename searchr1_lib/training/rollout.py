@@ -174,10 +174,8 @@ def rollout(
     firsts = [first_action] * num_generations if first_action is None or isinstance(first_action, str) else first_action
     acts = {None, "answer", *(tool.name for tool in tools)}
     if len(firsts) != num_generations or not set(firsts) <= acts:
-        raise ValueError(
-            f"first_action must be {', '.join(sorted(map(repr, acts)))}, or {num_generations} of these (one a "
-            f"rollout of a group), got {first_action!r}"
-        )
+        known = f"{', '.join(sorted(map(repr, acts)))}, or {num_generations} of these (one a rollout of a group)"
+        raise ValueError(f"first_action must be {known}, got {first_action!r}")
 
     def begin(number: int) -> _Episode:
         """The episode of the rollout of this number, over all groups."""
