@@ -16,7 +16,7 @@ import torch
 from searchr1_lib.data import load_passages, load_questions
 from searchr1_lib.environment.base import Limits, Observation
 from searchr1_lib.files import TrajectoryLog
-from searchr1_lib.records import Question
+from searchr1_lib.records import Question, Trajectory
 from searchr1_lib.rewards import RewardError, SearchR1Reward, score
 from searchr1_lib.search import BM25Search, LocalSearch
 from searchr1_lib.training.grpo import group_advantages
@@ -761,15 +761,18 @@ def test_the_deciding_token_of_a_forced_tag_is_found_however_the_tag_is_cut():
         def __init__(self, size):
             self.size, self.token_bytes = size, {}
 
+        def token_text(self, i):
+            return self.token_bytes[i].decode()
+
         def encode(self, text):
             pieces = [text[i : i + self.size] for i in range(0, len(text), self.size)]
             self.token_bytes = {i: piece.encode() for i, piece in enumerate(pieces)}
             return list(self.token_bytes)
 
     for size, decides in ((1, 2), (2, 1), (3, 0), (20, 0)):
-        e = _Episode(Cut(size), None, Limits(), None, "", "", [], [])
-        e.take(Observation("\n<search>", decides=2), "", 0)
-        assert e.forced == decides and e.mask == [0] * len(e.mask)  # the letter after "<"
+        t = Trajectory(Question("q", "?", "x"), [], [], [], [], token_values={"entropy": []})
+        _Episode(Cut(size), None, Limits(), t, []).take(Observation("\n<search>", decides=2), "", 0)
+        assert t.forced == decides and t.mask == [0] * len(t.mask) != []  # the letter after "<"
 
 
 def test_blame_for_a_forced_choice_has_an_end():

@@ -12,7 +12,8 @@ import hashlib
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,20 +42,12 @@ class Encoder:
     """
 
     def __init__(self, name: str, folder: Path, device: str | None = None):
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import recommends a package that is not needed
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging as hf
-
         self.name, self.folder = name, folder
-        shown = hf.is_progress_bar_enabled()
-        hf.disable_progress_bar()
-        try:
-            self.model = SentenceTransformer(
-                str(folder), device=device, local_files_only=True, model_kwargs={"use_safetensors": True}
-            )
-        finally:
-            if shown:
-                hf.enable_progress_bar()
+        how: dict[str, Any] = {"local_files_only": True, "model_kwargs": {"use_safetensors": True}}
+        with quiet():
+            from sentence_transformers import SentenceTransformer
+
+            self.model = SentenceTransformer(str(folder), device=device, **how)
         self.dimension = self.model.get_embedding_dimension()
         self._lock = threading.Lock()  # fast tokenizers may not be used by two threads at once
 
@@ -82,6 +75,21 @@ class Encoder:
                 list(texts), batch_size=batch_size, normalize_embeddings=normalize, show_progress_bar=False
             )
         return np.asarray(vectors, dtype=np.float32)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it transformers draws no bars, and bitsandbytes, if it is imported, recommends no further package."""
+    from transformers.utils import logging as hf
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    shown = hf.is_progress_bar_enabled()
+    hf.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf.enable_progress_bar()
 
 
 def load_encoder(name: str | Encoder = MINILM, device: str | None = None) -> Encoder:

@@ -219,9 +219,8 @@ def read_key(name: str) -> str:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds to wait by this header, which holds a number or a date; 0 without it."""
-    with suppress(ValueError):
-        return max(0.0, float(value or 0))
+    """Seconds to wait by this header, which holds a number or a date; 0 where it holds neither."""
     with suppress(ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(value or "").timestamp() - time.time())
+        value = value or "0"
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time() if ":" in value else float(value))
     return 0.0

@@ -50,15 +50,13 @@ class LocalSearch(Engine):
 
 def _open(folder: Path, encoder) -> Engine:
     kind = read_manifest(folder)["engine"]
-    if kind == "bm25":
-        return BM25Search.load(folder)
-    if kind == "sqlite":
-        return SQLiteSearch(folder)
     if kind == "dense":
         from .dense import DenseSearch
 
         return DenseSearch.load(folder, encoder)
-    raise IndexFolderError(f"{folder / MANIFEST}: unknown engine {kind!r}; written by another version?")
+    if kind not in ("bm25", "sqlite"):
+        raise IndexFolderError(f"{folder / MANIFEST}: unknown engine {kind!r}; written by another version?")
+    return BM25Search.load(folder) if kind == "bm25" else SQLiteSearch(folder)
 
 
 def _build(folder: Path) -> Engine:
@@ -78,7 +76,6 @@ def _find_corpus(folder: Path) -> Path:
             raise IndexFolderError(f"{folder}: several corpora ({', '.join(map(str, corpora))}); name one folder")
         if corpora:
             return corpora[0]
+    nothing = f"holds neither an index ({MANIFEST}) nor a corpus ({' or '.join(CORPORA)})"
     what = "make the almanac with searchr1 almanac, or an index with BM25Search(load_passages(file)).save(folder)"
-    raise IndexFolderError(
-        f"{folder}: holds neither an index ({MANIFEST}) nor a corpus ({' or '.join(CORPORA)}); {what}"
-    )
+    raise IndexFolderError(f"{folder}: {nothing}; {what}")
