@@ -30,10 +30,11 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import __version__
-from ..environment.limits import Amount, Checked, Count, Limits, Whole
+from ..environment.limits import Amount, Count, Limits, Whole
 from ..files import TrajectoryLog, read_json, write_json
 from ..metrics import grouped, groups, means, row_of
 from ..records import Question, Trajectory
+from ..training.settings import check
 from ..worlds.prepare import check_out
 from ..worlds.public import SETS, load_questions, load_with_passages
 
@@ -118,13 +119,6 @@ class Report:
         return "\n".join("".join(c.ljust(17) if i == 0 else c.rjust(10) for i, c in enumerate(line)) for line in lines)
 
 
-class _How(Checked):
-    temperature: Amount
-    num_generations: Count
-    batch_size: Count
-    seed: Whole
-
-
 def evaluate(
     policy,
     questions: Sequence[Question],
@@ -153,7 +147,8 @@ def evaluate(
 
     from ..rewards import score
 
-    _How(temperature=temperature, num_generations=num_generations, batch_size=batch_size, seed=seed)
+    counts = {"num_generations": (num_generations, Count), "batch_size": (batch_size, Count), "seed": (seed, Whole)}
+    check(temperature=(temperature, Amount), **counts)
     if not questions:
         raise ValueError("evaluate: no questions")
     how = {"temperature": temperature, "generator": torch.Generator(device=policy.device).manual_seed(seed)}
@@ -201,6 +196,7 @@ def paper_table(rows: Iterable[Mapping]) -> dict[str, dict]:
         raise ValueError("paper_table: no rows")
     averaged = [name for name in sets if name in PAPER] or list(sets)
     table: dict[str, dict] = {name: {"n": len(part)} for name, part in sets.items()} | {"average": {"n": len(averaged)}}
+    figure = lambda *values: dict(zip(("mean", "low", "high"), map(float, values)))
     ends: Callable[..., Iterable[float]] = lambda means: np.quantile(means, (0.025, 0.975))
     for metric in ("em", "f1", "searches"):
         rng, resampled = np.random.default_rng(0), {}
@@ -209,14 +205,10 @@ def paper_table(rows: Iterable[Mapping]) -> dict[str, dict]:
             # a sample at a time: all at once would be gigabytes for a set of 14,000 questions
             resampled[name] = np.array([values[rng.integers(0, n, n)].mean() for _ in range(1000)])
             interval = wilson(round(values.sum()), n) if metric == "em" else ends(resampled[name])
-            table[name][metric] = _figure(values.mean(), *interval)
+            table[name][metric] = figure(values.mean(), *interval)
         mean = fmean(table[name][metric]["mean"] for name in averaged)
-        table["average"][metric] = _figure(mean, *ends(np.mean([resampled[name] for name in averaged], axis=0)))
+        table["average"][metric] = figure(mean, *ends(np.mean([resampled[name] for name in averaged], axis=0)))
     return table
-
-
-def _figure(mean: float, low: float, high: float) -> dict[str, float]:
-    return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
 def format_paper_table(table: Mapping[str, Mapping]) -> str:
@@ -358,10 +350,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompt", type=Path, help="a file with the user message, {question} in it (default: the model's own)")
     add("--no-quantize", action="store_true", help="16 or 32 bits a weight instead of NF4's 4")
     add("--thinking", action="store_true", help="switch Qwen3's thinking mode on; give it a larger --max-turn-tokens")
-    for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
-        field = Limits.model_fields[name]
-        how = {"type": int, "default": field.default, "help": f"default: {field.default}; {field.description}"}
-        add("--" + name.replace("_", "-"), **how)
+    add_fields(parser, Limits)
+
+
+def add_fields(parser: argparse.ArgumentParser, kind: type[Limits]) -> None:
+    """An argument for each field; its range is checked when ``kind`` is made of them."""
+    for name, field in kind.model_fields.items():
+        told = f"{field.description} (default: {field.default})"
+        how: dict[str, Any] = {"type": type(field.default), "default": field.default, "metavar": "VALUE", "help": told}
+        parser.add_argument("--" + name.replace("_", "-"), **how)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -376,7 +373,7 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
     from ..training.policy import check_model_folder, load_policy
 
     say = lambda line: print(line, file=sys.stderr, flush=True)
-    limits = Limits(**{name: vars(args)[name] for name in Limits.model_fields if name in args}).limits()
+    limits = Limits(**{name: vars(args)[name] for name in Limits.model_fields}).limits()
     check_out(args.out, ("settings.json", "trajectories.jsonl", "report.json"))
     questions = read_sets(args.data, args.limit)
     check_model_folder(args.model)

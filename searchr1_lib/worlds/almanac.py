@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from ..files import read_json, write_json, write_json_lines
 from ..records import Passage, Question
+from .prepare import check_out
 
 KNOWN_SEED = 20_250_301
 SPLITS = ("train", "validation", "test")
@@ -501,5 +502,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the almanac and say what it holds."""
+    check_out(args.out, ("almanac.json", "passages.jsonl", *(f"{split}.jsonl" for split in SPLITS)))
     world = write_almanac(args.out, args.seed)
     print(f"{len(world.passages)} passages and {sum(ASKED.values()) * 2} questions in {args.out}")

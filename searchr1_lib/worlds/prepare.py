@@ -159,11 +159,9 @@ def check_out(out: str | Path, own: Sequence[str], *inputs: str | Path | None) -
             raise ValueError(
                 f"{out} and what is read, {read}, are one folder or one in the other: choose another --out"
             )
-    found = (
-        ["a file's text"]
-        if out.is_file()
-        else [p.name for p in out.glob("*") if not re.fullmatch(r"\..+\.tmp", p.name)]
-    )
+    found = [p.name for p in out.glob("*") if not re.fullmatch(r"\..+\.tmp", p.name)] or [
+        "a file's text"
+    ] * out.is_file()
     if foreign := sorted(name for name in found if own[0] not in found or name not in own):
         raise ValueError(f"{out} holds {foreign[0]}, which was not made by this command: choose another --out")
 
