@@ -48,7 +48,6 @@ PAPER = {
     "musique": ("Multi-hop QA", "MuSiQue"),
     "bamboogle": ("Multi-hop QA", "Bamboogle"),
 }
-_WEB = ("http://", "https://")
 #: The packages of whose versions a result depends most.
 DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -59,20 +58,18 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
     return {"searchr1_lib": __version__, **{name: d.version if d else None for name, d in found.items()}}
 
 
-def hashes(place: str | os.PathLike, *patterns: str) -> dict[str, str]:
+def hashes(place: str | os.PathLike, pattern: str = "*") -> dict[str, str]:
     """SHA-256 of each file of a folder by its name there (of a file: its own); of one above 64 MiB that of 64 samples.
 
     A name that is no path, such as one on the hub, has none; neither have hidden files, what only people read, and what
     SQLite leaves beside a file that is open.
 
     Args:
-        patterns: which files; without any, those that stand in the folder itself.
+        pattern: which files; "*" are those that stand in the folder itself.
     """
     place, found = Path(place), {}
-    home = place.parent if place.is_file() else place
-    for path in sorted(
-        {f for pattern in ([place.name] if place.is_file() else patterns or ["*"]) for f in home.glob(pattern)}
-    ):
+    home, files = (place.parent, [place]) if place.is_file() else (place, sorted(place.glob(pattern)))
+    for path in files:
         if path.name.startswith(".") or path.name.endswith((".md", "-wal", "-shm")) or not path.is_file():
             continue
         digest, size = hashlib.sha256(), path.stat().st_size
@@ -326,7 +323,7 @@ def open_engine(name: str, sources: Sequence[str] = (), limit: int | None = None
     """
     from .. import search
 
-    if name.startswith(_WEB):
+    if name.startswith(("http://", "https://")):
         return search.RemoteSearch(name)
     if name.startswith("web:"):
         return search.WebSearch(name.removeprefix("web:"))
@@ -369,7 +366,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _evaluate_from_shell(args: argparse.Namespace) -> str:
     """The table's text; everything that can be refused is refused before the model is loaded."""
-    from ..search import RemoteSearch
     from ..training.policy import check_model_folder, load_policy
 
     say = lambda line: print(line, file=sys.stderr, flush=True)
@@ -380,12 +376,12 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
     prompt = args.prompt.read_text(encoding="utf-8") if args.prompt else None
     if prompt is not None and "{question}" not in prompt:
         raise ValueError(f"{args.prompt}: the prompt has no {{question}}")
-    engine_name = RemoteSearch(args.engine).address if args.engine.startswith(_WEB) else args.engine  # no password
+    with redirect_stdout(sys.stderr):  # what an engine says of itself is no part of the table
+        engine = open_engine(args.engine, args.data, args.limit)
     loading = {"prompt": prompt, "quantize": not args.no_quantize, "thinking": args.thinking}
     how = {"num_generations": 1, "temperature": 0.0, **limits}
     settings = {"model": args.model, "weights": hashes(args.model), "adapter": args.adapter and hashes(args.adapter)}
-    settings |= {"engine": [engine_name, _corpus(args)], **loading, "limits": how}
-    settings |= {"versions": versions(DECIDING)}
+    settings |= {"engine": engine.identity, **loading, "limits": how, "versions": versions(DECIDING)}
     log = TrajectoryLog(args.out / "trajectories.jsonl")
     if log.path.exists():
         _check_same(args.out / "settings.json", settings)
@@ -393,8 +389,6 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
     left = [q for q in questions if key_of(q) not in done or done[key_of(q)]["failed"]]
     if left:
         say(f"{len(left):,} of {len(questions):,} questions to answer; the log is {log.path}")
-        with redirect_stdout(sys.stderr):  # what an engine says of itself is no part of the table
-            engine = open_engine(args.engine, args.data, args.limit)
         engine.search(left[0].text, k=1)  # an engine that is down must not cost an evaluation
         policy = load_policy(args.model, adapter=args.adapter, lora=bool(args.adapter), **loading)
         write_json(args.out / "settings.json", settings)
@@ -407,16 +401,6 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
         say(f"{failed} searches failed, so the figures are too low: the same command again redoes those questions")
     say(f"the table is also in {args.out / 'report.json'}")
     return format_paper_table(table)
-
-
-def _corpus(args: argparse.Namespace) -> Any:
-    """What tells the corpus of an engine from others, as far as it stands on this machine."""
-    from ..search.local import CORPORA, MANIFEST
-
-    if args.engine == "passages":
-        return [hashes(_split(source)[1]) or source for source in _each(args.data)] + [args.limit]
-    index = (Path(args.engine) / MANIFEST).exists()
-    return hashes(args.engine, *([] if index else [place + name for place in ("", "*/") for name in CORPORA]))
 
 
 def _check_same(file: Path, settings: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import read_json, write_json, write_json_lines
+from ..metrics import grouped
 from ..records import Passage, Question
 from .prepare import check_out
 
@@ -466,11 +467,8 @@ def sample_questions(questions: list[Question], known: bool, count: int, rng: ra
 
     Comparisons are few because the tiny Qwen is poor at them (its figures stand in notebook A1).
     """
-    kinds: dict[str, list[Question]] = {"plain": [], "bridge": [], "comparison": []}
-    for q in questions:
-        if q.known == known:
-            kind = q.source.split("/")[1]
-            kinds[kind if kind in kinds else "plain"].append(q)
+    kind_of = lambda q: next((kind for kind in ("bridge", "comparison") if q.source.endswith(kind)), "plain")
+    kinds = grouped((q for q in questions if q.known == known), kind_of)
     wanted = {"bridge": round(count * 0.4), "comparison": round(count * 0.04)}
     chosen = [q for kind, n in wanted.items() for q in rng.sample(kinds[kind], min(n, len(kinds[kind])))]
     # the small known part of a split may lack a kind: plain questions fill in, then comparisons
