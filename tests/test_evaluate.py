@@ -330,17 +330,14 @@ def test_all_that_makes_an_evaluation_is_its_identity(asked, tmp_path, monkeypat
 
 
 def test_passages_of_other_rows_are_another_engine(tmp_path):
+    known = set()
     for text in ("Ada wrote it.", "Bob wrote it."):
-        row = {"id": "1", "question": "Who?", "answer": "Ada", "context": [["Ada", [text]]]}
-        (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
-        args = argparse.Namespace(engine="passages", data=[f"hotpotqa={tmp_path / 'q.jsonl'}"], limit=3)
-        assert (
-            module._corpus(args)
-            == module._corpus(args)
-            != module._corpus(argparse.Namespace(**vars(args) | {"limit": 4}))
-        )
-        (tmp_path / text[0]).write_text(str(module._corpus(args)))
-    assert (tmp_path / "A").read_text() != (tmp_path / "B").read_text()
+        rows = [{"id": i, "question": "Who?", "answer": "Ada", "context": [["Ada", [text + i]]]} for i in "12"]
+        (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        one, same, more = (open_engine("passages", [f"hotpotqa={tmp_path / 'q.jsonl'}"], n).identity for n in (1, 1, 2))
+        assert one == same != more
+        known |= {one, more}
+    assert len(known) == 4
 
 
 @pytest.mark.parametrize("text", ['{"model', "[]", '"x"'])

@@ -1,5 +1,6 @@
 """The warm start: what demonstrations say, what carries loss, and that the shipped model is the recipe's."""
 
+import itertools
 import json
 import random
 import re
@@ -53,6 +54,14 @@ def test_the_command_refuses_before_any_work(tmp_path, flag, capsys):
     assert flag[2:].split("=")[0] in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_the_command_writes_into_no_folder_of_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(warmstart, "train", None)
+    (tmp_path / "model.safetensors").write_text("mine")
+    assert cli.main(["warm-start", "--out", str(tmp_path), "--steps=1"]) == 2
+    assert f"{tmp_path} holds model.safetensors, which was not made" in capsys.readouterr().err
+    assert {p.name for p in TINY.iterdir()} <= {*warmstart.OWN}  # what it made itself it makes again
+
+
 def test_the_shipped_files_are_the_recipes(policy):
     recipe = Recipe()
     assert json.loads((TINY / "recipe.json").read_text()) == asdict(recipe)
@@ -102,9 +111,9 @@ def test_the_first_act_is_a_coin_whatever_was_recalled(examples):
 
 def test_demonstrations_speak_the_protocol(examples):
     for question, pieces in examples:
-        for writer, group in warmstart._turns(pieces):
+        for environment, group in itertools.groupby(pieces, key=lambda p: p.writer == "environment"):
             turn = "".join(p.text for p in group)
-            if writer == "environment":
+            if environment:
                 assert turn.startswith("\n\n<information>")
             else:
                 assert protocol.read_action(turn).kind in ("search", "answer")

@@ -112,6 +112,15 @@ def test_a_seed_that_makes_the_world_of_another_is_refused_before_anything_is_wr
     assert "seed" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_questions_of_others_are_not_written_over(tmp_path, capsys):
+    (tmp_path / "train.jsonl").write_text("mine")
+    assert cli.main(["almanac", "--out", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds train.jsonl, which was not made" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["train.jsonl"]
+    for _ in "ab":  # its own it makes again
+        assert cli.main(["almanac", "--out", str(tmp_path / "mine")]) == 0
+
+
 def test_near_duplicates_refuse(tmp_path):
     assert near_duplicates("nowhere", 0) == []
     with pytest.raises(ValueError, match="holds no readable almanac.json"):

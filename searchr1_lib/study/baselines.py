@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import json
 import random
 import time
@@ -47,7 +46,7 @@ from ..records import ENVIRONMENT, Question, Segment, ToolCall, Trajectory
 from ..rewards import SearchR1Reward, score
 from ..worlds.almanac import world_of
 from .analysis import bootstrap, markdown_table
-from .evaluate import Report, evaluate, row_of
+from .evaluate import Report, add_fields, evaluate, hashes, row_of
 
 UNTRAINED = ("untrained", "direct", "always-search", "rag", "ircot")
 TRAINED = ("sft", "rejection", "no-search", "grpo")
@@ -396,7 +395,7 @@ def compare(methods: Sequence[str], setup: Setup, out: str | Path) -> dict[str, 
         raise ValueError(f"adapter must be a folder with an adapter_config.json, got {setup.adapter!r}")
     out, results = Path(out), load(out)
     missing = [method for method in methods if method not in results]
-    made_of = vars(setup) | {f"files in {name}": _hash(getattr(setup, name)) for name in ("model", "adapter", "data")}
+    made_of = vars(setup) | {f"files in {name}": hashes(getattr(setup, name)) for name in ("model", "adapter", "data")}
     for method in methods:
         if differ := [k for k, v in made_of.items() if method in results and results[method]["setup"].get(k) != v]:
             raise ValueError(f"{out / method}.json was made with another {', '.join(differ)}: choose another folder")
@@ -408,15 +407,6 @@ def compare(methods: Sequence[str], setup: Setup, out: str | Path) -> dict[str, 
         results[method] = run_method(method, setup, questions, engine, out) | {"setup": made_of}
         write_whole(out / f"{method}.json", json.dumps(results[method]) + "\n")
     return {method: results[method] for method in methods}
-
-
-def _hash(folder: str) -> str | None:
-    """Tells the files of a folder from others; None for a name on the hub."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in Path(folder).glob("*") if path.is_file()):
-        with open(file, "rb") as f:
-            digest.update(file.name.encode() + hashlib.file_digest(f, "sha256").digest())
-    return digest.hexdigest() if Path(folder).is_dir() else None
 
 
 def load(out: str | Path) -> dict[str, dict[str, Any]]:
@@ -472,10 +462,7 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/baselines"), help="folder for results (made if missing)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=", ".join(METHODS))
-    for name, field in Setup.model_fields.items():
-        told = f"{field.description} (default: {field.default})"
-        how: dict[str, Any] = {"type": type(field.default), "default": field.default, "metavar": "VALUE", "help": told}
-        parser.add_argument("--" + name.replace("_", "-"), **how)
+    add_fields(parser, Setup)
 
 
 def run(args: argparse.Namespace) -> None:

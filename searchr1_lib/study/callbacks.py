@@ -106,21 +106,17 @@ class NothingToLearn(Checked, use_attribute_docstrings=True):
 
 
 class TensorBoard:
-    """Writes every number of the metrics for TensorBoard (``pip install tensorboard``).
+    """Writes every number of the metrics into the run's ``tensorboard/`` (``pip install tensorboard``)."""
 
-    Args:
-        folder: where; None: ``tensorboard/`` in the run's folder.
-    """
-
-    def __init__(self, folder=None):
+    def __init__(self):
         from torch.utils.tensorboard import SummaryWriter  # here: without the package there is an error before any work
 
-        self.folder, self.make, self.writer = folder, SummaryWriter, None
+        self.make, self.writer = SummaryWriter, None
 
     def __call__(self, trainer, metrics) -> None:
         if self.writer is None:
             # what an interrupted run wrote after its last checkpoint is superseded
-            self.writer = self.make(self.folder or trainer.run_dir / "tensorboard", purge_step=metrics["step"])
+            self.writer = self.make(trainer.run_dir / "tensorboard", purge_step=metrics["step"])
         for name, value in metrics.items():
             if isinstance(value, (int, float)) and name != "step":
                 self.writer.add_scalar(name, value, metrics["step"])

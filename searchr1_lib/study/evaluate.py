@@ -30,10 +30,11 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import __version__
-from ..environment.limits import Amount, Checked, Count, Limits, Whole
+from ..environment.limits import Amount, Count, Limits, Whole
 from ..files import TrajectoryLog, read_json, write_json
 from ..metrics import grouped, groups, means, row_of
 from ..records import Question, Trajectory
+from ..training.settings import check
 from ..worlds.prepare import check_out
 from ..worlds.public import SETS, load_questions, load_with_passages
 
@@ -47,7 +48,6 @@ PAPER = {
     "musique": ("Multi-hop QA", "MuSiQue"),
     "bamboogle": ("Multi-hop QA", "Bamboogle"),
 }
-_WEB = ("http://", "https://")
 #: The packages of whose versions a result depends most.
 DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -58,20 +58,18 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
     return {"searchr1_lib": __version__, **{name: d.version if d else None for name, d in found.items()}}
 
 
-def hashes(place: str | os.PathLike, *patterns: str) -> dict[str, str]:
+def hashes(place: str | os.PathLike, pattern: str = "*") -> dict[str, str]:
     """SHA-256 of each file of a folder by its name there (of a file: its own); of one above 64 MiB that of 64 samples.
 
     A name that is no path, such as one on the hub, has none; neither have hidden files, what only people read, and what
     SQLite leaves beside a file that is open.
 
     Args:
-        patterns: which files; without any, those that stand in the folder itself.
+        pattern: which files; "*" are those that stand in the folder itself.
     """
     place, found = Path(place), {}
-    home = place.parent if place.is_file() else place
-    for path in sorted(
-        {f for pattern in ([place.name] if place.is_file() else patterns or ["*"]) for f in home.glob(pattern)}
-    ):
+    home, files = (place.parent, [place]) if place.is_file() else (place, sorted(place.glob(pattern)))
+    for path in files:
         if path.name.startswith(".") or path.name.endswith((".md", "-wal", "-shm")) or not path.is_file():
             continue
         digest, size = hashlib.sha256(), path.stat().st_size
@@ -118,13 +116,6 @@ class Report:
         return "\n".join("".join(c.ljust(17) if i == 0 else c.rjust(10) for i, c in enumerate(line)) for line in lines)
 
 
-class _How(Checked):
-    temperature: Amount
-    num_generations: Count
-    batch_size: Count
-    seed: Whole
-
-
 def evaluate(
     policy,
     questions: Sequence[Question],
@@ -153,7 +144,8 @@ def evaluate(
 
     from ..rewards import score
 
-    _How(temperature=temperature, num_generations=num_generations, batch_size=batch_size, seed=seed)
+    counts = {"num_generations": (num_generations, Count), "batch_size": (batch_size, Count), "seed": (seed, Whole)}
+    check(temperature=(temperature, Amount), **counts)
     if not questions:
         raise ValueError("evaluate: no questions")
     how = {"temperature": temperature, "generator": torch.Generator(device=policy.device).manual_seed(seed)}
@@ -201,6 +193,7 @@ def paper_table(rows: Iterable[Mapping]) -> dict[str, dict]:
         raise ValueError("paper_table: no rows")
     averaged = [name for name in sets if name in PAPER] or list(sets)
     table: dict[str, dict] = {name: {"n": len(part)} for name, part in sets.items()} | {"average": {"n": len(averaged)}}
+    figure = lambda *values: dict(zip(("mean", "low", "high"), map(float, values)))
     ends: Callable[..., Iterable[float]] = lambda means: np.quantile(means, (0.025, 0.975))
     for metric in ("em", "f1", "searches"):
         rng, resampled = np.random.default_rng(0), {}
@@ -209,14 +202,10 @@ def paper_table(rows: Iterable[Mapping]) -> dict[str, dict]:
             # a sample at a time: all at once would be gigabytes for a set of 14,000 questions
             resampled[name] = np.array([values[rng.integers(0, n, n)].mean() for _ in range(1000)])
             interval = wilson(round(values.sum()), n) if metric == "em" else ends(resampled[name])
-            table[name][metric] = _figure(values.mean(), *interval)
+            table[name][metric] = figure(values.mean(), *interval)
         mean = fmean(table[name][metric]["mean"] for name in averaged)
-        table["average"][metric] = _figure(mean, *ends(np.mean([resampled[name] for name in averaged], axis=0)))
+        table["average"][metric] = figure(mean, *ends(np.mean([resampled[name] for name in averaged], axis=0)))
     return table
-
-
-def _figure(mean: float, low: float, high: float) -> dict[str, float]:
-    return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
 def format_paper_table(table: Mapping[str, Mapping]) -> str:
@@ -334,7 +323,7 @@ def open_engine(name: str, sources: Sequence[str] = (), limit: int | None = None
     """
     from .. import search
 
-    if name.startswith(_WEB):
+    if name.startswith(("http://", "https://")):
         return search.RemoteSearch(name)
     if name.startswith("web:"):
         return search.WebSearch(name.removeprefix("web:"))
@@ -358,10 +347,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompt", type=Path, help="a file with the user message, {question} in it (default: the model's own)")
     add("--no-quantize", action="store_true", help="16 or 32 bits a weight instead of NF4's 4")
     add("--thinking", action="store_true", help="switch Qwen3's thinking mode on; give it a larger --max-turn-tokens")
-    for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
-        field = Limits.model_fields[name]
-        how = {"type": int, "default": field.default, "help": f"default: {field.default}; {field.description}"}
-        add("--" + name.replace("_", "-"), **how)
+    add_fields(parser, Limits)
+
+
+def add_fields(parser: argparse.ArgumentParser, kind: type[Limits]) -> None:
+    """An argument for each field; its range is checked when ``kind`` is made of them."""
+    for name, field in kind.model_fields.items():
+        told = f"{field.description} (default: {field.default})"
+        how: dict[str, Any] = {"type": type(field.default), "default": field.default, "metavar": "VALUE", "help": told}
+        parser.add_argument("--" + name.replace("_", "-"), **how)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -372,23 +366,22 @@ def run(args: argparse.Namespace) -> None:
 
 def _evaluate_from_shell(args: argparse.Namespace) -> str:
     """The table's text; everything that can be refused is refused before the model is loaded."""
-    from ..search import RemoteSearch
     from ..training.policy import check_model_folder, load_policy
 
     say = lambda line: print(line, file=sys.stderr, flush=True)
-    limits = Limits(**{name: vars(args)[name] for name in Limits.model_fields if name in args}).limits()
+    limits = Limits(**{name: vars(args)[name] for name in Limits.model_fields}).limits()
     check_out(args.out, ("settings.json", "trajectories.jsonl", "report.json"))
     questions = read_sets(args.data, args.limit)
     check_model_folder(args.model)
     prompt = args.prompt.read_text(encoding="utf-8") if args.prompt else None
     if prompt is not None and "{question}" not in prompt:
         raise ValueError(f"{args.prompt}: the prompt has no {{question}}")
-    engine_name = RemoteSearch(args.engine).address if args.engine.startswith(_WEB) else args.engine  # no password
+    with redirect_stdout(sys.stderr):  # what an engine says of itself is no part of the table
+        engine = open_engine(args.engine, args.data, args.limit)
     loading = {"prompt": prompt, "quantize": not args.no_quantize, "thinking": args.thinking}
     how = {"num_generations": 1, "temperature": 0.0, **limits}
     settings = {"model": args.model, "weights": hashes(args.model), "adapter": args.adapter and hashes(args.adapter)}
-    settings |= {"engine": [engine_name, _corpus(args)], **loading, "limits": how}
-    settings |= {"versions": versions(DECIDING)}
+    settings |= {"engine": engine.identity, **loading, "limits": how, "versions": versions(DECIDING)}
     log = TrajectoryLog(args.out / "trajectories.jsonl")
     if log.path.exists():
         _check_same(args.out / "settings.json", settings)
@@ -396,8 +389,6 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
     left = [q for q in questions if key_of(q) not in done or done[key_of(q)]["failed"]]
     if left:
         say(f"{len(left):,} of {len(questions):,} questions to answer; the log is {log.path}")
-        with redirect_stdout(sys.stderr):  # what an engine says of itself is no part of the table
-            engine = open_engine(args.engine, args.data, args.limit)
         engine.search(left[0].text, k=1)  # an engine that is down must not cost an evaluation
         policy = load_policy(args.model, adapter=args.adapter, lora=bool(args.adapter), **loading)
         write_json(args.out / "settings.json", settings)
@@ -410,16 +401,6 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
         say(f"{failed} searches failed, so the figures are too low: the same command again redoes those questions")
     say(f"the table is also in {args.out / 'report.json'}")
     return format_paper_table(table)
-
-
-def _corpus(args: argparse.Namespace) -> Any:
-    """What tells the corpus of an engine from others, as far as it stands on this machine."""
-    from ..search.local import CORPORA, MANIFEST
-
-    if args.engine == "passages":
-        return [hashes(_split(source)[1]) or source for source in _each(args.data)] + [args.limit]
-    index = (Path(args.engine) / MANIFEST).exists()
-    return hashes(args.engine, *([] if index else [place + name for place in ("", "*/") for name in CORPORA]))
 
 
 def _check_same(file: Path, settings: dict[str, Any]) -> None:

@@ -173,13 +173,13 @@ def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str
 def _facts(group: Sequence[Trajectory]) -> str:
     q = group[0].question
     hops = f"{_e(q.hops)} hop{'s' * (q.hops != 1)}"
-    facts = (
-        [f"gold answer: <b>{_e(' / '.join(map(str, q.answers)))}</b>", hops]
-        if q.answers
-        else ["no gold answer is known"]
-    )
-    facts += [knowledge(q) if q.known is not None else "", _e(q.source)]
-    facts += [f"step {_e(group[0].step)}" if group[0].step is not None else "", f"<code>{_e(q.id)}</code>"]
+    gold = f"gold answer: <b>{_e(' / '.join(map(str, q.answers)))}</b> · {hops}"
+    facts = [gold if q.answers else "no gold answer is known", knowledge(q) if q.known is not None else ""]
+    facts += [
+        _e(q.source),
+        f"step {_e(group[0].step)}" if group[0].step is not None else "",
+        f"<code>{_e(q.id)}</code>",
+    ]
     return " · ".join(filter(None, facts))
 
 

@@ -24,7 +24,7 @@ import random
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +34,10 @@ from tqdm import tqdm
 from ..environment import protocol
 from ..environment.limits import Amount, Checked, Count, Positive, Share, Whole
 from ..files import write_json, write_json_lines
+from ..metrics import grouped
 from ..records import Question
 from ..worlds.almanac import MONTHS, Hop, Part, World, build_world
+from ..worlds.prepare import check_out
 
 #: Qwen2.5's chat template, for messages without tools: a default system message, then the turns.
 CHAT_TEMPLATE = (
@@ -49,6 +51,11 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 #: What of a ``Recipe`` is the model's shape.
+#: What stands in a folder that was made here.
+OWN = (
+    "recipe.json search_r1.json training_log.jsonl config.json generation_config.json model.safetensors tokenizer.json "
+    "tokenizer_config.json chat_template.jinja"
+).split()
 SHAPE = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
 
 
@@ -172,9 +179,7 @@ def demonstrations(
 
 def _by_kind(questions: Iterable[Question]) -> tuple[list[list[Question]], list[float]]:
     """Questions grouped by kind, with the weight of each group: plain facts evenly, then bridges, comparisons."""
-    kinds: dict[str, list[Question]] = {}
-    for q in questions:
-        kinds.setdefault(q.source, []).append(q)
+    kinds = grouped(questions, lambda q: q.source)
     weight = {"almanac/bridge": 0.3, "almanac/comparison": 0.2}
     return list(kinds.values()), [weight.get(kind, 0.5 / len(kinds.keys() - weight)) for kind in kinds]
 
@@ -221,7 +226,8 @@ def encode(tokenizer, question: Question, pieces: list[Piece], context_weight: f
     """Token ids of a demonstration, and the loss weight of each. Turns are encoded one by one, as in a rollout."""
     ids = tokenizer.encode(prompt_text(question.text))
     weights, by_writer = [context_weight] * len(ids), {"environment": context_weight, "guess": 0.0, "model": 1.0}
-    for _, group in _turns(pieces):
+    for _, neighbours in itertools.groupby(pieces, key=lambda p: p.writer == "environment"):  # a guess is the model's
+        group = list(neighbours)
         tokens = tokenizer("".join(p.text for p in group), return_offsets_mapping=True, add_special_tokens=False)
         ids += tokens["input_ids"]
         letters = [by_writer[p.writer] for p in group for _ in p.text]
@@ -230,12 +236,6 @@ def encode(tokenizer, question: Question, pieces: list[Piece], context_weight: f
         ids.append(tokenizer.eos_token_id)
         weights.append(1.0)
     return ids, weights
-
-
-def _turns(pieces: list[Piece]) -> Iterator[tuple[str, list[Piece]]]:
-    """Neighbouring pieces of one writer together; a guess belongs to the model's turn."""
-    for environment, group in itertools.groupby(pieces, key=lambda p: p.writer == "environment"):
-        yield "environment" if environment else "model", list(group)
 
 
 def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[list[int], list[float]]]]:
@@ -410,16 +410,16 @@ def save(out: Path, model, tokenizer, recipe: Recipe, log: list[dict]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("data/tiny_qwen"), help="default: data/tiny_qwen")
-    parser.add_argument("--steps", type=int, help="fewer steps, for a trial")
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="fewer steps, for a trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
 
 
 def run(args: argparse.Namespace) -> None:
     """Train the tiny Qwen and write it, with its tokenizer, recipe and log."""
-    recipe = Recipe(seed=args.seed)
-    if args.steps is not None:
-        recipe = replace(recipe, steps=args.steps, quantised_steps=min(recipe.quantised_steps, args.steps // 4))
+    check_out(args.out, OWN)
+    quantised_steps = min(Recipe.quantised_steps, args.steps // 4)
+    recipe = Recipe(seed=args.seed, steps=args.steps, quantised_steps=quantised_steps)
     model, tokenizer, log = train(recipe, device=args.device)
     save(args.out, model.cpu(), tokenizer, recipe, log)
     print(f"wrote {args.out}")

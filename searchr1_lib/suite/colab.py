@@ -96,11 +96,8 @@ def _installed() -> dict[str, str]:
     """Version of each package by its canonical name; of two copies that of the first on the path, as import does."""
     from packaging.utils import canonicalize_name
 
-    installed: dict[str, str] = {}
-    for d in distributions():
-        if d.metadata["Name"]:
-            installed.setdefault(canonicalize_name(d.metadata["Name"]), d.version)
-    return installed
+    found = [d for d in distributions() if d.metadata["Name"]]
+    return {canonicalize_name(d.metadata["Name"]): d.version for d in reversed(found)}
 
 
 def missing(requirements: Sequence[str], installed: Mapping[str, str]) -> list[str]:

@@ -217,16 +217,12 @@ def record(run_dir: str | os.PathLike, notebook: str, figures: dict[str, Any]) -
 def results_table(run_dir: str | os.PathLike) -> str:
     """The figures in a run's ``summary.json`` as aligned text, one a line; "" if there are none."""
     path = Path(run_dir) / "summary.json"
-    rows = []
+    rows, told = [], lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     for notebook, figures in sorted(read_json(path).items()) if path.exists() else ():
         for name, value in figures.items():
             columns = value.items() if isinstance(value, dict) else [("", value)]
-            rows.append((notebook, name, "   ".join(f"{key} {_figure(v)}".strip() for key, v in columns)))
+            rows.append((notebook, name, "   ".join(f"{key} {told(v)}".strip() for key, v in columns)))
     return table_of(rows)
-
-
-def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def table_of(rows: Sequence[Sequence[str]]) -> str:

@@ -66,18 +66,18 @@ def _seed_table(figures: dict[int, dict[str, Any]]) -> str:
 
     What is no number is left out.
     """
-    from ..study.analysis import interval
+    from ..study.analysis import interval, markdown_table
 
     by_seed = {seed: dict(flat(values)) for seed, values in figures.items()}
     shared = [name for name in next(iter(by_seed.values())) if all(name in values for values in by_seed.values())]
     last = "95 % interval" if len(by_seed) > 2 else "range"
-    lines = [["figure", *(f"seed {seed}" for seed in by_seed), "mean", last], ["---"] * (len(by_seed) + 3)]
+    lines = []
     for name in shared:
         values = [by_name[name] for by_name in by_seed.values()]
         low, high = interval(values)
         spread = f"{low:.4g} to {high:.4g}" if len(values) > 1 else "–"
         lines.append([name, *(f"{v:.4g}" for v in values), f"{fmean(values):.4g}", spread])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown_table(["figure", *(f"seed {seed}" for seed in by_seed), "mean", last], lines) + "\n"
 
 
 def flat(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:

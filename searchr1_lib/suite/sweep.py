@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any
 
 import yaml
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from .. import suite
 from ..environment.limits import Count, Whole, problem
 from ..files import read_json_lines, write_json_lines
+from ..metrics import mean
 from .profiles import load_profile, read_yaml, resolve_profile, shown
 from .runs import check_run, command_of, failure_of, lacking, notebooks, open_run, read_json, table_of
 from .seeds import flat
@@ -263,11 +263,8 @@ def _curve(path: Path, every: int = 5) -> list[dict[str, float]]:
     """The means of every so many steps of a training's metrics, each with the step in their middle; [] without any."""
     rows = list(read_json_lines(path)) if path.exists() else []
     parts = [rows[i : i + every] for i in range(0, len(rows), every)]
-    means = [{name: [row[name] for row in part if row.get(name) is not None] for name in _CURVE} for part in parts]
-    return [
-        {"step": part[len(part) // 2]["step"]} | {n: float(f"{fmean(v):.4g}") for n, v in mean.items() if v}
-        for part, mean in zip(parts, means)
-    ]
+    means = [{n: float(f"{m:.4g}") for n in _CURVE if (m := mean(part, n)) is not None} for part in parts]
+    return [{"step": part[len(part) // 2]["step"]} | values for part, values in zip(parts, means)]
 
 
 def experiment_runs(path: str | os.PathLike, profile: str = "") -> tuple[list[dict[str, Any]], str]:

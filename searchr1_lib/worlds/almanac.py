@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import read_json, write_json, write_json_lines
+from ..metrics import grouped
 from ..records import Passage, Question
+from .prepare import check_out
 
 KNOWN_SEED = 20_250_301
 SPLITS = ("train", "validation", "test")
@@ -465,11 +467,8 @@ def sample_questions(questions: list[Question], known: bool, count: int, rng: ra
 
     Comparisons are few because the tiny Qwen is poor at them (its figures stand in notebook A1).
     """
-    kinds: dict[str, list[Question]] = {"plain": [], "bridge": [], "comparison": []}
-    for q in questions:
-        if q.known == known:
-            kind = q.source.split("/")[1]
-            kinds[kind if kind in kinds else "plain"].append(q)
+    kind_of = lambda q: next((kind for kind in ("bridge", "comparison") if q.source.endswith(kind)), "plain")
+    kinds = grouped((q for q in questions if q.known == known), kind_of)
     wanted = {"bridge": round(count * 0.4), "comparison": round(count * 0.04)}
     chosen = [q for kind, n in wanted.items() for q in rng.sample(kinds[kind], min(n, len(kinds[kind])))]
     # the small known part of a split may lack a kind: plain questions fill in, then comparisons
@@ -501,5 +500,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the almanac and say what it holds."""
+    check_out(args.out, ("almanac.json", "passages.jsonl", *(f"{split}.jsonl" for split in SPLITS)))
     world = write_almanac(args.out, args.seed)
     print(f"{len(world.passages)} passages and {sum(ASKED.values()) * 2} questions in {args.out}")

@@ -20,6 +20,7 @@ import random
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from .. import data
@@ -62,11 +63,13 @@ def mix_questions(
 def load_mixed(split: str, known_share: float = 0.5, seed: int = 0) -> list[Question]:
     """Common knowledge (``known`` True) mixed with the look-up questions of the almanac (``known`` False).
 
-    The splits are disjoint, and so are the almanac's entities in them. Raises as ``mix_questions``; KeyError for a
-    split other than train, validation and test.
+    The splits are disjoint, and so are the almanac's entities in them. Raises as ``mix_questions``; FileNotFoundError
+    for a split other than train, validation and test.
     """
+    order = cycle(name for name, n in DEALT.items() for _ in range(n))
+    known = [q for q, name in zip(data.load_questions(DATA / "common_knowledge.jsonl"), order) if name == split]
     lookup = [q for q in data.load_questions(DATA / "almanac" / f"{split}.jsonl") if q.known is False]
-    return mix_questions(_deal(data.load_questions(DATA / "common_knowledge.jsonl"))[split], lookup, known_share, seed)
+    return mix_questions(known, lookup, known_share, seed)
 
 
 def load_set(
@@ -159,11 +162,9 @@ def check_out(out: str | Path, own: Sequence[str], *inputs: str | Path | None) -
             raise ValueError(
                 f"{out} and what is read, {read}, are one folder or one in the other: choose another --out"
             )
-    found = (
-        ["a file's text"]
-        if out.is_file()
-        else [p.name for p in out.glob("*") if not re.fullmatch(r"\..+\.tmp", p.name)]
-    )
+    found = [p.name for p in out.glob("*") if not re.fullmatch(r"\..+\.tmp", p.name)] or [
+        "a file's text"
+    ] * out.is_file()
     if foreign := sorted(name for name in found if own[0] not in found or name not in own):
         raise ValueError(f"{out} holds {foreign[0]}, which was not made by this command: choose another --out")
 
@@ -185,18 +186,6 @@ def write_folder(
         write_json(folder / "made.json", {"by": "searchr1_lib.prepare", **made, **counts})
 
 
-def write_mixed(out: str | Path, known_share: float = 0.5, seed: int = 0) -> None:
-    """Write the mixed set of ``load_mixed`` with the almanac's passages."""
-    questions = {split: load_mixed(split, known_share, seed) for split in DEALT}
-    made = {"source": "mixed", "known_share": known_share, "seed": seed}
-    write_folder(out, questions, data.load_passages(DATA / "almanac" / "passages.jsonl"), made)
-
-
-def _deal(questions: Sequence[Question]) -> dict[str, list[Question]]:
-    order = [split for split, n in DEALT.items() for _ in range(n)]
-    return {split: [q for i, q in enumerate(questions) if order[i % len(order)] == split] for split in DEALT}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", help="mixed; a question set by name, e.g. hotpotqa; a folder or a file of one")
@@ -215,11 +204,13 @@ def run(args: argparse.Namespace) -> None:
     check_out(args.out, OWN, args.source, args.corpus)
     counts = {split: getattr(args, split) for split in COUNTS}
     if args.source == "mixed":
-        counts = {}
-        write_mixed(args.out, args.known_share, args.seed)
+        counts, how = {}, {"known_share": args.known_share, "seed": args.seed}
+        questions = {split: load_mixed(split, **how) for split in DEALT}
+        passages = data.load_passages(DATA / "almanac" / "passages.jsonl")
     else:
         how = {"corpus": args.corpus, "rows": args.rows, "others": args.others}
-        write_folder(args.out, *load_set(args.source, counts, **how), {"source": Path(args.source).name, **how})
+        questions, passages = load_set(args.source, counts, **how)
+    write_folder(args.out, questions, passages, {"source": Path(args.source).name, **how})
     made = (Path(args.out) / "made.json").read_text(encoding="utf-8")
     print(made, end="")
     got = json.loads(made)["questions"]
