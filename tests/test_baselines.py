@@ -176,12 +176,26 @@ def test_methods_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flag",
     "--steps=-1 --epochs=0 --learning-rate=nan --temperature=-1 --questions=-1 --topk=0 --num-generations=0 "
-    "--search-cost=inf --max-turn-tokens=0 --seed=-1 --comparisons=-1 --adapter=nowhere".split(),
+    "--search-cost=inf --search-cost=1.5 --max-turn-tokens=0 --seed=-1 --comparisons=-1 --adapter=nowhere".split(),
 )
 def test_numbers_that_cannot_be_are_refused_before_any_work(tmp_path, flag, capsys):
     assert cli.main(["baselines", "--out", str(tmp_path / "out"), flag]) == 2
     name = flag[2:].split("=")[0].replace("-", "_")
     assert capsys.readouterr().err.startswith(f"error: {name} must be") and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_others_is_refused_before_any_work(tmp_path, capsys):
+    for name, text, said in (
+        ("grpo.json", "{}", "grpo.json was made with another"),
+        ("notes.md", "mine", "notes.md, "),
+    ):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text(text)
+        assert cli.main(["baselines", "--out", str(out), "--methods", "grpo"]) == 2
+        assert said in capsys.readouterr().err and [(p.name, p.read_text()) for p in out.iterdir()] == [(name, text)]
+    with pytest.raises(ValueError, match="one folder or one in the other"):
+        baselines.compare(["direct"], SMALL, "data/almanac/results")
 
 
 def test_a_result_of_other_questions_is_not_taken_for_that_of_these(tmp_path):

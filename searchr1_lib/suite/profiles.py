@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from .. import suite
-from ..environment.limits import Amount, Count, Whole
+from ..environment.limits import Count, Share, Whole
 from ..training.settings import Settings
 
 #: Which of the parameters below change only what a reader is shown: they may differ within a run.
@@ -43,7 +43,7 @@ class Profile(Settings, use_attribute_docstrings=True):
     """folder with passages.jsonl and train, validation and test.jsonl"""
     reward: str | dict[str, Any] | list = "SearchR1Reward"
     """any reward of the library, as ``rewards.build`` reads it, such as {OTC: {c: 3}}"""
-    search_cost: Amount = 0.15
+    search_cost: Share = 0.15
     """subtracted from a right answer's reward, per search; for each reward with an argument ``cost``"""
     eval_questions: Count = 120
     """of the test split, before and after training"""
