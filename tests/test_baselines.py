@@ -184,6 +184,20 @@ def test_numbers_that_cannot_be_are_refused_before_any_work(tmp_path, flag, caps
     assert capsys.readouterr().err.startswith(f"error: {name} must be") and not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_others_is_refused_before_any_work(tmp_path, capsys):
+    for name, text, said in (
+        ("grpo.json", "{}", "grpo.json was made with another"),
+        ("notes.md", "mine", "notes.md, "),
+    ):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text(text)
+        assert cli.main(["baselines", "--out", str(out), "--methods", "grpo"]) == 2
+        assert said in capsys.readouterr().err and [(p.name, p.read_text()) for p in out.iterdir()] == [(name, text)]
+    with pytest.raises(ValueError, match="one folder or one in the other"):
+        baselines.compare(["direct"], SMALL, "data/almanac/results")
+
+
 def test_a_result_of_other_questions_is_not_taken_for_that_of_these(tmp_path):
     data = tmp_path / "data"
     shutil.copytree("data/almanac", data)

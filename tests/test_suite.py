@@ -593,6 +593,7 @@ def test_half_a_section_is_left_alone(tmp_path):
         (["-p", "steps=true"], r"steps must be a valid integer, got True"),
         (["-p", "temperature=.nan"], r"temperature must be a finite number, got nan"),
         (["-p", "eval_questions=0"], r"eval_questions must be greater than or equal to 1, got 0"),
+        (["-p", "search_cost=-1.5"], r"search_cost must be greater than or equal to 0, got -1.5"),
         (["-p", "baseline=value"], r"scale_rewards='group' does not go with baseline='value'"),
         (["-p", "reward=F2"], r"reward: 'F2' is unknown; there are .*ExactMatch"),
         (["-p", "reward={OTC: {c: x}}"], r"reward: OTC: c must be of type float, got 'x'"),

@@ -147,12 +147,11 @@ def test_a_few_steps_lower_the_loss_and_the_weights_end_exact():
     )
     model, tokenizer, log = warmstart.train(recipe, every=2, report=lambda line: None)
     assert log[-1]["loss"] < log[0]["loss"] and len(tokenizer) <= 600
-    before = [w.data.clone() for w in warmstart.NF4Rounding(model).weights]
-    rounding = warmstart.NF4Rounding(model)
-    rounding.apply()
-    assert any(not torch.equal(a, w.data) for a, w in zip(before, rounding.weights))
-    rounding.restore()
-    assert all(torch.equal(a, w.data) for a, w in zip(before, rounding.weights))
+    weights = [m.weight for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    before = [w.data.clone() for w in weights]
+    with warmstart.nf4_rounded(model):
+        assert any(not torch.equal(a, w.data) for a, w in zip(before, weights))
+    assert weights and all(torch.equal(a, w.data) for a, w in zip(before, weights))
 
 
 def test_the_shipped_model_is_fit_for_reinforcement_learning(policy):

@@ -45,6 +45,7 @@ from ..metrics import grouped, right
 from ..records import ENVIRONMENT, Question, Segment, ToolCall, Trajectory
 from ..rewards import SearchR1Reward, score
 from ..worlds.almanac import world_of
+from ..worlds.prepare import check_out
 from .analysis import bootstrap, markdown_table
 from .evaluate import Report, add_fields, evaluate, hashes, row_of
 
@@ -393,11 +394,16 @@ def compare(methods: Sequence[str], setup: Setup, out: str | Path) -> dict[str, 
         raise ValueError(f"unknown method {', '.join(unknown)}: choose from {', '.join(METHODS)}")
     if "grpo" in methods and not (Path(setup.adapter) / "adapter_config.json").exists():
         raise ValueError(f"adapter must be a folder with an adapter_config.json, got {setup.adapter!r}")
+    own = [*(f"{method}.json" for method in METHODS), *METHODS, "baselines.md"]
+    own.sort(key=lambda name: not (Path(out) / name).exists())  # any of them marks the folder as ours
+    check_out(out, own, setup.model, setup.adapter, setup.data)
     out, results = Path(out), load(out)
     missing = [method for method in methods if method not in results]
     made_of = vars(setup) | {f"files in {name}": hashes(getattr(setup, name)) for name in ("model", "adapter", "data")}
     for method in methods:
-        if differ := [k for k, v in made_of.items() if method in results and results[method]["setup"].get(k) != v]:
+        if differ := [
+            k for k, v in made_of.items() if method in results and results[method].get("setup", {}).get(k) != v
+        ]:
             raise ValueError(f"{out / method}.json was made with another {', '.join(differ)}: choose another folder")
     if missing:
         engine = BM25Search(load_passages(Path(setup.data) / "passages.jsonl"))

@@ -35,9 +35,8 @@ class EvaluateEvery:
 
     def __init__(self, every: int, questions: Sequence[Question], **how):
         if not isinstance(every, int) or every < 1 or not questions:  # ``in range`` would count up to a float
-            raise ValueError(
-                f"EvaluateEvery needs questions ({len(questions)} given) and a whole number every >= 1 ({every} given)"
-            )
+            given = f"{len(questions)} and {every} given"
+            raise ValueError(f"EvaluateEvery needs questions and a whole number every >= 1: {given}")
         self.every, self.questions, self.how = every, list(questions), how
         self.rows: list[dict[str, Any]] = []
 

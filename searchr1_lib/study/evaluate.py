@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import sys
@@ -104,8 +103,8 @@ class Report:
             ValueError: the file is not a report.
         """
         try:
-            return cls(json.loads(Path(path).read_text(encoding="utf-8"))["rows"], [])
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            return cls(read_json(path)["rows"], [])
+        except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path} is not a saved report ({e})") from None
 
     def __str__(self) -> str:

@@ -20,6 +20,7 @@ from ..environment.base import call_all
 from ..environment.limits import Amount, Count, Seconds, Whole, valid
 from ..environment.search import Search
 from ..records import Hit, ToolCall, Trajectory
+from ..training.settings import check
 
 
 @dataclass
@@ -148,9 +149,8 @@ def replay(
     """
     if engine is None and policy is None:
         raise ValueError("replay: give it an engine, a policy, or both")
-    numbers = (Count, batch_size, "batch_size"), (Amount, temperature, "temperature"), (Count | None, topk, "topk")
-    for kind, value, name in (*numbers, (Seconds | None, search_timeout, "search_timeout")):
-        valid(kind, value, name)
+    check(batch_size=(batch_size, Count), temperature=(temperature, Amount), topk=(topk, Count | None))
+    valid(Seconds | None, search_timeout, "search_timeout")
     rows = [Replayed(t) for t in trajectories]
     topk = topk or max([1, *(len(call.result) for r in rows for call in r.trajectory.searches)])
     for i in range(0, len(rows), batch_size):

@@ -19,11 +19,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 
@@ -53,8 +53,7 @@ _MEANINGS = {
 }
 
 
-@dataclass(frozen=True)
-class _Scale:
+class _Scale(NamedTuple):
     """How a value becomes one of five strengths: ``bounds[i]`` is the least magnitude of strength i + 1.
 
     ``digits`` are the decimals on hover: few, to keep the page small.
@@ -440,6 +439,7 @@ def _row(t: Trajectory) -> str:
     return f"{mark} {_number(t.reward)} · {len(t.searches)} searches · {step}{t.question.text[:_ROW]}"
 
 
+_WIDE = {"width": "auto"}
 #: A list in a widget holds at most this many rows; the filters narrow down the rest.
 LIST_LIMIT = 500
 #: The value of a filter that lets all through. (A browser shows a choice whose value is None as blank.)
@@ -469,8 +469,8 @@ def browse(trajectories: Iterable[Trajectory]):
     controls["sort"] = widgets.Dropdown(description="sort", options=list(SORTS))
     color = controls["color"] = widgets.Dropdown(description="colour", options=colors(trajectories))
     whole = controls["group"] = widgets.Checkbox(description="whole group", value=True)
-    top = widgets.HBox(list(controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
-    rows = controls["rows"] = widgets.Select(rows=8, layout=_wide())
+    top = widgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap"})
+    rows = controls["rows"] = widgets.Select(rows=8, layout=_WIDE)
     count = widgets.Label()
     shown: list[Trajectory] = []
 
@@ -489,10 +489,6 @@ def browse(trajectories: Iterable[Trajectory]):
         return render_html(chosen, color=_possible(color, chosen))
 
     return _Box([top, count, rows], controls, draw, count)
-
-
-def _wide():
-    return widgets.Layout(width="auto")
 
 
 def _fill(rows, labels: Iterable[str]) -> None:
@@ -621,7 +617,7 @@ def compare(before: Iterable[Trajectory], after: Iterable[Trajectory]):
     names = [f"{name} ({len(some)})" for name, some in outcomes.items()]
     outcome = widgets.Dropdown(description="outcome", options=list(zip(names, outcomes)))
     color = widgets.Dropdown(description="colour", options=colors(before + after))
-    rows = widgets.Select(rows=8, layout=_wide())
+    rows = widgets.Select(rows=8, layout=_WIDE)
 
     def draw(changed) -> str:
         if changed not in (rows, color):
@@ -706,7 +702,7 @@ def weigh(trajectories: Iterable[Trajectory], weights: Mapping[str, float], *, m
     options = [
         (_seen(f"{knowledge(g[0].question)}: {g[0].question.text[:_ROW]}"), i) for i, g in enumerate(by_question)
     ]
-    group = widgets.Dropdown(description="group", options=options, layout=_wide())
+    group = widgets.Dropdown(description="group", options=options, layout=_WIDE)
 
     def draw(_) -> str:
         return render_weights(by_question[group.value], {name: s.value for name, s in sliders.items()})
@@ -763,7 +759,7 @@ def ask(answer: Callable[[str], str], question: str = ""):
     ``answer`` must escape what it shows, as ``render_html`` does. What it raises is shown in its place. Without
     widgets the cell shows the answer to ``question``, which is asked at once.
     """
-    look = {"description": "question", "placeholder": "type a question and press Enter", "layout": _wide()}
+    look = {"description": "question", "placeholder": "type a question and press Enter", "layout": _WIDE}
     typed = widgets.Text(question, continuous_update=False, **look)
 
     def draw(_) -> str:

@@ -24,6 +24,7 @@ import random
 import re
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -266,27 +267,19 @@ def weighted_loss(model, part: list, pad: int):
     return (F.cross_entropy(logits.float(), ids[:, 1:][use], reduction="none") * weight[use]).sum()
 
 
-class NF4Rounding:
-    """Rounds the linear layers to NF4 in the forward pass, and lets gradients through unchanged.
+@contextmanager
+def nf4_rounded(model) -> Iterator[None]:
+    """Within, the linear layers are rounded to NF4 and let gradients through; afterwards the exact weights are back."""
+    import bitsandbytes.functional as bnb
+    import torch
 
-    ``apply`` swaps rounded weights in, ``restore`` swaps the exact ones back before the optimiser's step.
-    """
-
-    def __init__(self, model):
-        import torch
-
-        self.weights = [m.weight for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
-
-    def apply(self) -> None:
-        import bitsandbytes.functional as bnb
-
-        self.exact = [w.data for w in self.weights]
-        for w in self.weights:
-            w.data = bnb.dequantize_4bit(*bnb.quantize_4bit(w.data, quant_type="nf4", compress_statistics=True))
-
-    def restore(self) -> None:
-        for w, exact in zip(self.weights, self.exact):
-            w.data = exact
+    weights = [m.weight for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    exact = [w.data for w in weights]
+    for w in weights:
+        w.data = bnb.dequantize_4bit(*bnb.quantize_4bit(w.data, quant_type="nf4", compress_statistics=True))
+    yield
+    for w, data in zip(weights, exact):
+        w.data = data
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -344,16 +337,13 @@ def train(recipe: Recipe, *, device: str = "cpu", report=tqdm.write, every: int 
     matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-    rounding, log, started, running = NF4Rounding(model), [], time.perf_counter(), []
+    log, started, running = [], time.perf_counter(), []
 
     def losses(batch, quantised: bool):
         total = sum(sum(weights[1:]) for _, weights in batch)
-        if quantised:
-            rounding.apply()
-        for part in micro_batches(batch, 3000, length=lambda example: len(example[0])):
-            yield weighted_loss(model, part, tokenizer.pad_token_id) / total
-        if quantised:
-            rounding.restore()
+        with nf4_rounded(model) if quantised else nullcontext():  # until the last loss has been differentiated
+            for part in micro_batches(batch, 3000, length=lambda example: len(example[0])):
+                yield weighted_loss(model, part, tokenizer.pad_token_id) / total
 
     steps = tqdm(range(recipe.steps), desc="warm start", disable=None)
     for step, batch in zip(steps, batches(tokenizer, recipe, avoid)):

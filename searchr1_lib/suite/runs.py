@@ -21,10 +21,9 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
 from tqdm import tqdm
@@ -233,8 +232,7 @@ def table_of(rows: Sequence[Sequence[str]]) -> str:
 # -- its notebooks ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a notebook ended: minutes it took, and the cell and the error if it failed."""
 
     notebook: str
@@ -424,11 +422,10 @@ def _why(copy: Path) -> str:
         cells = nbformat.read(copy, as_version=4).cells
     except ValueError:
         cells = []  # killed while it was written
-    for cell in cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                what = f"{output.ename}: {output.evalue}".splitlines()[0][:300]
-                return f"cell In [{cell.execution_count}]: {what}"
+    outputs = [(cell, output) for cell in cells for output in cell.get("outputs", [])]
+    for cell, output in outputs:
+        if output.output_type == "error":
+            return f"cell In [{cell.execution_count}]: " + f"{output.ename}: {output.evalue}".splitlines()[0][:300]
     return "the kernel died (out of memory?) or was stopped"
 
 

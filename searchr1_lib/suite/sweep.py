@@ -17,10 +17,9 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -35,8 +34,7 @@ from .runs import check_run, command_of, failure_of, lacking, notebooks, open_ru
 from .seeds import flat
 
 
-@dataclass(frozen=True)
-class Experiment:
+class Experiment(NamedTuple):
     """What an experiment's file asks for: every one of ``settings`` with every one of ``seeds``.
 
     Attributes:
