@@ -188,8 +188,7 @@ class Learner:
         old = recorded([t.logprobs for t in part])  # before the first update equal to logprobs: every ratio is 1
         reference = recorded([references[id(t)] for t in part]) if references else None
         advantages = batch.column([t.advantages for t in part])
-        if batch.forced.any():
-            advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
+        advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
         how = {**s.model_dump(include=_OF_LOSS), **counts, "ref_logprobs": reference, "entropy": entropy}
         loss, metrics = policy_loss(logprobs, old, advantages, batch.mask, **how)
         if self.value_head is not None:

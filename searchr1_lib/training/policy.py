@@ -302,9 +302,8 @@ def _pretrained(name: str, **kwargs):
             raise ValueError(f"a {config.model_type} is no causal language model")
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **own)
         with quiet():
-            return transformers.AutoModelForCausalLM.from_pretrained(
-                name, use_safetensors=True, **own, **kwargs
-            ), tokenizer
+            how = {"use_safetensors": True, **own, **kwargs}
+            return transformers.AutoModelForCausalLM.from_pretrained(name, **how), tokenizer
     except ValueError as e:
         why = f"transformers {transformers.__version__} cannot load this model ({first_line(e)})"
         raise ValueError(f"{name}: {why}. Qwen2 and Qwen3 models are what is tested") from None
@@ -423,14 +422,11 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
     Byte-level BPE writes each byte as a printable character; this undoes it, so that text and tokens
     correspond exactly, also where a token is a part of a character.
     """
-    tokens = tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))
-    if "Ġ" in "".join(t or "" for t in tokens):  # byte-level
-        from transformers.convert_slow_tokenizer import bytes_to_unicode
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-        byte = {c: b for b, c in bytes_to_unicode().items()}
-        table = [bytes(byte[c] for c in t) if t and all(c in byte for c in t) else (t or "").encode() for t in tokens]
-    else:
-        table = [tokenizer.decode([i]).encode() for i in range(len(tokens))]
+    byte = {letter: number for number, letter in bytes_to_unicode().items()}
+    tokens = [t or "" for t in tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))]
+    table = [bytes(byte[c] for c in t) if set(t) <= byte.keys() else t.encode() for t in tokens]
     for i, added in tokenizer.added_tokens_decoder.items():  # stand for themselves, such as Qwen3's <think>
         table[i] = b"" if added.special else added.content.encode()
     return table + [b""] * (vocab_size - len(table))
