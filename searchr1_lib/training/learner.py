@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -26,8 +26,6 @@ VALUE_HEAD_SPEED = 10
 LOSS_SCALE = 2.0**12
 #: The settings that ``policy_loss`` takes as they are.
 _OF_LOSS = {"loss_type", "epsilon", "epsilon_high", "beta", "kl_estimator", "entropy_coef", "max_completion_length"}
-
-T = TypeVar("T")
 
 
 class TrainingError(RuntimeError):
@@ -270,7 +268,6 @@ class Learner:
         if not self.settings.gradient_checkpointing:
             yield
             return
-        self.policy.model.enable_input_require_grads()
         self.policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         try:
             yield
@@ -345,13 +342,13 @@ def _length(t: Trajectory) -> int:
     return len(t.prompt_ids) + len(t.completion_ids)
 
 
-def micro_batches(items: Iterable[T], token_budget: int, length: Callable[[Any], int] = _length) -> Iterator[list[T]]:
+def micro_batches(items: Iterable, token_budget: int, length: Callable[[Any], int] = _length) -> Iterator[list]:
     """Parts of similar length, each of at most ``token_budget`` padded tokens (one item at least).
 
     Args:
         items: trajectories, or anything of which ``length`` says how many tokens it has.
     """
-    part: list[T] = []
+    part: list = []
     for item in sorted(items, key=length):
         if part and (len(part) + 1) * length(item) > token_budget:
             yield part

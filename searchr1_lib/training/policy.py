@@ -34,8 +34,6 @@ PROMPT_FILE = "search_r1.json"
 QWEN_ENDS = ("<|im_end|>", "<|endoftext|>")
 #: Bytes that unpacked weights may take on a CPU while sampling.
 _DENSE_ON_CPU = 2**30
-_ATTENTION = ("full_attention", "sliding_attention")
-_OPENED_THINK = re.compile(r"<think>\s*\Z")
 #: Text that a tokenizer has to give back: blanks, lines, letters of many bytes (composed, as Qwen wants them), tags.
 _PROBE = (
     "  a  b\n\n\t1850 é 漢字 ไทย 🙂 <think> x </think>\n<search>y</search> <information>(z)</information>\r\n <answer> "
@@ -108,7 +106,7 @@ class Policy:
             return user
         message = {"role": "user", "content": user}
         how = {"add_generation_prompt": True, "enable_thinking": self.thinking}
-        return _OPENED_THINK.sub("", self.tokenizer.apply_chat_template([message], tokenize=False, **how))
+        return re.sub(r"<think>\s*\Z", "", self.tokenizer.apply_chat_template([message], tokenize=False, **how))
 
     def measure(self, text: str) -> int:
         """The length of a text in tokens."""
@@ -494,7 +492,7 @@ def _problems(policy: Policy) -> Iterator[str]:
         yield f"the tokenizer ends messages with {QWEN_ENDS[0]}, so this is a chat model, but {template}"
     if getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
         yield "a mixture of experts: NF4 and LoRA reach the experts of no such model here; take a dense one"
-    if other := sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENTION)):
+    if other := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
         cached = "a key-value cache in every layer, as Qwen2 and Qwen3 models have it"
         yield f"the model has layers of type {', '.join(other)}; rollouts need {cached}"
 

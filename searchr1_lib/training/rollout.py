@@ -31,7 +31,6 @@ class _Episode:
 
     policy: Policy
     environment: Environment
-    limits: Limits
     t: Trajectory
     ids: list[int]
     turn_start: int = 0  # the completion's token at which the turn begins that is being written
@@ -40,13 +39,13 @@ class _Episode:
     @property
     def room(self) -> int:
         """How many tokens the turn may still have."""
-        turn, whole, length = self.limits.max_turn_tokens, self.limits.max_completion_length, len(self.t.mask)
-        return min(turn - (length - self.turn_start), whole - length)
+        limits, length = self.environment.limits, len(self.t.mask)
+        return min(limits.max_turn_tokens - (length - self.turn_start), limits.max_completion_length - length)
 
     @property
     def end(self) -> str | None:
         """Why the model cannot go on, see ``Environment.act``."""
-        if len(self.t.mask) >= self.limits.max_completion_length:
+        if len(self.t.mask) >= self.environment.limits.max_completion_length:
             return "length"
         return "stop" if self.ended else None
 
@@ -86,7 +85,7 @@ class _Episode:
         if isinstance(outcome, Observation):
             # whatever escaping may have missed: no text from outside ever becomes a special token
             ids, start = self.policy.encode(outcome.text, split_special_tokens=True), len(self.t.mask)
-            if start + len(ids) < self.limits.max_completion_length:
+            if start + len(ids) < self.environment.limits.max_completion_length:
                 self._append_unsampled(ids)
                 where = turn, start, len(self.t.mask)
                 self.t.segments.append(Segment(ENVIRONMENT, outcome.kind, self.policy.decode(ids), *where))
@@ -186,7 +185,7 @@ def rollout(
         t = Trajectory(question, policy.encode(prompt), [], [], [], finish_reason=None)
         t.group, t.prompt, t.first_action = f"{place}:{question.id}", prompt, world.first_action
         t.token_values["entropy"] = []
-        return _Episode(policy, world, bounds, t, list(t.prompt_ids))
+        return _Episode(policy, world, t, list(t.prompt_ids))
 
     total = len(questions) * num_generations
     trajectories: list[Trajectory] = []
