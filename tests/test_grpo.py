@@ -17,7 +17,7 @@ from searchr1_lib.training.grpo import (
     turn_advantages,
     value_loss,
 )
-from searchr1_lib.training.logits import head_logits, token_logprobs_and_entropy
+from searchr1_lib.training.logits import head_logits, padded, token_logprobs_and_entropy
 
 B, P, T, G = 4, 3, 6, 2  # rollouts, prompt tokens, completion tokens, group size
 VOCABULARY, HIDDEN = 32, 16
@@ -656,6 +656,16 @@ def test_head_with_large_logits_stays_finite():
     close(entropy, torch.full((1, 2), math.log(2)))
     (logprobs.sum() + entropy.sum()).backward()
     assert hidden.grad.isfinite().all()
+
+
+@given(st.lists(st.lists(st.integers(-9, 9), max_size=5), min_size=1, max_size=5))
+def test_rows_are_padded_on_the_right(rows):
+    whole, numbers = padded(rows, -1), padded(rows, 0.0)
+    assert (whole.dtype, numbers.dtype) == (torch.long, torch.float32)
+    assert whole.shape == numbers.shape == (len(rows), max(map(len, rows)))
+    for row, a, b in zip(rows, whole.tolist(), numbers.tolist()):
+        assert a[: len(row)] == b[: len(row)] == row
+        assert set(a[len(row) :]) <= {-1} and set(b[len(row) :]) <= {0.0}
 
 
 def test_head_refuses():

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from searchr1_lib.environment import protocol
-from searchr1_lib.environment.limits import Limits
 from searchr1_lib.environment.search import fit_observation
 from searchr1_lib.records import Hit, Passage, Question, Trajectory
 from searchr1_lib.study.viewer import render_html
@@ -458,7 +457,7 @@ def test_cutting_a_turn_takes_no_more_steps_than_it_has_tokens():
     n, one = 60_000, OneByOne()
     t = Trajectory(QUESTIONS[0], [], [97] * n, [1] * n, [0.0] * n)
     started = time.process_time()
-    _Episode(one, one, Limits(), t, [97] * n)._close_turn("a" * n, 0)
+    _Episode(one, one, t, [97] * n)._close_turn("a" * n)
     assert time.process_time() - started < 5
     assert [(s.start, s.end) for s in t.segments] == [(i, i + 2) for i in range(0, n, 2)]
 
@@ -470,7 +469,7 @@ def test_parts_stand_in_the_tokens_that_write_them(policy):
     for cut in range(1, len(text)):
         env = types.SimpleNamespace(parts=lambda turn, cut=cut: [("a", 0, cut), ("b", cut, len(turn))])
         t = Trajectory(QUESTIONS[0], [], list(ids), [1] * len(ids), [0.0] * len(ids))
-        _Episode(policy, env, Limits(), t, list(ids))._close_turn(text, 0)
+        _Episode(policy, env, t, list(ids))._close_turn(text)
         starts = [0, *t.ends]
         first = next(k for k, stop in enumerate(t.ends) if stop > cut or starts[k] >= cut)
         last = next(k for k, stop in enumerate(t.ends) if stop >= cut)

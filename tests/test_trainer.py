@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from searchr1_lib.data import load_passages, load_questions
-from searchr1_lib.environment.base import Limits, Observation
+from searchr1_lib.environment.base import Observation
 from searchr1_lib.files import TrajectoryLog
 from searchr1_lib.records import Question, Trajectory
 from searchr1_lib.rewards import RewardError, SearchR1Reward, score
@@ -771,7 +771,7 @@ def test_the_deciding_token_of_a_forced_tag_is_found_however_the_tag_is_cut():
 
     for size, decides in ((1, 2), (2, 1), (3, 0), (20, 0)):
         t = Trajectory(Question("q", "?", "x"), [], [], [], [], token_values={"entropy": []})
-        _Episode(Cut(size), None, Limits(), t, []).take(Observation("\n<search>", decides=2), "", 0)
+        _Episode(Cut(size), None, t, []).take(Observation("\n<search>", decides=2), "")
         assert t.forced == decides and t.mask == [0] * len(t.mask) != []  # the letter after "<"
 
 

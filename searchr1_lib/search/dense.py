@@ -41,10 +41,8 @@ def prefixes(encoder_name: str) -> tuple[str, str]:
     >>> prefixes("intfloat/e5-base-v2")
     ('query: ', 'passage: ')
     """
-    for pattern, query, passage in PREFIXES:
-        if re.search(pattern, encoder_name):
-            return query, passage
-    return "", ""
+    known = ((query, passage) for pattern, query, passage in PREFIXES if re.search(pattern, encoder_name))
+    return next(known, ("", ""))
 
 
 def encode_passages(

@@ -25,17 +25,15 @@ _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses after which anot
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.2, max=5.0)  # seconds between tries
 
 
-class _HideKeys(logging.Filter):
+def _hide_keys(record: logging.LogRecord) -> bool:
     """httpx logs addresses at level INFO, httpcore those of redirects at DEBUG; a key in one is blotted out."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        secrets = r"(://)[^/?#\s\"']+(?=@)|((?:key|token|password|secret)=)[^&\s\"']+"
-        record.msg, record.args = re.sub(secrets, r"\1\2***", record.getMessage()), ()
-        return True
+    secrets = r"(://)[^/?#\s\"']+(?=@)|((?:key|token|password|secret)=)[^&\s\"']+"
+    record.msg, record.args = re.sub(secrets, r"\1\2***", record.getMessage()), ()
+    return True
 
 
 for _logger in ("httpx", "httpcore.http11"):
-    logging.getLogger(_logger).addFilter(_HideKeys())
+    logging.getLogger(_logger).addFilter(_hide_keys)
 
 
 class _Backend(httpcore.SyncBackend):

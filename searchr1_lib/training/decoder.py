@@ -55,9 +55,8 @@ class Decoder:
 
     def __init__(self, policy: Policy, temperature: float = 1.0, generator: torch.Generator | None = None):
         self.policy, self.temperature, self.generator = policy, temperature, generator
-        self.closers = torch.tensor([b">" in b for b in policy.token_bytes], device=policy.device)
-        for i in policy.stop_ids:
-            self.closers[i] = True
+        closers = [b">" in b or i in policy.stop_ids for i, b in enumerate(policy.token_bytes)]
+        self.closers = torch.tensor(closers, device=policy.device)
 
     def __enter__(self) -> Decoder:
         self.cache: RowCache | None = None

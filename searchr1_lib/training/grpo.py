@@ -179,7 +179,8 @@ def gae(
     kept = mask.bool()
     values = _on_mask("values", values, kept)
     if rewards.dim() == 1:
-        rewards = torch.where(_last_sampled(kept), rewards.to(values).unsqueeze(1), 0.0)
+        last = kept & (kept.flip(1).cumsum(1).flip(1) == 1)
+        rewards = torch.where(last, rewards.to(values).unsqueeze(1), 0.0)
     rewards = _on_mask("rewards", rewards, kept)
     advantages = torch.zeros_like(values)
     next_value, next_advantage = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
@@ -306,8 +307,9 @@ def policy_loss(
         far = "The policy has moved too far from the one that sampled; lower the learning rate or do fewer updates."
         reach = f"log-ratios reach {log_ratio.abs().max().item():.3g}"
         raise FloatingPointError(f"the loss is {loss.item()}, from finite inputs: {reach}. {far}")
-    metrics = {name: _mean(value.detach(), kept) for name, value in measured.items()}
-    return loss, {"loss": loss.detach(), "tokens": kept.sum().float(), **metrics}
+    count = kept.sum()
+    metrics = {name: (value.detach() * kept).sum() / count.clamp(min=1) for name, value in measured.items()}
+    return loss, {"loss": loss.detach(), "tokens": count.float(), **metrics}
 
 
 def _check_loss(loss_type, kl_estimator, beta, ref_logprobs, entropy_coef, entropy, max_completion_length) -> None:
@@ -430,11 +432,6 @@ def _on_mask(name: str, values: torch.Tensor, kept: torch.Tensor) -> torch.Tenso
     return values
 
 
-def _last_sampled(kept: torch.Tensor) -> torch.Tensor:
-    """(B, T) bool: the last kept position of each row."""
-    return kept & (kept.flip(1).cumsum(1).flip(1) == 1)
-
-
 def _log_ratio(logprobs, old_logprobs, kept: torch.Tensor, *, by_rollout: bool) -> torch.Tensor:
     """log w, (B, T). By rollout: the mean over its tokens as the value, a token's own gradient (GSPO's token form)."""
     log_ratio = logprobs - old_logprobs
@@ -456,10 +453,4 @@ def _clip_range(loss_type: str, epsilon: float, epsilon_high: float | None) -> t
 
 def _kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
     x = ref_logprobs - logprobs
-    if estimator == "k1":
-        return -x
-    return x.square() / 2 if estimator == "k2" else x.exp() - x - 1
-
-
-def _mean(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    return (values * kept).sum() / kept.sum().clamp(min=1)
+    return {"k1": -x, "k2": x.square() / 2, "k3": x.exp() - x - 1}[estimator]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -26,8 +26,6 @@ VALUE_HEAD_SPEED = 10
 LOSS_SCALE = 2.0**12
 #: The settings that ``policy_loss`` takes as they are.
 _OF_LOSS = {"loss_type", "epsilon", "epsilon_high", "beta", "kl_estimator", "entropy_coef", "max_completion_length"}
-
-T = TypeVar("T")
 
 
 class TrainingError(RuntimeError):
@@ -188,8 +186,7 @@ class Learner:
         old = recorded([t.logprobs for t in part])  # before the first update equal to logprobs: every ratio is 1
         reference = recorded([references[id(t)] for t in part]) if references else None
         advantages = batch.column([t.advantages for t in part])
-        if batch.forced.any():
-            advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
+        advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
         how = {**s.model_dump(include=_OF_LOSS), **counts, "ref_logprobs": reference, "entropy": entropy}
         loss, metrics = policy_loss(logprobs, old, advantages, batch.mask, **how)
         if self.value_head is not None:
@@ -271,7 +268,6 @@ class Learner:
         if not self.settings.gradient_checkpointing:
             yield
             return
-        self.policy.model.enable_input_require_grads()
         self.policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         try:
             yield
@@ -346,13 +342,13 @@ def _length(t: Trajectory) -> int:
     return len(t.prompt_ids) + len(t.completion_ids)
 
 
-def micro_batches(items: Iterable[T], token_budget: int, length: Callable[[Any], int] = _length) -> Iterator[list[T]]:
+def micro_batches(items: Iterable, token_budget: int, length: Callable[[Any], int] = _length) -> Iterator[list]:
     """Parts of similar length, each of at most ``token_budget`` padded tokens (one item at least).
 
     Args:
         items: trajectories, or anything of which ``length`` says how many tokens it has.
     """
-    part: list[T] = []
+    part: list = []
     for item in sorted(items, key=length):
         if part and (len(part) + 1) * length(item) > token_budget:
             yield part

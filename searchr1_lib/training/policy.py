@@ -34,8 +34,6 @@ PROMPT_FILE = "search_r1.json"
 QWEN_ENDS = ("<|im_end|>", "<|endoftext|>")
 #: Bytes that unpacked weights may take on a CPU while sampling.
 _DENSE_ON_CPU = 2**30
-_ATTENTION = ("full_attention", "sliding_attention")
-_OPENED_THINK = re.compile(r"<think>\s*\Z")
 #: Text that a tokenizer has to give back: blanks, lines, letters of many bytes (composed, as Qwen wants them), tags.
 _PROBE = (
     "  a  b\n\n\t1850 é 漢字 ไทย 🙂 <think> x </think>\n<search>y</search> <information>(z)</information>\r\n <answer> "
@@ -108,7 +106,7 @@ class Policy:
             return user
         message = {"role": "user", "content": user}
         how = {"add_generation_prompt": True, "enable_thinking": self.thinking}
-        return _OPENED_THINK.sub("", self.tokenizer.apply_chat_template([message], tokenize=False, **how))
+        return re.sub(r"<think>\s*\Z", "", self.tokenizer.apply_chat_template([message], tokenize=False, **how))
 
     def measure(self, text: str) -> int:
         """The length of a text in tokens."""
@@ -302,9 +300,8 @@ def _pretrained(name: str, **kwargs):
             raise ValueError(f"a {config.model_type} is no causal language model")
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **own)
         with quiet():
-            return transformers.AutoModelForCausalLM.from_pretrained(
-                name, use_safetensors=True, **own, **kwargs
-            ), tokenizer
+            how = {"use_safetensors": True, **own, **kwargs}
+            return transformers.AutoModelForCausalLM.from_pretrained(name, **how), tokenizer
     except ValueError as e:
         why = f"transformers {transformers.__version__} cannot load this model ({first_line(e)})"
         raise ValueError(f"{name}: {why}. Qwen2 and Qwen3 models are what is tested") from None
@@ -423,14 +420,11 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
     Byte-level BPE writes each byte as a printable character; this undoes it, so that text and tokens
     correspond exactly, also where a token is a part of a character.
     """
-    tokens = tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))
-    if "Ġ" in "".join(t or "" for t in tokens):  # byte-level
-        from transformers.convert_slow_tokenizer import bytes_to_unicode
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-        byte = {c: b for b, c in bytes_to_unicode().items()}
-        table = [bytes(byte[c] for c in t) if t and all(c in byte for c in t) else (t or "").encode() for t in tokens]
-    else:
-        table = [tokenizer.decode([i]).encode() for i in range(len(tokens))]
+    byte = {letter: number for number, letter in bytes_to_unicode().items()}
+    tokens = [t or "" for t in tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))]
+    table = [bytes(byte[c] for c in t) if set(t) <= byte.keys() else t.encode() for t in tokens]
     for i, added in tokenizer.added_tokens_decoder.items():  # stand for themselves, such as Qwen3's <think>
         table[i] = b"" if added.special else added.content.encode()
     return table + [b""] * (vocab_size - len(table))
@@ -498,7 +492,7 @@ def _problems(policy: Policy) -> Iterator[str]:
         yield f"the tokenizer ends messages with {QWEN_ENDS[0]}, so this is a chat model, but {template}"
     if getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
         yield "a mixture of experts: NF4 and LoRA reach the experts of no such model here; take a dense one"
-    if other := sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENTION)):
+    if other := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
         cached = "a key-value cache in every layer, as Qwen2 and Qwen3 models have it"
         yield f"the model has layers of type {', '.join(other)}; rollouts need {cached}"
 

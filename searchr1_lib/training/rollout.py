@@ -31,7 +31,6 @@ class _Episode:
 
     policy: Policy
     environment: Environment
-    limits: Limits
     t: Trajectory
     ids: list[int]
     turn_start: int = 0  # the completion's token at which the turn begins that is being written
@@ -40,13 +39,13 @@ class _Episode:
     @property
     def room(self) -> int:
         """How many tokens the turn may still have."""
-        turn, whole, length = self.limits.max_turn_tokens, self.limits.max_completion_length, len(self.t.mask)
-        return min(turn - (length - self.turn_start), whole - length)
+        limits, length = self.environment.limits, len(self.t.mask)
+        return min(limits.max_turn_tokens - (length - self.turn_start), limits.max_completion_length - length)
 
     @property
     def end(self) -> str | None:
         """Why the model cannot go on, see ``Environment.act``."""
-        if len(self.t.mask) >= self.limits.max_completion_length:
+        if len(self.t.mask) >= self.environment.limits.max_completion_length:
             return "length"
         return "stop" if self.ended else None
 
@@ -74,19 +73,19 @@ class _Episode:
         """False where only another episode's stop has interrupted the turn, of which this is the text."""
         return self.ended or self.room <= 0 or any(stop in text for stop in self.environment.stops)
 
-    def take(self, outcome: Observation | Done, text: str, turn: int) -> None:
+    def take(self, outcome: Observation | Done, text: str) -> None:
         """Go on, or end, as the environment says of the ``text`` of the turn."""
         if isinstance(outcome, Observation) and outcome.decides is not None:
             self._force(outcome.text, outcome.decides)
             return
-        world = self.environment
+        self._close_turn(text)
+        world, turn = self.environment, self.t.turns
         self.t.calls, self.t.turns, self.t.invalid_turns = world.calls, world.turn, world.invalid_turns
-        self._close_turn(text, turn)
         self.ended = False
         if isinstance(outcome, Observation):
             # whatever escaping may have missed: no text from outside ever becomes a special token
             ids, start = self.policy.encode(outcome.text, split_special_tokens=True), len(self.t.mask)
-            if start + len(ids) < self.limits.max_completion_length:
+            if start + len(ids) < self.environment.limits.max_completion_length:
                 self._append_unsampled(ids)
                 where = turn, start, len(self.t.mask)
                 self.t.segments.append(Segment(ENVIRONMENT, outcome.kind, self.policy.decode(ids), *where))
@@ -110,7 +109,7 @@ class _Episode:
         self.t.ends += [before + end for end in ends]
         return ends
 
-    def _close_turn(self, text: str, turn: int) -> None:
+    def _close_turn(self, text: str) -> None:
         """Cut what the model wrote in this turn into segments."""
         ends = self._record_ends(self.turn_start)
         starts = [0, *ends]
@@ -118,7 +117,7 @@ class _Episode:
             # the first bytes of a character that another token completes begin where it stands
             first = min(bisect_right(ends, start), bisect_left(starts, start))
             span = self.turn_start + first, self.turn_start + bisect_left(ends, end) + 1
-            self.t.segments.append(Segment(self.policy.name, kind, text[start:end], turn, *span))
+            self.t.segments.append(Segment(self.policy.name, kind, text[start:end], self.t.turns, *span))
 
 
 def _ends(tokens: list[bytes]) -> list[int]:
@@ -186,7 +185,7 @@ def rollout(
         t = Trajectory(question, policy.encode(prompt), [], [], [], finish_reason=None)
         t.group, t.prompt, t.first_action = f"{place}:{question.id}", prompt, world.first_action
         t.token_values["entropy"] = []
-        return _Episode(policy, world, bounds, t, list(t.prompt_ids))
+        return _Episode(policy, world, t, list(t.prompt_ids))
 
     total = len(questions) * num_generations
     trajectories: list[Trajectory] = []
@@ -213,10 +212,9 @@ def _play(episodes: list[_Episode], decoder: Decoder, on_turn: Callable | None) 
             for e, w in zip(going, written):
                 e.write(w)
             over = [(e, text) for e in going if e.turn_is_over(text := e.text)]
-            turns = [e.environment.turn for e, _ in over]
             outcomes = step_all([e.environment for e, _ in over], [text for _, text in over], [e.end for e, _ in over])
-            for (e, text), outcome, turn in zip(over, outcomes, turns):
-                e.take(outcome, text, turn)
+            for (e, text), outcome in zip(over, outcomes):
+                e.take(outcome, text)
             going = [e for e in going if e.t.finish_reason is None]
             if on_turn:
                 on_turn([e.t for e in episodes])
