@@ -6,7 +6,8 @@ hundred here; the long one, which prints its figures, is
     SEARCHR1_HOSTILE=10000 python -m pytest -s tests/test_hostile.py
 
 Processor time is that of ``step_all``, threads included, with a ``measure`` that costs nothing: the environment's own
-work. A tokenizer's time per character is its own, and no matter of the environment.
+work. A tokenizer's time is its own. Of each step the least of 3 runs counts, of 30 where the quotient is
+above 1.5.
 """
 
 import itertools
@@ -15,6 +16,7 @@ import math
 import os
 import re
 import time
+import unicodedata
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
@@ -172,7 +174,7 @@ def slowest(turns, answers):
         ours = list(map(min, ours, seconds_of(turns, answers)))
         theirs = list(map(min, theirs, seconds_of(usual, replies)))
         worst = max(a / b for a, b in zip(ours, theirs))
-        if attempt and worst < 2:
+        if attempt == 2 and worst < 1.5:  # fixed beforehand: to go on until it fits would choose the lucky one
             break
     return worst
 
@@ -216,10 +218,10 @@ def whole_way(policy, path, asked, golds, turns, answers, whole):
         if s.kind == "information":
             assert s.author == ENVIRONMENT and measure(s.text) <= 500
             inside = s.text.removeprefix("\n\n<information>").removesuffix("</information>\n\n")
-            assert len(inside) == len(s.text) - 31 and not FORGED.search(inside)
+            assert len(inside) == len(s.text) - 31 and not FORGED.search(unicodedata.normalize("NFC", inside))
         if s.author == ENVIRONMENT:
             ids = policy.encode(s.text)
-            assert not special & set(ids) and policy.decode(ids) == s.text
+            assert not special & set(ids) and policy.decode(ids) == unicodedata.normalize("NFC", s.text)
     written = [text for _, text in rewards.model_turns(t)]
     for answer in (rewards.final_answer(t), t.answer):
         assert not answer or (any(answer in text for text in written) and "Zforged" not in answer)
