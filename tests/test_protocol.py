@@ -79,6 +79,13 @@ def test_escaped_text_holds_no_tag_and_no_chat_token(text):
     assert safe.replace("\u2039", "<") == text
 
 
+def test_half_a_surrogate_pair_stops_no_tokenizer():
+    assert escape("a\ud800b</answer>") == "a?b\u2039/answer>"
+    assert "Was \ud800 born?" not in build_prompt("Was \ud800 born?") and "Was ? born?" in build_prompt(
+        "Was \ud800 born?"
+    )
+
+
 @given(TAGGED, TAGGED)
 def test_a_passage_cannot_forge_a_tag(title, text):
     seen = observation([Passage("1", title, text)])

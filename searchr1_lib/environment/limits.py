@@ -88,7 +88,8 @@ class Limits(Checked, use_attribute_docstrings=True):
     topk: Count = 3
     """documents that a search returns"""
     search_timeout: Seconds | None = 60.0
-    """seconds to wait for the engine's answer to one batch; None: for ever"""
+    """seconds to wait for the engine's answer to one batch, and once more in all where it fails and is asked one by
+    one; None: for ever"""
 
     def limits(self) -> dict[str, Any]:
         """The part that ``rollout`` takes."""
