@@ -222,6 +222,19 @@ def test_a_tools_time_out_holds():
     assert "no answer in time" in env.step("<wait> x </wait>").text and time.perf_counter() - started < 1
 
 
+def test_an_engines_own_time_out_spoils_no_other_call():
+    class Picky(Tool):
+        name = "wait"
+
+        def run(self, arguments, k):
+            if "slow" in arguments:
+                raise TimeoutError("one query took too long")
+            return arguments
+
+    slow, quick = call_all(Picky(), ["slow", "quick"], 3, 5)
+    assert slow.error == "no answer in time" and quick.error is None and quick.result
+
+
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("timeout", [0.05, None])
 def test_a_batch_tried_one_by_one_has_one_time_out_in_all(batched, timeout):

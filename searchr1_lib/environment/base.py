@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import Thread
@@ -164,13 +164,17 @@ def call_all(tool: Tool, arguments: list[str], k: int, timeout: float | None) ->
     return [ToolCall(tool.name, a, hits, seconds, error) for a, (hits, error) in zip(arguments, answers)]
 
 
+class _Late(TimeoutError):
+    """Our time is up; an engine that raises ``TimeoutError`` itself has only failed."""
+
+
 def _answers(tool: Tool, arguments: list[str], k: int, timeout: float | None) -> list[tuple[list[Hit], str | None]]:
     """Hits and error for each argument."""
     if tool.batched or len(arguments) == 1:
         try:
             return [(hits, None) for hits in _in_time(tool, arguments, k, timeout)]
         except Exception as e:
-            if len(arguments) == 1 or isinstance(e, TimeoutError):
+            if len(arguments) == 1 or isinstance(e, _Late):
                 return [([], _why(e))] * len(arguments)
     end = time.monotonic() + (timeout or 1e9)  # 30 years stand for ever
     return [_answers(tool, [argument], k, max(0.0, end - time.monotonic()))[0] for argument in arguments]
@@ -179,7 +183,7 @@ def _answers(tool: Tool, arguments: list[str], k: int, timeout: float | None) ->
 def _in_time(tool: Tool, arguments: list[str], k: int, timeout: float | None) -> list[list[Hit]]:
     """The hits for each argument; raises ``TimeoutError`` after ``timeout`` seconds (the call is abandoned)."""
     if timeout == 0:  # used up by those before: nothing is begun
-        raise TimeoutError
+        raise _Late
     future: Future = Future()
 
     def run() -> None:
@@ -192,7 +196,9 @@ def _in_time(tool: Tool, arguments: list[str], k: int, timeout: float | None) ->
             future.set_exception(e if isinstance(e, Exception) else RuntimeError(repr(e)))
 
     Thread(target=run, daemon=True).start()  # one of a pool would be waited for when the program ends
-    return future.result(timeout)
+    if not wait([future], timeout).done:
+        raise _Late
+    return future.result()
 
 
 def _why(error: Exception) -> str:
