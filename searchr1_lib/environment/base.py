@@ -193,7 +193,7 @@ def _in_time(tool: Tool, arguments: list[str], k: int, timeout: float | None) ->
                 raise ValueError(f"the {tool.name} gave {len(results)} results for {len(arguments)} arguments")
             future.set_result([_as_hits(result, k) for result in results])
         except BaseException as e:  # also a panic in Rust, or an exit
-            future.set_exception(e if isinstance(e, Exception) else RuntimeError(repr(e)))
+            future.set_exception(e if isinstance(e, Exception) else RuntimeError(_why(e)))
 
     Thread(target=run, daemon=True).start()  # one of a pool would be waited for when the program ends
     if not wait([future], timeout).done:
@@ -201,7 +201,7 @@ def _in_time(tool: Tool, arguments: list[str], k: int, timeout: float | None) ->
     return future.result()
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     try:

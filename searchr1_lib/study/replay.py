@@ -140,7 +140,7 @@ def replay(
         policy: a ``Policy`` with the recording one's tokenizer.
         topk: documents asked of the engine (None: as many as the record holds for any search).
         temperature: the one that the record was sampled with; 0 is read as 1, as ``rollout`` records it.
-        search_timeout: seconds to wait for the engine's answer to one batch, None for ever.
+        search_timeout: seconds to wait for one batch, and once more in all where it is asked one by one; None for ever.
         batch_size: trajectories that go at a time: their searches in one batch, their tokens in one forward.
 
     Raises:
