@@ -348,7 +348,7 @@ def _raise(error):
         (False, lambda n: {"result": ["a"]}, "returned dict"),
         (False, lambda n: b"bytes", "returned bytes"),
         (False, lambda n: _raise(_Unspeakable()), "_Unspeakable"),
-        (False, lambda n: _raise(SystemExit(3)), "SystemExit(3)"),
+        (False, lambda n: _raise(SystemExit(3)), "SystemExit: 3"),
         (False, lambda n: _raise(StopIteration()), "StopIteration"),
         (False, lambda n: [Passage("1", "t", "x"), None], "returned NoneType"),
         (False, lambda n: Hit(Passage("1", "t", "x"), 10**400), "OverflowError"),
