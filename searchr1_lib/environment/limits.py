@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 _LARGEST = 2**63 - 1  # what does not fit into a machine's whole number would fail deep inside
 Whole = Annotated[int, Field(ge=0, le=_LARGEST)]
@@ -20,7 +21,6 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 #: Seconds to wait, at most a day: a thread cannot wait as long as a float can say.
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 def problem(item: Any, known: Iterable[str] = ()) -> str:
@@ -46,10 +46,23 @@ def valid(kind: Any, value: Any, name: str) -> Any:
     Raises:
         ValueError: it is not; names the parameter and gives the value.
     """
-    try:
-        return TypeAdapter(kind, config=_STRICT).validate_python(value)
-    except ValidationError as e:
-        raise ValueError(problem(e.errors()[0] | {"loc": (name,)})) from None
+    return check(**{name: (value, kind)})[name]
+
+
+def check(**values: tuple[Any, Any]) -> dict[str, Any]:
+    """``valid`` for several parameters, each with its value and kind; what is wrong with any is said at once.
+
+    >>> check(epochs=(3, Count))
+    {'epochs': 3}
+    """
+    kinds = tuple((name, kind) for name, (_, kind) in values.items())
+    return dict(_call(kinds)(**{name: value for name, (value, _) in values.items()}))
+
+
+@cache  # the loss checks its numbers in every micro-batch
+def _call(kinds: tuple[tuple[str, Any], ...]) -> type[BaseModel]:
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds}
+    return create_model("Call", __base__=Checked, **fields)
 
 
 class Checked(BaseModel):
@@ -60,7 +73,7 @@ class Checked(BaseModel):
             finite; names it and gives the value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", **_STRICT)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def __init__(self, **values: Any):
         try:

@@ -29,11 +29,10 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import __version__
-from ..environment.limits import Amount, Count, Limits, Whole
+from ..environment.limits import Amount, Count, Limits, Whole, check
 from ..files import TrajectoryLog, read_json, write_json
 from ..metrics import grouped, groups, means, row_of
 from ..records import Question, Trajectory
-from ..training.settings import check
 from ..worlds.prepare import check_out
 from ..worlds.public import SETS, load_questions, load_with_passages
 

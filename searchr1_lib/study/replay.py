@@ -17,10 +17,9 @@ from statistics import fmean
 from typing import Literal
 
 from ..environment.base import call_all
-from ..environment.limits import Amount, Count, Seconds, Whole, valid
+from ..environment.limits import Amount, Count, Seconds, Whole, check, valid
 from ..environment.search import Search
 from ..records import Hit, ToolCall, Trajectory
-from ..training.settings import check
 
 
 @dataclass

@@ -21,9 +21,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from ..environment.limits import Amount, Share
+from ..environment.limits import Amount, Share, check
 from ..metrics import EQUAL_REWARDS
-from .settings import BASELINES, KL_ESTIMATORS, LOSS_TYPES, check
+from .settings import BASELINES, KL_ESTIMATORS, LOSS_TYPES
 
 ADVANTAGE_EPS = 1e-4  #: added to every standard deviation, as TRL does
 CISPO_CAP = 5.0  #: cap of the ratio in ``cispo`` when none is given (ScaleRL, arXiv 2510.13786)

@@ -22,10 +22,10 @@ from typing import Literal
 import torch
 
 from ..environment import protocol
-from ..environment.limits import Count, Positive
+from ..environment.limits import Count, Positive, check
 from ..files import read_json, whole_folder, write_json
 from ..search.encoders import quiet
-from .settings import Seed, check
+from .settings import Seed
 
 TINY_QWEN = "data/tiny_qwen"
 #: In a model's folder, names or holds the prompt that the model was taught with.

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import torch
 
 from ..environment.base import Done, Environment, Observation, step_all
-from ..environment.limits import Amount, Count, Limits
+from ..environment.limits import Amount, Count, Limits, check
 from ..environment.search import SearchEnvironment, tools_of
 from ..records import ENVIRONMENT, Question, Segment, Trajectory
 from .decoder import Decoder, Written
 from .policy import Policy
-from .settings import check
 
 
 @dataclass

@@ -5,11 +5,11 @@ A field's docstring is its description, see ``environment.limits``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, model_validator
 
-from ..environment.limits import Amount, Checked, Count, Limits, Positive, Share, Whole
+from ..environment.limits import Amount, Count, Limits, Positive, Share, Whole
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo"]
 Baseline = Literal["group_mean", "leave_one_out", "batch_mean", "none", "value"]
@@ -19,15 +19,6 @@ LOSS_TYPES, KL_ESTIMATORS = get_args(LossType), get_args(Estimator)
 #: The scalings that each baseline allows. The others would divide a reward that is not centred by almost 0.
 BASELINES: dict[str, tuple[str, ...]] = dict.fromkeys(("group_mean", "leave_one_out"), ("group", "batch", "none"))
 BASELINES |= {"batch_mean": ("batch", "none"), "none": ("none",)}
-
-
-def check(**values: tuple[Any, Any]) -> None:
-    """Raise ValueError, with the name, for a value that is not of its type and range.
-
-    >>> check(epochs=(3, Count))
-    """
-    kinds: dict[str, Any] = {name: (kind, ...) for name, (_, kind) in values.items()}
-    create_model("Call", __base__=Checked, **kinds)(**{name: value for name, (value, _) in values.items()})
 
 
 class Settings(Limits):
