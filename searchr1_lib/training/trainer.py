@@ -39,7 +39,7 @@ from .identity import identity, of_questions, of_weights
 from .learner import Learner, TrainingError
 from .policy import Policy, attach_lora
 from .rollout import rollout
-from .settings import Settings
+from .settings import DECIDING, Settings
 
 FORMAT = 4  # of a run's folder; another number is another layout
 _STATE = "state.json"  # of a checkpoint; it is written last
@@ -272,7 +272,7 @@ class Trainer:
             "lora": identity(scaling),
             "adapter": self._adapter(),
         }
-        versions = {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
+        versions = {name: version(name) for name in DECIDING}
         return {"format": FORMAT, "settings": self.settings.model_dump(), "made_of": parts, "versions": versions}
 
     def _adapter(self) -> str:
