@@ -87,6 +87,8 @@ class Policy:
 
     #: The author of what it writes.
     name = "policy"
+    #: What samples in the model's place, called as ``Decoder`` is made (``engines.served``); None: the model itself.
+    sampler = None
 
     @property
     def device(self) -> torch.device:
