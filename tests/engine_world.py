@@ -1,4 +1,4 @@
-"""What the tests of the engines share: the small world of ``tests/data/house``, whose model does all things by chance."""
+"""What the tests of the engines share: the small world of ``tests/data/house``; its model does all things by chance."""
 
 from pathlib import Path
 
