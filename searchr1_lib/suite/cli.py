@@ -24,6 +24,7 @@ COMMANDS = {
     "warm-start": ("study.warmstart", "make the tiny Qwen from nothing (about half an hour on 2 cores)"),
     "prepare": ("worlds.prepare", "make a folder of data as the notebooks read it"),
     "almanac": ("worlds.almanac", "write the fictional almanac: passages and questions"),
+    "trl": ("engines.trl", "train in TRL; under accelerate launch in several processes"),
     "serve": ("search.server", "serve an index over HTTP"),
     "badges": ("suite.colab", "stamp the repository's address into badges and notebooks"),
 }

@@ -192,7 +192,9 @@ def rollout(
     while len(trajectories) < total:
         part = range(len(trajectories), min(len(trajectories) + size, total))
         try:
-            trajectories += _play([begin(i) for i in part], (policy.sampler or Decoder)(policy, temperature, generator), on_turn)
+            trajectories += _play(
+                [begin(i) for i in part], (policy.sampler or Decoder)(policy, temperature, generator), on_turn
+            )
         except torch.OutOfMemoryError:
             if len(part) == 1:
                 raise

@@ -192,16 +192,8 @@ class Trainer:
             questions = random.Random(f"{s.seed}/{self.step}/{attempt}").choices(self.questions, k=sum(flat))
 
     def questions_of(self, step: int) -> list[Question]:
-        """The questions of a step: consecutive ones of an endless row of shuffled passes.
-
-        A pass mixes known and look-up questions evenly (``evenly``). Where a step has four of one kind by chance and
-        six of another, the policy is pulled towards searching or towards answering, whatever is asked.
-        """
-        n = len(self.questions)
-        places = range(step * self.settings.questions_per_step, (step + 1) * self.settings.questions_per_step)
-        rng = lambda number: random.Random(f"{self.settings.seed}/{number}")
-        passes = {number: evenly(self.questions, rng(number)) for number in {i // n for i in places}}
-        return [passes[i // n][i % n] for i in places]
+        """The questions of a step, see the function of this name."""
+        return questions_of(self.questions, self.settings, step)
 
     @contextmanager
     def _gentle_interrupt(self) -> Iterator[None]:
@@ -385,6 +377,19 @@ class Trainer:
 
 def _step_of(folder: Path) -> int:
     return int(folder.name[len("step_") :])
+
+
+def questions_of(questions: Sequence[Question], settings: Settings, step: int) -> list[Question]:
+    """The questions of a step: consecutive ones of an endless row of shuffled passes.
+
+    A pass mixes known and look-up questions evenly (``evenly``). Where a step has four of one kind by chance and
+    six of another, the policy is pulled towards searching or towards answering, whatever is asked.
+    """
+    n = len(questions)
+    places = range(step * settings.questions_per_step, (step + 1) * settings.questions_per_step)
+    rng = lambda number: random.Random(f"{settings.seed}/{number}")
+    passes = {number: evenly(questions, rng(number)) for number in {i // n for i in places}}
+    return [passes[i // n][i % n] for i in places]
 
 
 def evenly(questions: Sequence[Question], rng: random.Random) -> list[Question]:
