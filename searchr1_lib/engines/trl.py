@@ -1,7 +1,10 @@
 """TRL 1.16: its ``GRPOTrainer`` on our episodes, reward and settings, in as many processes as accelerate starts.
 
-    searchr1 trl --model data/tiny_qwen --engine data/almanac --data data/almanac/train.jsonl --steps 20
-    accelerate launch --cpu --num_processes 2 -m searchr1_lib trl --model data/tiny_qwen --engine data/almanac ...
+    searchr1 trl --model data/tiny_qwen --engine data/almanac --data data/almanac/train.jsonl --steps 20 --out runs/trl
+    accelerate launch --multi_gpu --num_processes 2 -m searchr1_lib trl ...    (the same arguments)
+
+``--multi_gpu`` stands for "several processes", also without a GPU: with ``--cpu`` accelerate 1.15 starts one process
+and says nothing, unless there is an MPI.
 
 A process rolls out whole groups, its share of a step's questions; one process draws what our own trainer draws from
 the same seed. Rollouts go in by ``rollout_func`` (TRL's ``environment_factory`` ends no turn at ``</search>``), so
@@ -140,7 +143,9 @@ class Trainer(GRPOTrainer):
         """
         s, process = self.settings, self.accelerator.process_index
         generator = torch.Generator(device=self.policy.device).manual_seed(
-            s.seed * 1_000_003 + self.state.global_step + (process << 40)
+            s.seed * 1_000_003
+            + self.state.global_step
+            + process * 2_147_483_629  # a prime: a CPU takes the low 32 bits
         )
         questions = [self.asked[prompt] for prompt in prompts[:: s.num_generations]]
         how = {"num_generations": s.num_generations, "temperature": s.temperature, "generator": generator}
