@@ -107,7 +107,7 @@ def _hits(observation: str) -> list[Hit]:
     return [Hit(Passage("", title.strip('"'), body), float(-rank)) for rank, (title, body) in found]
 
 
-def _rest(t: Trajectory) -> dict[str, Any]:
+def rest(t: Trajectory) -> dict[str, Any]:
     """All but what stands in an engine's own fields."""
     return {name: value for name, value in t.to_dict().items() if name not in _OWN}
 
@@ -123,7 +123,7 @@ def _runs(t: Trajectory) -> list[tuple[int, int, int]]:
 
 def _to_trl(t: Trajectory) -> dict[str, Any]:
     ids = {"prompt_ids": t.prompt_ids, "completion_ids": t.completion_ids}
-    return {**ids, "logprobs": t.logprobs, "env_mask": t.mask, "reward": t.reward, EXTRA: _rest(t)}
+    return {**ids, "logprobs": t.logprobs, "env_mask": t.mask, "reward": t.reward, EXTRA: rest(t)}
 
 
 def _of_trl(row: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _of_trl(row: dict[str, Any]) -> dict[str, Any]:
 
 def _to_verl(t: Trajectory) -> dict[str, Any]:
     tokens = {"prompt_ids": t.prompt_ids, "response_ids": t.completion_ids, "response_mask": t.mask}
-    told = {"reward_score": t.reward, "num_turns": 1 + len(_runs(t)), "metrics": {}, "extra_fields": {EXTRA: _rest(t)}}
+    told = {"reward_score": t.reward, "num_turns": 1 + len(_runs(t)), "metrics": {}, "extra_fields": {EXTRA: rest(t)}}
     return {**tokens, "response_logprobs": t.logprobs, **told}
 
 
@@ -153,7 +153,7 @@ def _of_verl(output: dict[str, Any]) -> dict[str, Any]:
 def _to_skyrl(t: Trajectory) -> dict[str, Any]:
     tokens = {"prompt_token_ids": t.prompt_ids, "response_ids": t.completion_ids, "loss_masks": t.mask}
     why = "length" if t.finish_reason == "length" else "stop"
-    return {**tokens, "rollout_logprobs": t.logprobs, "rewards": t.reward, "stop_reasons": why, EXTRA: _rest(t)}
+    return {**tokens, "rollout_logprobs": t.logprobs, "rewards": t.reward, "stop_reasons": why, EXTRA: rest(t)}
 
 
 def _of_skyrl(row: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _to_openenv(t: Trajectory) -> dict[str, Any]:
         tokens = {"prompt_token_ids": row[:before], "completion_token_ids": t.completion_ids[start:end]}
         learnt = {"per_token_logps": t.logprobs[start:end], "loss_mask": [0] * before + [1] * (end - start)}
         turns.append({"node_id": f"turn-{number}", **tokens, **learnt, "metadata": {}})
-    turns[0]["metadata"] = {"n_prompt": len(t.prompt_ids), EXTRA: _rest(t)}
+    turns[0]["metadata"] = {"n_prompt": len(t.prompt_ids), EXTRA: rest(t)}
     return {"trace": {"schema_version": 1, "turns": turns}, "reward": t.reward}
 
 
@@ -206,7 +206,7 @@ def _to_verifiers(t: Trajectory) -> dict[str, Any]:
     task = {"type": "SearchTask", "data": {"id": t.question.id, "prompt": t.question.text}}
     told = {"task": task, "agent": {"config": {"harness": {"id": "null"}}}, "is_completed": True, "ok": True}
     rewards = {} if t.reward is None else {"reward": {"score": t.reward}}
-    return {**told, "nodes": nodes, "rewards": rewards, "info": {EXTRA: _rest(t)}}
+    return {**told, "nodes": nodes, "rewards": rewards, "info": {EXTRA: rest(t)}}
 
 
 def _node(parent: int | None, role: str, text: str, ids: list[int], by_model: int, logprobs: list[float]) -> dict:
@@ -234,7 +234,7 @@ def _to_slime(t: Trajectory) -> dict[str, Any]:
     text = {"prompt": t.prompt, "response": t.text, "label": t.question.answers}
     status = "truncated" if t.finish_reason == "length" else "completed"
     learnt = {"rollout_log_probs": t.logprobs, "reward": t.reward, "status": status}
-    return {**text, **tokens, **learnt, "metadata": {EXTRA: _rest(t)}}
+    return {**text, **tokens, **learnt, "metadata": {EXTRA: rest(t)}}
 
 
 def _of_slime(sample: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,20 @@ class ServedPolicy(Policy):
         return cls(tokenizer, prompt_of(str(model)), **how)
 
 
+def until_stop(policy: Policy, ids: list[int], stops: Sequence[bytes]) -> list[int]:
+    """The ids up to the token in which the first stop string ends, for servers that know no stop strings.
+
+    What a server sampled beyond it is dropped; what stays was sampled as if it had stopped there.
+    """
+    text, end = policy.bytes_of(ids), 0
+    ends = [place + len(stop) for stop in stops if (place := text.find(stop)) >= 0]
+    for number, i in enumerate(ids if ends else [], 1):
+        end += len(policy.token_bytes[i])
+        if end >= min(ends):
+            return ids[:number]
+    return ids
+
+
 class Served:
     """A server that samples: ``policy.sampler = Served(url, model=...)``.
 

@@ -11,6 +11,7 @@ The other engine must end a turn at a stop string (``episode.environment.stops``
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
@@ -18,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ..data import question_of
+from ..environment import protocol
 from ..environment.base import Done, Environment, Observation
 from ..environment.limits import Limits
 from ..environment.search import SearchEnvironment, tools_of
 from ..records import ENVIRONMENT, Question, Segment, Trajectory
 
+_INVALID = protocol.INVALID_ACTION
+_OBSERVATION = rf"\n*<information>.*?</information>\n*|{re.escape(_INVALID)}"
 #: The name under which our agent loop and our environment are registered in other engines.
 NAME = "searchr1"
 
@@ -114,6 +118,24 @@ class Episode:
         else:
             t.answer, t.finish_reason = outcome.answer, outcome.reason
         return outcome
+
+
+def read_text(question: Question, completion: str) -> Trajectory:
+    """The trajectory of a completion's text alone; what stands in ``<information>`` tags is the environment's.
+
+    No search is carried out: the calls of tools have no results.
+    """
+    turns = len(re.findall(_OBSERVATION, completion, re.DOTALL)) + 1
+    episode = World(_Nowhere(), max_turns=turns).begin(question)
+    for turn, observation in re.findall(f"(.*?)({_OBSERVATION}|$)", completion, re.DOTALL):
+        if turn:
+            episode.step(turn, None if observation else "stop")
+    return episode.t
+
+
+class _Nowhere:
+    def search(self, query: str) -> list:
+        return []
 
 
 def save_parquet(path: str | os.PathLike, questions: Sequence[Question], world: World, split: str = "train") -> None:
