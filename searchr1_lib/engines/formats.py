@@ -69,7 +69,7 @@ def read(
 
     runs = [(bool(m), len(list(run))) for m, run in groupby(mask)]
     limits = Limits(max_turns=len(runs))  # so that none is the last one
-    world = SearchEnvironment(tools_of([_Nothing()]), limits)
+    world = SearchEnvironment(tools_of([Nothing()]), limits)
     t = Trajectory(question, list(prompt_ids), [], [], [], finish_reason="length", reward=reward)
     t.prompt, t.token_values["entropy"] = policy.tokenizer.decode(t.prompt_ids), []
     episode, outcome, start = _Episode(policy, world, t, []), None, 0
@@ -95,7 +95,9 @@ def read(
     return t
 
 
-class _Nothing:
+class Nothing:
+    """An engine that finds nothing, where what was found stands in a record."""
+
     def search(self, query: str) -> list:
         return []
 

@@ -34,7 +34,7 @@ class SearchEnv(BaseTextEnv):
         extras: a row of the data, see ``world.question_from``.
     """
 
-    def __init__(self, env_config: dict[str, Any] | DictConfig, extras: dict[str, Any] = {}):
+    def __init__(self, env_config: dict[str, Any] | DictConfig, extras: dict[str, Any]):
         super().__init__()
         self.world = Setup(**OmegaConf.to_container(OmegaConf.create(env_config))).open()
         self.question = question_from(extras)

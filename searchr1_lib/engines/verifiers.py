@@ -40,11 +40,11 @@ class SearchTask(vf.Task[SearchData]):
 
     @vf.reward
     async def earned(self, trace: vf.Trace) -> float:
-        t = Trajectory.from_dict(trace.info[EXTRA] | dict.fromkeys(("prompt_ids", "completion_ids"), []) | _NO_TOKENS)
+        t = Trajectory.from_dict(trace.info[EXTRA] | _NO_TOKENS)
         return checked(Setup(**self.data.world).open().reward, [t])[0]
 
 
-_NO_TOKENS: dict[str, list] = {"mask": [], "logprobs": []}
+_NO_TOKENS: dict[str, list] = {"prompt_ids": [], "completion_ids": [], "mask": [], "logprobs": []}
 
 
 class SearchConfig(vf.TasksetConfig):

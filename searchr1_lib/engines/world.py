@@ -24,6 +24,7 @@ from ..environment.base import Done, Environment, Observation
 from ..environment.limits import Limits
 from ..environment.search import SearchEnvironment, tools_of
 from ..records import ENVIRONMENT, Question, Segment, Trajectory
+from .formats import Nothing
 
 _INVALID = protocol.INVALID_ACTION
 _OBSERVATION = rf"\n*<information>.*?</information>\n*|{re.escape(_INVALID)}"
@@ -126,16 +127,11 @@ def read_text(question: Question, completion: str) -> Trajectory:
     No search is carried out: the calls of tools have no results.
     """
     turns = len(re.findall(_OBSERVATION, completion, re.DOTALL)) + 1
-    episode = World(_Nowhere(), max_turns=turns).begin(question)
+    episode = World(Nothing(), max_turns=turns).begin(question)
     for turn, observation in re.findall(f"(.*?)({_OBSERVATION}|$)", completion, re.DOTALL):
         if turn:
             episode.step(turn, None if observation else "stop")
     return episode.t
-
-
-class _Nowhere:
-    def search(self, query: str) -> list:
-        return []
 
 
 def save_parquet(path: str | os.PathLike, questions: Sequence[Question], world: World, split: str = "train") -> None:
