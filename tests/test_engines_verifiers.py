@@ -24,7 +24,7 @@ AGENT = {"harness": {"id": "searchr1_verifiers"}, "runtime": {"type": "subproces
 async def play(url: str) -> list[vf.Episode]:
     env = vf.SingleAgentEnv(vf.SingleAgentEnvConfig(taskset=TASKSET, agent=AGENT))
     client = EvalClientConfig(base_url=f"{url}/v1", api_key_var="NO_SUCH_KEY")
-    ctx = vf.ModelContext(client=vf.resolve_client(client), model="house", sampling=vf.SamplingConfig())
+    ctx = vf.ModelContext(client=client, model="house", sampling=vf.SamplingConfig())
     async with env.serving():
         return [await env.run_episode(task, ctx) for task in env.taskset]
 

@@ -128,7 +128,7 @@ def read_text(question: Question, completion: str) -> Trajectory:
     """
     turns = len(re.findall(_OBSERVATION, completion, re.DOTALL)) + 1
     episode = World(Nothing(), max_turns=turns).begin(question)
-    for turn, observation in re.findall(f"(.*?)({_OBSERVATION}|$)", completion, re.DOTALL):
+    for turn, observation in re.findall(f"(.*?)({_OBSERVATION}|\\Z)", completion, re.DOTALL):
         if turn:
             episode.step(turn, None if observation else "stop")
     return episode.t
