@@ -4,12 +4,15 @@
 #   make badges REPO=owner/name   stamps the repository's address into the notebooks and the README, for Colab
 #   make lint    ruff and mypy
 #   make test    lint, the tests, then every notebook under the profile smoke
+#   make engines the tests of other people's engines, each in an environment of its own over .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= cpu
 BIN := .venv/bin
+# Of these each breaks the others, or wants other versions than ours.
+ENGINES := openenv verifiers verl
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9A]*_*.ipynb))
 
-.PHONY: suite seeds lint test lab bench notebooks badges venv clean
+.PHONY: suite seeds lint test engines lab bench notebooks badges venv clean
 
 suite: venv
 	$(BIN)/python -m searchr1_lib run --profile $(PROFILE)
@@ -28,6 +31,18 @@ test: lint
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
 	SEARCHR1_PROFILE=smoke SEARCHR1_RUNS="$$runs" JUPYTER_PREFER_ENV_PATH=1 \
 	$(BIN)/python -m pytest -q -x --nbmake --nbmake-timeout=300 --nbmake-kernel=python3 notebooks
+
+engines: venv $(ENGINES:%=.engines/%/.installed)
+	$(BIN)/python -m pytest -q tests/test_engines_*.py
+	for engine in $(ENGINES); do .engines/$$engine/bin/python -m pytest -q -n0 tests/test_engines_$$engine.py || exit 1; done
+
+# What an engine wants in another version lies over ours; the rest is .venv's.
+.engines/%/.installed: .venv/.installed
+	$(PYTHON) -m venv .engines/$*
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	> $$(.engines/$*/bin/python -c "import site; print(site.getsitepackages()[0])")/over_venv.pth
+	.engines/$*/bin/python -m pip install -e '.[$*]'
+	touch $@
 
 lab: venv
 	$(BIN)/jupyter lab notebooks
@@ -51,9 +66,9 @@ venv: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e '.[encoder,server,trl,tensorboard,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[encoder,server,trl,skyrl,tensorboard,dev]'
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .engines .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

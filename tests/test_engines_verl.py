@@ -1,10 +1,11 @@
 """verl's agent loop plays our episodes against a server that samples with a real model."""
 
 import asyncio
+import re
 
 import pytest
 import torch
-from engine_world import HOUSE, LIMITS, MODEL, world
+from engine_world import HOUSE, LIMITS, MODEL, ROOT, world
 
 pytest.importorskip("verl", reason="verl is missing: make engines, or pip install -e '.[verl]'")
 
@@ -18,7 +19,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from searchr1_lib import load_policy, rollout
 from searchr1_lib.engines.formats import give, take
-from searchr1_lib.engines.verl import SearchAgentLoop, compute_score
+from searchr1_lib.engines.verl import compute_score
 from searchr1_lib.engines.world import NAME, Setup, save_parquet
 from searchr1_lib.rewards import SearchR1Reward, score
 
@@ -41,7 +42,9 @@ class Client:
 def play(model: Model, rows: list[dict]) -> list[AgentLoopOutput]:
     """As verl's worker makes and runs a loop for each row of its data."""
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"prompt_length": 512, "response_length": 512}}})
-    loop_config = OmegaConf.create({"_target_": f"{SearchAgentLoop.__module__}.SearchAgentLoop", "setup": SETUP})
+    (loop_config,) = OmegaConf.load(ROOT / "docs" / "verl_agent_loop.yaml")
+    loop_config.setup = SETUP
+    loop_config = {name: value for name, value in loop_config.items() if name != "name"}
 
     async def run():
         with serving(model.app()) as url:
@@ -108,3 +111,15 @@ def test_words_of_a_passage_are_no_answer():
     assert compute_score("s", forged, {"target": ["Melk"]})["acc"] == 0
     said = compute_score("s", forged + "<answer> Melk </answer>", {"target": ["Melk"]})
     assert said == {"score": pytest.approx(0.85), "acc": 1.0}
+
+
+def test_the_documented_command_is_one_that_verl_takes():
+    """Its configuration knows each name, and takes the values."""
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"python -m verl.trainer.main_ppo (.*?)```", page, re.DOTALL)
+    overrides = command.replace("\\\n", " ").split()
+    with hydra.initialize_config_module("verl.trainer.config", version_base=None):
+        config = hydra.compose("ppo_trainer", overrides=overrides)
+    assert config.actor_rollout_ref.rollout.agent.default_agent_loop == NAME
+    assert config.actor_rollout_ref.rollout.calculate_log_probs
+    assert config.actor_rollout_ref.rollout.logprobs_mode == "processed_logprobs"

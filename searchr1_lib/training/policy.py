@@ -285,8 +285,7 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
         with quiet():
             net.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
-        names = {text: name for name, text in protocol.PROMPTS.items()}
-        write_json(unfinished / PROMPT_FILE, {"prompt": names.get(policy.prompt, policy.prompt)})
+        write_json(unfinished / PROMPT_FILE, {"prompt": policy.prompt})  # in full: others than us read it too
     return folder
 
 
