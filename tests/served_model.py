@@ -15,7 +15,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from searchr1_lib.training.decoder import Decoder
@@ -77,11 +77,11 @@ class Model:
 
     def load(self, body):
         self.adapters[body["lora_name"]] = load_policy(self.folder, adapter=body["lora_path"], **self.how)
-        return {}
+        return "Success"
 
     def unload(self, body):
         del self.adapters[body["lora_name"]]
-        return {}
+        return "Success"
 
     def app(self) -> Starlette:
         paths = {"/v1/completions": self.completions, "/generate": self.generate, "/v1/chat/completions": self.chat}
@@ -90,7 +90,8 @@ class Model:
 
         def endpoint(answer):
             async def respond(request: Request):
-                return JSONResponse(await run_in_threadpool(answer, await request.json()))
+                said = await run_in_threadpool(answer, await request.json())
+                return PlainTextResponse(said) if isinstance(said, str) else JSONResponse(said)
 
             return respond
 

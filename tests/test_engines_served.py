@@ -1,5 +1,7 @@
 """A decoder behind a server: ids kept, the ratio at the first update, drift; the server samples with the tiny Qwen."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from engine_world import LIMITS, reward, world
@@ -126,6 +128,12 @@ def test_an_answer_of_another_form_stops_the_step(answer, said):
         policy = ServedPolicy.load(TINY, sampler=Served(address, model="m"))
         with pytest.raises(ServedError, match=said):
             roll(policy)
+
+
+def test_a_server_that_takes_no_adapter_says_so(policy):
+    """As vLLM does without VLLM_ALLOW_RUNTIME_LORA_UPDATING."""
+    with serving(Starlette()) as address, pytest.raises(ServedError, match="refused /v1/load_lora_adapter: 404"):
+        Served(address, model="m").push(SimpleNamespace(step=1, policy=policy))
 
 
 def test_wire_and_address_are_checked():

@@ -73,7 +73,7 @@ def test_the_parquet_is_read_here_too(rows):
 
 def test_a_setup_without_a_model_measures_characters():
     w = Setup(engine=str(HOUSE), max_observation_tokens=100).open()
-    assert isinstance(w, World) and w.how == {}
+    assert isinstance(w, World) and w.how["measure"] is len
     assert Setup(engine=str(HOUSE), max_observation_tokens=100).open() is w
     episode = w.begin(world()[0][0])
     assert len(episode.step("<search> Ada Melk </search>").text) <= 100

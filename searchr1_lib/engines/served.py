@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+import httpx
 import torch
 
 from ..records import Trajectory
@@ -95,13 +96,11 @@ class Served:
     def __init__(self, url: str, *, model: str = "", wire: str = "vllm", timeout: float = 600, connections: int = 64):
         if wire not in _WIRES:
             raise ValueError(f"wire must be {' or '.join(_WIRES)}, got {wire!r}")
-        self.url, self.model, self.wire = url.rstrip("/"), model, _WIRES[wire]()
-        self.how = {"timeout": timeout, "retries": 2, "connections": connections, "error": ServedError}
-        self.client = self._client(self.wire.path)
+        self.url, self.model, self.wire, self.timeout = url.rstrip("/"), model, _WIRES[wire](), timeout
+        how = {"timeout": timeout, "retries": 2, "connections": connections, "error": ServedError}
+        address = parse_url(self.url + self.wire.path, "http://127.0.0.1:8000")
+        self.client = JsonClient(f"the server at {self.url}", address, **how)
         self.adapter = ""  # the name of the one that samples, "" for the bare model
-
-    def _client(self, path: str) -> JsonClient:
-        return JsonClient(f"the server at {self.url}", parse_url(self.url + path, "http://127.0.0.1:8000"), **self.how)
 
     def __call__(self, policy: Policy, temperature: float, generator: torch.Generator | None) -> ServedDecoder:
         return ServedDecoder(self, policy, temperature, generator)
@@ -121,7 +120,13 @@ class Served:
         self.adapter = name
 
     def _post(self, path: str, body: dict[str, Any]) -> None:
-        self._client(path).ask_all([{"json": body}], lambda answer: answer)
+        """What is answered is JSON of SGLang and a plain word of vLLM."""
+        try:
+            answer = httpx.post(self.url + path, json=body, timeout=self.timeout)
+        except httpx.HTTPError as e:
+            raise ServedError(f"the server at {self.url} does not take an adapter: {e}") from None
+        if not answer.is_success:
+            raise ServedError(f"the server at {self.url} refused {path}: {answer.status_code} {answer.text[:300]}")
 
 
 class ServedDecoder:

@@ -22,8 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from trl import GRPOConfig, GRPOTrainer
+
+try:
+    from accelerate.utils import gather_object
+    from trl import GRPOConfig, GRPOTrainer
+except ImportError as e:
+    raise RuntimeError(f"TRL is missing ({e}): pip install -e '.[trl]'") from e
 
 from ..environment.limits import Count
 from ..files import TrajectoryLog, append_json_lines

@@ -43,6 +43,7 @@ class SearchAgentLoop(AgentLoopBase):
     async def run(self, sampling_params: dict[str, Any], **row) -> AgentLoopOutput:
         """The episode of a row of the data; ``extra_fields["searchr1"]`` holds what ``formats.take`` puts back."""
         environment, question = self.world.environment(), question_from(row)
+        environment.measure = self.policy.measure
         prompt = self.policy.chat(environment.reset(question))
         t = Trajectory(question, self.policy.encode(prompt), [], [], [], prompt=prompt, finish_reason=None)
         t.token_values["entropy"] = []
@@ -54,6 +55,9 @@ class SearchAgentLoop(AgentLoopBase):
             output = await self.server_manager.generate(
                 request_id=request, prompt_ids=list(episode.ids), sampling_params=asked
             )
+            if not output.token_ids:  # the server gave up
+                t.finish_reason = "length"
+                break
             ids = until_stop(self.policy, output.token_ids, stops)
             logprobs = (output.log_probs or [0.0] * len(ids))[: len(ids)]
             episode.write(Written(ids, logprobs, [-x for x in logprobs], ids[-1] in self.policy.stop_ids))
