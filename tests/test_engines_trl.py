@@ -73,8 +73,12 @@ def test_first_step_is_ours(loss_type, tmp_path):
 def test_what_it_leaves_opens_here(tmp_path):
     """Its folder holds what our viewer and our policy read."""
     questions, engine = world()
-    trainer = Trainer(policy_of(), questions, engine, None, Settings(**SETTINGS), tmp_path)
+    settings = Settings(**SETTINGS | {"warmup_steps": 3})
+    trainer = Trainer(policy_of(), questions, engine, None, settings, tmp_path)
     trainer.train()
+    rates = [row["learning_rate"] for row in read_json_lines(tmp_path / "metrics.jsonl")]
+    assert rates == [settings.learning_rate_at(0), settings.learning_rate_at(1)] != [settings.learning_rate] * 2
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(settings.learning_rate_at(2))
     logged = list(TrajectoryLog(tmp_path / "trajectories.jsonl"))
     assert [t.step for t in logged] == [0] * 8 + [1] * 8 and len({t.group for t in logged}) == 4
     assert len(render_html(logged)) > 1000

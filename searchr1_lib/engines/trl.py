@@ -45,7 +45,7 @@ _SAME += " max_grad_norm max_completion_length gradient_checkpointing entropy_co
 _ONLY: dict[str, Any] = {"baseline": "group_mean", "credit": "rollout", "mask_observations": True, "explore": 0}
 _ONLY |= {"dynamic_sampling": 0, "ref_model_sync_steps": 0, "kl_estimator": "k3", "top_entropy_quantile": 1.0}
 #: What is told of a step beside ``describe``'s figures, as TRL calls it.
-_LOGGED = ("loss", "grad_norm", "entropy", "learning_rate", "step_time")
+_LOGGED = ("loss", "grad_norm", "entropy", "step_time")
 
 
 def config_of(settings: Settings, run_dir: str | os.PathLike, *, cpu: bool, micro_batch: int = 16) -> GRPOConfig:
@@ -156,8 +156,7 @@ class Trainer(GRPOTrainer):
         self.fresh = made = rollout(self.policy, questions, self.engine, **how, **s.limits())
         for i, t in enumerate(made):
             t.step, t.group = self.state.global_step, f"{self.state.global_step}:{process}:{i // s.num_generations}"
-        columns = {"prompt_ids": "prompt_ids", "completion_ids": "completion_ids", "logprobs": "logprobs"}
-        told = {theirs: [getattr(t, ours) for t in made] for theirs, ours in columns.items()}
+        told = {name: [getattr(t, name) for t in made] for name in ("prompt_ids", "completion_ids", "logprobs")}
         return {**told, "env_mask": [t.mask for t in made], "trajectory": made}
 
     def reward(self, trajectory: list[Trajectory], **_) -> list[float]:
@@ -185,7 +184,7 @@ class Trainer(GRPOTrainer):
         row = self.state.log_history[-1]
         if self.accelerator.is_main_process and "loss" in row:
             told = describe(self.drawn, self.settings.num_generations) | {name: row.get(name) for name in _LOGGED}
-            told = {name: float(value) if isinstance(value, str) else value for name, value in told.items()}
+            told["learning_rate"] = self.settings.learning_rate_at(row["step"] - 1)  # TRL names that of the next step
             append_json_lines(self.run_dir / "metrics.jsonl", [{"step": row["step"], **told}])
 
     def train(self, *args, **kwargs):
