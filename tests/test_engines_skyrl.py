@@ -22,7 +22,7 @@ def recorded():
     """Our own rollouts, scored."""
     questions, engine = world()
     how = {"num_generations": 6, "generator": torch.Generator().manual_seed(0), **LIMITS}
-    made = rollout(load_policy(MODEL, lora=False), questions, engine, **how)
+    made = rollout(load_policy(MODEL, quantize=False, lora=False), questions, engine, **how)
     score(SearchR1Reward(), made).keep(made)
     return made
 

@@ -31,7 +31,7 @@ async def play(url: str) -> list[vf.Episode]:
 
 def test_episodes_are_ours(monkeypatch):
     monkeypatch.setenv("NO_SUCH_KEY", "none")
-    model = Model(MODEL)
+    model = Model(MODEL, quantize=False)
     with serving(model.app()) as url:
         episodes = asyncio.run(play(url))
     questions, engine = world()
@@ -54,7 +54,7 @@ def test_our_record_is_a_trace():
     """Their model accepts it, joins the same tokens from its nodes, and it comes back equal (at full precision)."""
     questions, engine = world()
     how = {"num_generations": 4, "generator": torch.Generator().manual_seed(0), **LIMITS}
-    made = rollout(load_policy(MODEL, lora=False), questions, engine, **how)
+    made = rollout(load_policy(MODEL, quantize=False, lora=False), questions, engine, **how)
     score(SearchR1Reward(), made).keep(made)
     for t in made:
         trace = vf.WireTrace.model_validate(give("verifiers", t))

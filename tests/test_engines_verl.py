@@ -70,7 +70,7 @@ def rows(tmp_path_factory):
 @pytest.mark.parametrize("knows_stops", [True, False])
 def test_episodes_are_ours(knows_stops, rows):
     """Also where the servers have no tokenizer and so no stop strings, verl's default."""
-    model = Model(MODEL, knows_stops=knows_stops)
+    model = Model(MODEL, quantize=False, knows_stops=knows_stops)
     outputs = play(model, rows)
     questions, engine = world()
     ours = rollout(model.policy, questions, engine, num_generations=1, temperature=0.0, **LIMITS)
@@ -92,7 +92,7 @@ def test_it_is_registered():
 def test_our_record_is_an_output():
     questions, engine = world()
     how = {"num_generations": 4, "generator": torch.Generator().manual_seed(0), **LIMITS}
-    made = rollout(load_policy(MODEL, lora=False), questions, engine, **how)
+    made = rollout(load_policy(MODEL, quantize=False, lora=False), questions, engine, **how)
     score(SearchR1Reward(), made).keep(made)
     for t in made:
         output = AgentLoopOutput(**give("verl", t))
