@@ -57,6 +57,7 @@ def test_first_step_is_ours(loss_type, tmp_path):
     ours.train()
     theirs = Trainer(other, questions, engine, reward(), settings, tmp_path / "trl", micro_batch=4)
     begin = weights(other)
+    assert torch.equal(begin, weights(policy_of()))
     theirs.train()
     same_rollouts(list(TrajectoryLog(tmp_path / "ours" / "trajectories.jsonl")), theirs.drawn)
     (row,) = read_json_lines(tmp_path / "trl" / "metrics.jsonl")

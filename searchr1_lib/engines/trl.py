@@ -133,9 +133,10 @@ class Trainer(GRPOTrainer):
         rows = Dataset.from_dict({"prompt": [policy.prompt_text(q.text) for q in drawn]})
         how = {"processing_class": policy.tokenizer, "rollout_func": self.roll_out, "reward_funcs": [self.reward]}
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+        whole = [p.data for p in policy.parameters()]
         super().__init__(model=policy.model, args=args, train_dataset=rows, **how)
-        for p in policy.parameters():
-            p.data = p.data.float()
+        for p, data in zip(policy.parameters(), whole):  # TRL has rounded those of a 4-bit model to bf16
+            p.data = data
         self.fresh: list[Trajectory] = []
 
     def roll_out(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list]:
