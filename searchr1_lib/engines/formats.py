@@ -182,7 +182,9 @@ def _to_openenv(t: Trajectory) -> dict[str, Any]:
 
 def _of_openenv(record: dict[str, Any]) -> dict[str, Any]:
     turns = record["trace"]["turns"]
-    row, mask, logprobs = [], [], []
+    row: list[int] = []
+    mask: list[int] = []
+    logprobs: list[float] = []
     for turn in turns:
         before, written = turn["prompt_token_ids"], turn["completion_token_ids"]
         if before[: len(row)] != row:

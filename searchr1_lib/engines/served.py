@@ -97,7 +97,7 @@ class Served:
         if wire not in _WIRES:
             raise ValueError(f"wire must be {' or '.join(_WIRES)}, got {wire!r}")
         self.url, self.model, self.wire, self.timeout = url.rstrip("/"), model, _WIRES[wire](), timeout
-        how = {"timeout": timeout, "retries": 2, "connections": connections, "error": ServedError}
+        how: dict[str, Any] = {"timeout": timeout, "retries": 2, "connections": connections, "error": ServedError}
         address = parse_url(self.url + self.wire.path, "http://127.0.0.1:8000")
         self.client = JsonClient(f"the server at {self.url}", address, **how)
         self.adapter = ""  # the name of the one that samples, "" for the bare model
@@ -148,7 +148,13 @@ class ServedDecoder:
     def write(self, rows: Sequence[list[int]], stops: Sequence[bytes], room: Sequence[int]) -> list[Written]:
         """See ``Decoder.write``; raises ServedError where the server fails or gives other than it was asked for."""
         seeds = torch.randint(2**31, (len(rows),), generator=self.generator).tolist()
-        how = {"temperature": self.temperature, "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        how: dict[str, Any] = {
+            "temperature": self.temperature,
+            "top_p": 1.0,
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+        }
         how |= {"stop": [s.decode() for s in stops], "stop_token_ids": sorted(self.policy.stop_ids)}
         wire = self.served.wire
         name = self.served.adapter or self.served.model
@@ -192,7 +198,7 @@ class _Sglang:
         return [i for _, i, *_ in drawn], [x for x, *_ in drawn]
 
 
-_WIRES = {"vllm": _Vllm, "sglang": _Sglang}
+_WIRES: dict[str, type[_Vllm] | type[_Sglang]] = {"vllm": _Vllm, "sglang": _Sglang}
 
 
 @torch.no_grad()

@@ -162,8 +162,9 @@ class Trainer(GRPOTrainer):
 
     def reward(self, trajectory: list[Trajectory], **_) -> list[float]:
         """TRL's reward function, on the trajectories of the rollouts."""
-        score(self.our_reward, trajectory).keep(trajectory)
-        return [t.reward for t in trajectory]
+        said = score(self.our_reward, trajectory)
+        said.keep(trajectory)
+        return said.values
 
     def _generate_and_score_completions(self, inputs):
         made = super()._generate_and_score_completions(inputs)

@@ -45,8 +45,8 @@ class SearchAgentLoop(AgentLoopBase):
         environment, question = self.world.environment(), question_from(row)
         environment.measure = self.policy.measure
         prompt = self.policy.chat(environment.reset(question))
-        t = Trajectory(question, self.policy.encode(prompt), [], [], [], prompt=prompt, finish_reason=None)
-        t.token_values["entropy"] = []
+        t = Trajectory(question, self.policy.encode(prompt), [], [], [], prompt=prompt)
+        t.finish_reason, t.token_values["entropy"] = None, []  # type: ignore[assignment]  # it is under way
         episode = _Episode(self.policy, environment, t, list(t.prompt_ids))
         how = {**sampling_params, "stop": list(environment.stops), "include_stop_str_in_output": True}
         request, stops = uuid4().hex, [s.encode() for s in environment.stops]
