@@ -98,7 +98,7 @@ class Trainer(GRPOTrainer):
     viewer and analysis, and at the end ``adapter`` in PEFT's format.
 
     Args:
-        policy: with LoRA adapters; they are changed in place, and stay in fp32 (TRL would make them bf16).
+        policy: with LoRA adapters; they are changed in place, and stay in fp32 (TRL would round them to bf16).
         questions, engine, reward, settings: see our ``Trainer``. With ``beta`` > 0 the reference is the adapter that
             training began with, which is the base only where that was a new one.
         run_dir: a new folder.
