@@ -72,4 +72,4 @@ def test_dividing_by_the_groups_spread_moves_the_boundary(price, size, expected)
 @pytest.mark.parametrize("price", [0.05, 0.15, 0.5])
 def test_the_mean_alone_pushes_to_the_right_boundary(price):
     mean_only = lambda rewards, size: group_advantages(rewards, size, scale_rewards="none")
-    assert boundary(mean_only, price=price, read=0.95, share=0.3) == pytest.approx(0.95 * (1 - price), abs=1e-9)
+    assert boundary(mean_only, price=price, read=0.95, share=0.3) == pytest.approx(0.95 * (1 - price), abs=1e-6)
