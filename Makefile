@@ -24,7 +24,7 @@ lint: venv
 
 # The notebooks need one another's files: one process, in order, in a run's folder that is thrown away.
 test: lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "notebooks or not notebooks"
 	runs=$$(mktemp -d) && trap 'rm -rf "$$runs"' EXIT && \
 	SEARCHR1_PROFILE=smoke SEARCHR1_RUNS="$$runs" JUPYTER_PREFER_ENV_PATH=1 \
 	$(BIN)/python -m pytest -q -x --nbmake --nbmake-timeout=300 --nbmake-kernel=python3 notebooks

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import write_json_lines
-from .records import Passage, Question
+from .records import Passage, Question, texts
 
 
 class DataError(ValueError):
@@ -171,10 +171,8 @@ def text_of(name: str, value: Any) -> str:
     """The value of a field that must be text."""
     if not isinstance(value, str):
         raise ValueError(f"field '{name}': expected text, found {type(value).__name__}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"field '{name}': holds half a surrogate pair") from None
+    if value.encode("utf-8", "ignore").decode() != value:
+        raise ValueError(f"field '{name}': holds half a surrogate pair")
     return value
 
 
@@ -194,7 +192,7 @@ def id_of(name: str, value: Any) -> str:
 
 def passage_of(row: dict) -> Passage:
     """The passage of a row."""
-    id = id_of(*field(row, "id"))
+    id = id_of(*field(row, "id", "_id"))
     if row.get("text") is None and row.get("contents") is not None:
         return Passage(id, *split_contents(filled("contents", row["contents"])))
     return Passage(id, text_of(*field(row, "title", default="")), filled(*field(row, "text")))
@@ -203,9 +201,9 @@ def passage_of(row: dict) -> Passage:
 def question_of(row: dict) -> Question:
     """The question of a row."""
     name, answers = field(row, "answers", "reward_model.ground_truth.target", "golden_answers", "answer")
-    answers = [answers, *field(row, "answer_aliases", default=[])[1]] if isinstance(answers, str) else answers
+    answers = texts(name, answers) + texts(*field(row, "answer_aliases", default=[]))
     # an alias may be empty, as long as another one is not
-    answers = [a for a in answers if text_of(name, a).strip()] if isinstance(answers, list) else []
+    answers = [a for a in answers if text_of(name, a).strip()]
     if not answers:
         raise ValueError(f"field '{name}': expected a list with at least one answer that is not empty")
     name, passages = field(row, "passages", "gold_ids", default=[])
@@ -218,6 +216,6 @@ def question_of(row: dict) -> Question:
     name, known = field(row, "known", default=None)
     if known is not None and not isinstance(known, bool):
         raise ValueError(f"field '{name}': expected true, false or null, found {known!r}")
-    id, text = id_of(*field(row, "id")), filled(*field(row, "text", "question"))
+    id, text = id_of(*field(row, "id", "_id")), filled(*field(row, "text", "question"))
     source = text_of(*field(row, "source", "data_source", default=""))
     return Question(id, text, answers, passages=passages, hops=hops, known=known, source=source)

@@ -6,6 +6,7 @@ that grow (the trajectory log) are appended to; a line that a crash cut off is n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         _to_disk(temporary)  # content first, then the name: after a power cut no name may mean an empty file
         os.replace(temporary, path)
+        _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -52,6 +54,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old)
         os.replace(temporary, path)
+        _to_disk(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -118,6 +121,12 @@ def read_json_lines(path: str | os.PathLike, make: Callable[[Any], Any] = lambda
                 raise ValueError(f"{path}, line {number}: {e}") from None
 
 
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class TrajectoryLog:
     """Trajectories as JSON Lines: appended, never rewritten, readable after a crash in mid-write."""
 
@@ -150,8 +159,11 @@ def _line(row: Any) -> bytes:
 
 
 def _to_disk(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
 
 
 def _drop_cut_line(file) -> None:

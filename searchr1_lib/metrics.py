@@ -205,20 +205,14 @@ def row_of(t: Trajectory) -> dict[str, Any]:
     """
     q = t.question
     return {
-        "id": q.id,
-        "source": q.source,
-        "known": q.known,
-        "hops": q.hops,
+        **{name: getattr(q, name) for name in ("id", "source", "known", "hops")},
         "answer": t.answer,
         "finish_reason": t.finish_reason,
         "em": exact_match(t.answer, q.answers),
         "f1": f1_score(t.answer, q.answers),
         "searches": len(t.searches),
         "need": need(q),
-        "searched": searched(t),
-        "over_search": over_search(t),
-        "under_search": under_search(t),
-        "malformed": malformed(t),
+        **{says.__name__: says(t) for says in (searched, over_search, under_search, malformed)},
         "tokens": sum(t.mask),
         "seconds": t.seconds,
         "reward": t.reward,
@@ -268,6 +262,8 @@ ERRORS = {
     "wrong hop": "a part of the chain was found, then the model stopped or followed it to a wrong place",
     "bad query": "no gold passage was found and no query named one",
 }
+#: Characters: comparing letters takes the square of them, and no name that could be copied is longer.
+_LONGEST_NAME = 300
 _FILLERS = {"a", "an", "and", "at", "by", "for", "from", "in", "of", "on", "the", "to", "with"}
 
 
@@ -277,7 +273,8 @@ def error_of(t: Trajectory, passages: Mapping[str, Passage] = {}) -> str | None:
     Judged from the record alone: the answer, how the rollout ended, and which gold passages its searches
     returned. A query *names* a passage if it holds more than half of the words of the passage's title, without
     articles and prepositions; that tells a bad query from a weak engine. An answer is *copied wrongly* if no passage
-    that was read holds it, and at least 60 % of its letters and of a gold answer's are the same, in the same order.
+    that was read holds it, and at least 60 % of its letters and of a gold answer's are the same, in the same order
+    (both have at most 300 characters).
 
     Args:
         passages: the corpus by id, for the titles of gold passages. A passage that is not in it counts as
@@ -304,13 +301,13 @@ def error_of(t: Trajectory, passages: Mapping[str, Passage] = {}) -> str | None:
 
 def _names(query: str, title: str) -> bool:
     words, query_words = (re.findall(r"\w+", text.casefold()) for text in (title, query))
-    words = [word for word in words if word not in _FILLERS] or words
-    return not words or 2 * sum(word in query_words for word in words) > len(words)
+    words, said = [word for word in words if word not in _FILLERS] or words, set(query_words)
+    return not words or 2 * sum(word in said for word in words) > len(words)
 
 
 def _miscopied(t: Trajectory) -> bool:
     said = normalize_answer(t.answer)
-    if any(said in normalize_answer(passage.text) for passage in passages_read(t)):
+    if len(said) > _LONGEST_NAME or any(said in normalize_answer(passage.text) for passage in passages_read(t)):
         return False
-    golds = _normalized(t.question.answers)
+    golds = (gold for gold in _normalized(t.question.answers) if len(gold) <= _LONGEST_NAME)
     return any(SequenceMatcher(None, said, gold, autojunk=False).ratio() >= 0.6 for gold in golds)

@@ -7,10 +7,38 @@ table of it, whose columns follow from the fields' types).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from statistics import fmean
 from typing import Any
+
+_QUOTED = r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\""""
+
+
+def texts(name: str, value: Any) -> list[str]:
+    """The texts of a field: a single one is a list of one, and a list that was stored as text, in JSON or as Python or
+    numpy print it, is that list.
+
+    >>> texts("answers", "Paris"), texts("answers", '["a", "b"]'), texts("answers", "['a' 'b']")
+    (['Paris'], ['a', 'b'], ['a', 'b'])
+
+    Raises:
+        ValueError: something is no text; names the field.
+    """
+    if isinstance(value, str):
+        if re.fullmatch(rf"\[\s*(?:(?:{_QUOTED})[\s,]*)*\]", value.strip()):
+            for read in (json.loads, lambda text: [ast.literal_eval(part) for part in re.findall(_QUOTED, text)]):
+                with suppress(ValueError, SyntaxError):
+                    return read(value)
+        return [value]
+    items: list[Any] = [value] if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable) else list(value)
+    if wrong := [item for item in items if not isinstance(item, str)]:
+        raise ValueError(f"field '{name}': expected text, found {type(wrong[0]).__name__}")
+    return items
 
 
 @dataclass(frozen=True)
@@ -35,11 +63,15 @@ class Question:
     """A question with its accepted answers.
 
     Attributes:
+        answers: given as ``texts`` reads them: a single text is one answer, not its letters.
         passages: ids of the gold passages, in the order of the hops.
         hops: how many searches are needed by a model that knows nothing of it.
         known: True if the policy was taught the facts, False if they stand only in passages,
             None where nobody can say (real questions).
         source: where it comes from, e.g. "almanac/bridge".
+
+    Raises:
+        ValueError: an answer or the id of a passage is no text.
     """
 
     id: str
@@ -51,8 +83,8 @@ class Question:
     source: str = ""
 
     def __init__(self, id, text, answers, *, passages=(), hops=1, known=None, source=""):
-        self.id, self.text, self.answers = str(id), text, list(answers)
-        self.passages, self.hops, self.known, self.source = list(passages), hops, known, source
+        self.id, self.text, self.answers = str(id), text, texts("answers", answers)
+        self.passages, self.hops, self.known, self.source = texts("passages", passages), hops, known, source
 
 
 @dataclass

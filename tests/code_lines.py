@@ -13,7 +13,7 @@ HOME = Path(__file__).resolve().parents[1] / "searchr1_lib"
 CORE_FILES = (
     "records files data metrics environment training "
     "rewards/base rewards/answer rewards/cost rewards/process rewards/composite "
-    "search/base search/http search/bm25 search/local search/remote"
+    "search/base search/http search/bm25 search/local search/remote search/words"
 ).split()
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 

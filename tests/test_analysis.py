@@ -2,6 +2,8 @@
 
 import math
 import re
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,6 +202,17 @@ def test_query_quality_and_steps(tmp_path):
     bad.first_action = silent.first_action = "search"
     (own,) = analysis.by_step(analysis.read_table(log_of(tmp_path / "own", [silent, good, bad]), CORPUS))
     assert (own["step"], own["error/bad query"]) == (1, 0.0)  # what was forced says nothing about the policy
+
+
+def test_twice_the_training_takes_twice_the_time():
+    def seconds(steps):
+        columns = {name: np.arange(steps, dtype=np.float32) % 2 for name in ("known", "first_query_found", "error")}
+        table = analysis.Table(Path("none"), columns | {"step": np.arange(steps, dtype=np.float32)}, range(steps))
+        start = time.process_time()
+        assert len(analysis.by_step(table)) == steps
+        return time.process_time() - start
+
+    assert seconds(40_000) < 1  # a look at all rollouts for each step takes many times that
 
 
 def test_the_table_says_what_the_rollouts_say(tmp_path):

@@ -1,6 +1,7 @@
 """The baselines on the tiny Qwen with few questions: what each may do, what it keeps, what the table counts."""
 
 import json
+import shutil
 
 import pytest
 
@@ -170,6 +171,43 @@ def test_methods_from_the_command_line(tmp_path, capsys):
     assert "untrained.json was made with another topk: choose another folder" in capsys.readouterr().err
     assert cli.main(["baselines", "--out", str(tmp_path), "--methods", "magic"]) == 2
     assert "unknown method magic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag",
+    "--steps=-1 --epochs=0 --learning-rate=nan --temperature=-1 --questions=-1 --topk=0 --num-generations=0 "
+    "--search-cost=inf --max-turn-tokens=0 --seed=-1 --comparisons=-1 --adapter=nowhere".split(),
+)
+def test_numbers_that_cannot_be_are_refused_before_any_work(tmp_path, flag, capsys):
+    assert cli.main(["baselines", "--out", str(tmp_path / "out"), flag]) == 2
+    name = flag[2:].split("=")[0].replace("-", "_")
+    assert capsys.readouterr().err.startswith(f"error: {name} must be") and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_others_is_refused_before_any_work(tmp_path, capsys):
+    for name, text, said in (
+        ("grpo.json", "{}", "grpo.json was made with another"),
+        ("notes.md", "mine", "notes.md, "),
+    ):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text(text)
+        assert cli.main(["baselines", "--out", str(out), "--methods", "grpo"]) == 2
+        assert said in capsys.readouterr().err and [(p.name, p.read_text()) for p in out.iterdir()] == [(name, text)]
+    with pytest.raises(ValueError, match="one folder or one in the other"):
+        baselines.compare(["direct"], SMALL, "data/almanac/results")
+
+
+def test_a_result_of_other_questions_is_not_taken_for_that_of_these(tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree("data/almanac", data)
+    setup = SMALL.model_copy(update={"data": str(data), "questions": 1, "comparisons": 0})
+    first = baselines.compare(["direct"], setup, tmp_path / "out")
+    assert baselines.compare(["direct"], setup, tmp_path / "out") == first
+    lines = (data / "test.jsonl").read_text().splitlines(keepends=True)
+    (data / "test.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(ValueError, match="direct.json was made with another files in data: choose another folder"):
+        baselines.compare(["direct"], setup, tmp_path / "out")
 
 
 def test_groups():

@@ -31,8 +31,9 @@ def test_early_stopping_waits_for_its_patience():
     assert stops_at([None, 1, None, 1], patience=1, window=1) == 4
     with pytest.raises(ValueError, match="no metric 'rewrd'"):
         EarlyStopping("rewrd")(Stub([1.0]), {"reward": 1.0})
-    with pytest.raises(ValueError, match="patience"):
-        EarlyStopping(patience=0)
+    for wrong in ({"patience": 0}, {"window": 2.5}, {"min_delta": float("nan")}, {"patience": True}):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must"):
+            EarlyStopping(**wrong)
 
 
 def test_a_training_without_variance_ends(tmp_path, engine, questions):  # noqa: F811
@@ -72,8 +73,9 @@ def test_evaluations_are_written_and_survive_an_interruption(tmp_path, engine, q
     assert whole[0]["all"]["n"] == 3 and "em" in whole[0]["all"] and whole[0]["all"]["reward"] is not None
     run(tmp_path / "part", lambda t, row: row["step"] == 2)
     assert run(tmp_path / "part") == whole
-    with pytest.raises(ValueError, match="every"):
-        EvaluateEvery(0, questions)
+    for every in (0, 2.5, float("nan")):
+        with pytest.raises(ValueError, match="every >= 1"):
+            EvaluateEvery(every, questions)
 
 
 def test_tensorboard_reads_what_was_written(tmp_path, engine, questions):  # noqa: F811

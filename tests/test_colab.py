@@ -42,6 +42,9 @@ RUNTIME = {
     "scipy": "1.16.3",
     "pydantic": "2.12.3",
     "tenacity": "9.1.2",
+    "tqdm": "4.67.1",
+    "regex": "2025.9.18",
+    "filelock": "3.20.0",
 }
 
 
@@ -258,6 +261,7 @@ def test_one_click_in_a_bare_environment_with_nothing_but_the_notebook(runtime, 
     assert {p.name for p in tmp_path.iterdir()} == {"notebook.ipynb", "search-r1"}
 
 
+@pytest.mark.notebooks
 def test_a_notebook_runs_those_before_it_if_it_begins_on_an_empty_machine(runtime, tmp_path, monkeypatch):
     cells = nbformat.read(ROOT / "notebooks" / "04_grpo_step_by_step.ipynb", as_version=4).cells
     begin = [

@@ -78,6 +78,28 @@ def test_a_single_answer_needs_no_list_and_may_have_aliases(tmp_path):
     assert data.load_questions(path) == load_questions(path)
 
 
+STORED = ['["Ada", "A. L."]', "['Ada', 'A. L.']", "['Ada' 'A. L.']", "[\"Ada\"\n 'A. L.']", ' ["Ada","A. L."] ']
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("name", ["answers", "golden_answers", "answer"])
+def test_a_list_of_answers_that_was_stored_as_text_is_that_list(tmp_path, name, stored):
+    path = write(tmp_path / "q.jsonl", {"id": "1", "question": "Who?", name: stored})
+    assert load_questions(path)[0].answers == data.load_questions(path)[0].answers == ["Ada", "A. L."]
+
+
+@pytest.mark.parametrize("answer", ["[1, 2]", "[x]", '["a", 1]', "['a'", '"a"', "['\\x']", "[citation needed]"])
+def test_an_answer_that_only_begins_like_a_list_is_one_answer(tmp_path, answer):
+    assert load_questions(write(tmp_path / "q.jsonl", QUESTION | {"answers": answer}))[0].answers == [answer]
+
+
+def test_aliases_may_be_one_text_and_stand_beside_a_list(tmp_path):
+    rows = ({"id": "1", "text": "?", "answer": "A", "answer_aliases": "Beta"},)
+    rows += ({"id": "2", "text": "?", "golden_answers": ["A"], "answer_aliases": '["B", "C"]'},)
+    got = load_questions(write(tmp_path / "q.jsonl", *rows))
+    assert [q.answers for q in got] == [["A", "Beta"], ["A", "B", "C"]]
+
+
 def test_an_empty_alias_is_left_out(tmp_path):
     row = {"id": "q1", "question": "Who?", "golden_answers": ["Ada", "", " ", "A. L."]}
     assert load_questions(write(tmp_path / "q.jsonl", row))[0].answers == ["Ada", "A. L."]
@@ -311,6 +333,61 @@ def test_musique_in_both_layouts(flashrag, tmp_path):
     assert [texts[id] for id in question.passages] == ["First.", "Second."]
 
 
+CONTEXT = [["Bob", ["Bob is.", " He stood."]], ["Cy", ["Cy sat."]], ["Ada", ["Ada is."]]]
+COLUMNS = {"title": [t for t, _ in CONTEXT], "sentences": [s for _, s in CONTEXT]}
+LAYOUTS = {
+    "as it was published": {"context": CONTEXT, "supporting_facts": [["Ada", 0], ["Bob", 1], ["Ada", 0]]},
+    "on the hub": {"context": COLUMNS, "supporting_facts": {"title": ["Ada", "Bob", "Ada"], "sent_id": [0, 1, 0]}},
+    "a struct an entry": {
+        "context": [{"title": t, "sentences": s} for t, s in CONTEXT],
+        "supporting_facts": [["Ada", 0], ["Bob", 1]],
+    },
+    "texts for sentences": {
+        "context": [[t, " ".join(map(str.strip, s))] for t, s in CONTEXT],
+        "supporting_facts": [["Ada", 0], ["Bob", 1]],
+    },
+}
+
+
+IN_FILES = [(kind, layout) for layout in LAYOUTS for kind in ("jsonl", "parquet")]
+IN_FILES = [f for f in IN_FILES if f[0] == "jsonl" or f[1] in ("on the hub", "a struct an entry")]  # no mixed lists
+
+
+@pytest.mark.parametrize("kind, layout", IN_FILES)
+@pytest.mark.parametrize("id", ["id", "_id"])
+def test_hotpotqa_in_every_layout_in_which_it_is_around(tmp_path, layout, id, kind):
+    row = {id: "5a8b", "question": "Who?", "answer": "Ada", "type": "bridge", "level": "hard"} | LAYOUTS[layout]
+    if kind == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        row["supporting_facts"] = LAYOUTS["on the hub"]["supporting_facts"]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "q.parquet")
+    else:
+        write(tmp_path / "q.jsonl", row)
+    (question,), passages = load_with_passages(tmp_path / f"q.{kind}")
+    by_id = {p.id: p for p in passages}
+    assert [(p.title, p.text) for p in passages] == [
+        ("Bob", "Bob is. He stood."),
+        ("Cy", "Cy sat."),
+        ("Ada", "Ada is."),
+    ]
+    assert (question.id, question.hops, question.answers) == ("5a8b", 2, ["Ada"])
+    assert [by_id[id].title for id in question.passages] == ["Ada", "Bob"]
+
+
+def test_passages_without_titles_and_musique_without_steps(tmp_path):
+    plain = {"id": "1", "question": "Who?", "answer": "Ada", "context": ["Ada is.", "Bob is."]}
+    (question,), passages = load_with_passages(write(tmp_path / "a.jsonl", plain))
+    assert [(p.title, p.text) for p in passages] == [("", "Ada is."), ("", "Bob is.")] and not question.passages
+    paragraphs = [{"title": t, "paragraph_text": f"{t}.", "is_supporting": t != "B"} for t in "ABC"]
+    musique = {"id": "1", "question": "Who?", "answer": "Ada", "paragraphs": paragraphs}
+    steps = {"question_decomposition": [{"paragraph_support_idx": 2}, {"paragraph_support_idx": None}]}
+    for row, gold in ((musique, ["A.", "C."]), (musique | steps, ["C."])):
+        (question,), passages = load_with_passages(write(tmp_path / "b.jsonl", row))
+        assert [{p.id: p.text for p in passages}[id] for id in question.passages] == gold and len(passages) == 3
+
+
 def test_a_set_by_name_when_the_hub_is_out_of_reach():
     with pytest.raises(DataError, match="hub:RUC-NLPIR/FlashRAG_datasets: cannot stream split 'test'.*local"):
         load_questions("nq", limit=1)
@@ -327,6 +404,9 @@ def test_sets_without_passages_say_what_to_do(flashrag):
         {"context": {"title": ["A"], "sentences": [[1]]}},
         {"context": {"sentences": [["x"]]}},
         {"context": {"title": [None], "sentences": [["x"]]}},
+        {"context": [["A"]]},
+        {"context": [["A", [1]]]},
+        {"context": [["A", ["x"]]], "supporting_facts": [7]},
         {"paragraphs": [{"title": "A"}]},
         {"paragraphs": [], "question_decomposition": [{"paragraph_support_idx": 7}]},
         {"question_decomposition": [{"support_paragraph": "text"}]},

@@ -99,3 +99,26 @@ def test_a_hub_that_never_answers_costs_seconds_only(monkeypatch):
     with server:
         threading.Thread(target=ask, daemon=True).start()
         assert done.wait(30)
+
+
+def test_an_identity_is_that_of_the_weights(minilm, tmp_path):
+    shutil.copytree(minilm.folder, tmp_path / "copy")
+    copy = load_encoder(str(tmp_path / "copy"), device="cpu")
+    assert copy.identity == minilm.identity
+    (weights,) = (tmp_path / "copy").rglob("*.safetensors")
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    again = load_encoder(str(tmp_path / "copy"), device="cpu")
+    assert again is not copy and again.identity != minilm.identity
+
+
+def test_vectors_of_anybodys_encoder_are_checked():
+    class Own:
+        def encode(self, texts):
+            return [[1.0, float("nan") if text == "b" else 0.0] for text in texts]
+
+    assert encoders.vectors_of(Own(), ["a"]).dtype == np.float32
+    for texts, names, says in ((["a", "b"], [], "'b'"), (["a", "b"], ["p1", "p2"], "'p2'")):
+        with pytest.raises(ValueError, match=f"not finite for {says}"):
+            encoders.vectors_of(Own(), texts, names)

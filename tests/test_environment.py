@@ -1,6 +1,9 @@
 """The seam: an environment that is no search, a second tool, two authors, another decoder; limits and foreign tools."""
 
+import subprocess
+import sys
 import time
+from threading import Event
 
 import pytest
 import torch
@@ -8,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from searchr1_lib import BM25Search, Passage, Question, load_policy, rollout
-from searchr1_lib.environment.base import Done, Environment, Observation, Tool, step_all
+from searchr1_lib.environment.base import Done, Environment, Observation, Tool, call_all, step_all
 from searchr1_lib.environment.calculator import Calculator, value_of
-from searchr1_lib.environment.limits import Limits
+from searchr1_lib.environment.limits import Count, Limits, Seconds, Share, valid
 from searchr1_lib.environment.search import Search, SearchEnvironment, fit_observation
 from searchr1_lib.records import ENVIRONMENT, Hit, Segment, Trajectory
 from searchr1_lib.rewards import Composite, ExactMatch, Format, SearchCost, SearchR1Reward, score
@@ -219,6 +222,41 @@ def test_a_tools_time_out_holds():
     assert "no answer in time" in env.step("<wait> x </wait>").text and time.perf_counter() - started < 1
 
 
+def test_an_engines_own_time_out_spoils_no_other_call():
+    class Picky(Tool):
+        name = "wait"
+
+        def run(self, arguments, k):
+            if "slow" in arguments:
+                raise TimeoutError("one query took too long")
+            return arguments
+
+    slow, quick = call_all(Picky(), ["slow", "quick"], 3, 5)
+    assert slow.error == "no answer in time" and quick.error is None and quick.result
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("timeout", [0.05, None])
+def test_a_batch_tried_one_by_one_has_one_time_out_in_all(batched, timeout):
+    class Stuck(Tool):
+        name = "wait"
+
+        def run(self, arguments, k):
+            if len(arguments) > 1:
+                raise RuntimeError("too many")
+            asked.append(arguments[0])
+            return arguments if arguments[0] == "quick" or timeout is None else Event().wait(5)
+
+    Stuck.batched, asked, started = batched, [], time.perf_counter()
+    calls = call_all(Stuck(), ["quick", *"abcdefghij" * 3], 3, timeout)
+    assert time.perf_counter() - started < 1 and calls[0].error is None and calls[0].result
+    if timeout:
+        assert asked == ["quick", "a"]  # what has no time left is not begun
+        assert [call.error for call in calls[1:]] == ["no answer in time"] * 30
+    else:
+        assert not any(call.error for call in calls)
+
+
 # -- authors -----------------------------------------------------------------------------------------------------
 
 
@@ -266,3 +304,130 @@ def test_the_time_to_fit_does_not_grow_with_what_an_engine_returns(policy):
         return sum(measured)
 
     assert work(200_000) == work(100_000) <= 20 * work(1_000)
+
+
+def test_fitting_is_linear_in_the_number_of_documents_too():
+    """Every text that is measured is short, and there are few of them, however much an engine returns."""
+
+    def calls(number, size):
+        hits = [Hit(Passage(str(i), "T" * size, "long word " * size), 1.0) for i in range(number)]
+        measured = []
+        fit_observation(lambda text: measured.append(len(text)) or len(text) // 4, hits, 100)
+        return measured
+
+    few, many = calls(50, 10_000), calls(800, 100_000)
+    assert max(many) <= 6400 and sum(many) <= 2 * sum(few) and len(many) < 40
+
+
+@pytest.mark.parametrize("note", ["字" * 200, "x " * 5000, ""])
+def test_a_note_fits_too(note):
+    text = fit_observation(lambda text: len(text.encode()), [], 120, note)
+    assert text.startswith("\n\n<information>") and text.endswith("</information>\n\n")
+    assert len(text.encode()) <= 120 + 3 * 40
+
+
+class _Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+def _endless():
+    while True:
+        yield "passage"
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "batched, answer, says",
+    [
+        (True, lambda n: "x" * n, "gave"),  # letters for results
+        (True, lambda n: {"result": [["a"]] * n}, "gave"),  # the bare reply of a server: its keys are no passages
+        (False, lambda n: {"result": ["a"]}, "returned dict"),
+        (False, lambda n: b"bytes", "returned bytes"),
+        (False, lambda n: _raise(_Unspeakable()), "_Unspeakable"),
+        (False, lambda n: _raise(SystemExit(3)), "SystemExit: 3"),
+        (False, lambda n: _raise(StopIteration()), "StopIteration"),
+        (False, lambda n: [Passage("1", "t", "x"), None], "returned NoneType"),
+        (False, lambda n: Hit(Passage("1", "t", "x"), 10**400), "OverflowError"),
+    ],
+)
+def test_what_an_engine_cannot_mean_is_an_observation(batched, answer, says):
+    class Odd(Tool):
+        name = "search"
+
+        def run(self, arguments, k):
+            return answer(len(arguments)) if batched else [answer(1) for _ in arguments]
+
+    environments = [SearchEnvironment([Odd()]) for _ in range(2)]
+    seen = step_all(environments, ["<search> x </search>"] * 2, [None] * 2)
+    for environment, observation in zip(environments, seen):
+        assert "The search failed" in observation.text and says in environment.calls[0].error
+
+
+@pytest.mark.parametrize("score", [None, float("nan"), float("inf"), -float("inf"), torch.tensor(float("nan"))])
+def test_the_rank_stands_for_a_score_that_is_none(score, tmp_path):
+    class Odd:
+        def search(self, query):
+            return [Hit(Passage(i, "t\ud800", "x"), score) for i in range(3)]
+
+    env = SearchEnvironment([Search(Odd())])
+    env.step("<search> x </search>")
+    assert [(h.passage.id, h.passage.title, h.score) for h in env.calls[0].result] == [
+        ("0", "t?", 0.0), ("1", "t?", -1.0), ("2", "t?", -2.0),
+    ]  # fmt: skip
+
+
+def test_an_endless_answer_is_read_as_far_as_it_is_asked_for():
+    class Endless:
+        def search(self, query):
+            return _endless()
+
+    env = SearchEnvironment([Search(Endless())], Limits(topk=4, search_timeout=5))
+    assert "Doc 4" in env.step("<search> x </search>").text and len(env.calls[0].result) == 4
+
+
+def test_an_engine_that_hangs_does_not_hold_up_the_end_of_the_program():
+    code = (
+        "import time\nfrom searchr1_lib.environment.limits import Count, Limits, Seconds, Share, valid\n"
+        "from searchr1_lib.environment.search import Search, SearchEnvironment\n"
+        "class Hangs:\n    def search(self, query):\n        time.sleep(60)\n"
+        "env = SearchEnvironment([Search(Hangs())], Limits(search_timeout=0.05))\n"
+        "print(env.step('<search> x </search>').text)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert "no answer in time" in done.stdout
+
+
+def test_tools_of_one_name_are_refused():
+    class Thinks(Tool):
+        name = "think"
+
+    for tools in ([Search(ENGINE), Search(ENGINE)], [Search(ENGINE), Thinks()]):
+        with pytest.raises(ValueError, match="each tool needs a name"):
+            SearchEnvironment(tools)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_turns": -1}, {"max_turn_tokens": 0}, {"max_observation_tokens": 0}, {"max_completion_length": 0},
+        {"topk": 0}, {"topk": 2.0}, {"topk": True}, {"topk": 10**30}, {"max_turns": "3"}, {"max_turns": None},
+        {"search_timeout": 0}, {"search_timeout": -1}, {"search_timeout": float("nan")},
+        {"search_timeout": float("inf")}, {"search_timeout": 1e9}, {"search_timeout": "60"},
+    ],
+)  # fmt: skip
+def test_every_limit_has_a_range(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Limits(**wrong)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Limits().model_copy(update=wrong)
+
+
+def test_a_number_is_checked_by_its_name():
+    assert valid(Count, 3, "n") == 3 and valid(Seconds | None, None, "n") is None
+    for kind, value in [(Count, 0), (Count, 1.0), (Share, 1.01), (Seconds, 1e9), (float, "1"), (Count | None, -1)]:
+        with pytest.raises(ValueError, match=f"^n .*got {value!r}"):
+            valid(kind, value, "n")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -288,6 +289,92 @@ def test_another_evaluation_is_not_gone_on_with(asked, finished, tmp_path, capsy
     other.write_text("".join(line.replace("?", " today?") for line in asked.read_text().splitlines(keepends=True)))
     assert main(command(other, finished)) == 2
     assert "answers another question" in capsys.readouterr().err
+
+
+def copied(source, target, **changed):
+    """A copy of a folder with other texts in some of its files."""
+    shutil.copytree(source, target)
+    for name, (old, new) in changed.items():
+        path = next(target.glob(f"{name}*"))
+        path.write_text(path.read_text().replace(old, new, 1))
+    return target
+
+
+def test_all_that_makes_an_evaluation_is_its_identity(asked, tmp_path, monkeypatch, capsys):
+    """The paths stay the same; what stands there does not."""
+    here = {name: tmp_path / name for name in ("model", "adapter", "engine")}
+    for name, source in zip(here, ("data/tiny_qwen", "data/tiny_qwen_grpo", "data/almanac")):
+        copied(source, here[name])
+    out = tmp_path / "out"
+    how = here | {"limit": 1, "max_turns": 1, "max_turn_tokens": 8}
+    main(command(asked, out, **how))
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    monkeypatch.setattr("searchr1_lib.training.policy.load_policy", None)
+    assert main(command(asked, out, **how, batch_size=7)) == 0  # as before, and nothing is left to do
+    (here["engine"] / "test.jsonl").write_text("which it does not read")
+    assert main(command(asked, out, **how)) == 0
+    changes = (
+        ("model", "search_r1", ("{", "{ "), "weights"),
+        ("adapter", "adapter_config", ("{", "{ "), "adapter"),
+        ("engine", "passages", ("is", "was"), "engine"),
+    )
+    for name, file, change, said in changes:
+        path, text = next(here[name].glob(f"{file}*")), next(here[name].glob(f"{file}*")).read_text()
+        path.write_text(text.replace(*change, 1))
+        assert main(command(asked, out, **how)) == 2
+        assert f"{out} holds an evaluation with another {said}; choose another --out" in capsys.readouterr().err
+        path.write_text(text)
+    monkeypatch.setattr(module, "versions", lambda names: dict.fromkeys(names, "1.0"))
+    assert main(command(asked, out, **how)) == 2 and "another versions" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_passages_of_other_rows_are_another_engine(tmp_path):
+    known = set()
+    for text in ("Ada wrote it.", "Bob wrote it."):
+        rows = [{"id": i, "question": "Who?", "answer": "Ada", "context": [["Ada", [text + i]]]} for i in "12"]
+        (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        one, same, more = (open_engine("passages", [f"hotpotqa={tmp_path / 'q.jsonl'}"], n).identity for n in (1, 1, 2))
+        assert one == same != more
+        known |= {one, more}
+    assert len(known) == 4
+
+
+@pytest.mark.parametrize("text", ['{"model', "[]", '"x"'])
+def test_broken_settings_are_named(asked, finished, tmp_path, capsys, text):
+    copied(finished, tmp_path / "out")
+    (tmp_path / "out" / "settings.json").write_text(text)
+    assert main(command(asked, tmp_path / "out")) == 2
+    assert re.search(r"error: .*out/settings.json: (not JSON|no settings of)", capsys.readouterr().err)
+
+
+def test_an_evaluation_has_a_folder_to_itself(asked, tmp_path, capsys):
+    for out, foreign in (
+        (copied("data/tiny_qwen_grpo", tmp_path / "a"), "adapter_config.json"),
+        (asked, "a file's text"),
+    ):
+        assert main(command(asked, out)) == 2
+        assert f"holds {foreign}, which was not made by this command" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(
+        p.name for p in Path("data/tiny_qwen_grpo").iterdir()
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"temperature": float("nan")}, "temperature must be"),
+        ({"temperature": -1.0}, "temperature must be greater than or equal to 0, got -1.0"),
+        ({"seed": None}, "seed must be a valid integer, got None"),
+        ({"seed": -1}, "seed must be greater than or equal to 0"),
+        ({"batch_size": 0}, "batch_size must be greater than or equal to 1, got 0"),
+        ({"num_generations": 0}, "num_generations must be greater than or equal to 1"),
+        ({"num_generations": True}, "num_generations must be a valid integer, got True"),
+    ],
+)
+def test_numbers_are_checked_before_any_work(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        evaluate(None, [Question("q", "?", ["a"])], None, **wrong)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from searchr1_lib.training.grpo import (
     merge_metrics,
     policy_loss,
     turn_advantages,
+    value_loss,
 )
-from searchr1_lib.training.logits import head_logits, token_logprobs_and_entropy
+from searchr1_lib.training.logits import head_logits, padded, token_logprobs_and_entropy
 
 B, P, T, G = 4, 3, 6, 2  # rollouts, prompt tokens, completion tokens, group size
 VOCABULARY, HIDDEN = 32, 16
@@ -505,12 +506,36 @@ def test_an_overflowing_ratio_is_reported(advantage):
         policy_loss(-one, -101 * one, torch.tensor([advantage]), one)
 
 
+@pytest.mark.parametrize("wrong", [dict(gamma=-0.5), dict(gamma=math.nan), dict(lam=1.5), dict(lam=math.inf)])
+def test_gae_refuses(wrong):
+    one = torch.ones(1, 1)
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be"):
+        gae(one, one, one, **wrong)
+
+
+def test_value_loss_and_groups_refuse():
+    one = torch.ones(1, 1)
+    for wrong in (-0.1, math.nan):
+        with pytest.raises(ValueError, match="^cliprange_value must be"):
+            value_loss(one, one, one, one, cliprange_value=wrong)
+    for size in (-2, 0, 2.5, math.nan):
+        with pytest.raises(ValueError, match="groups of"):
+            group_advantages([1.0, 0.0], size)
+
+
 def test_policy_loss_refuses():
     new, old, advantages, mask, ref = batch()
     for wrong, message in [
         (dict(loss_type="ppo"), "loss_type must be one of grpo"),
         (dict(kl_estimator="k4"), "kl_estimator must be one of k1"),
         (dict(beta=0.1), "also give ref_logprobs"),
+        (dict(beta=-0.1, ref_logprobs=ref), "beta must be greater than or equal to 0"),
+        (dict(beta=math.nan, ref_logprobs=ref), "beta must be a finite number"),
+        (dict(epsilon=-0.2), "epsilon must be greater"),
+        (dict(epsilon=math.nan), "epsilon must be a finite number"),
+        (dict(epsilon_high=-1), "epsilon_high must be greater"),
+        (dict(epsilon_high=math.inf), "epsilon_high must be a finite number"),
+        (dict(entropy_coef=math.nan), "entropy_coef must be a finite number"),
         (dict(entropy_coef=0.1), "also give entropy"),
         (dict(loss_type="dr_grpo"), "max_completion_length"),
         (dict(num_sequences=0), "give those of the whole batch"),
@@ -631,6 +656,16 @@ def test_head_with_large_logits_stays_finite():
     close(entropy, torch.full((1, 2), math.log(2)))
     (logprobs.sum() + entropy.sum()).backward()
     assert hidden.grad.isfinite().all()
+
+
+@given(st.lists(st.lists(st.integers(-9, 9), max_size=5), min_size=1, max_size=5))
+def test_rows_are_padded_on_the_right(rows):
+    whole, numbers = padded(rows, -1), padded(rows, 0.0)
+    assert (whole.dtype, numbers.dtype) == (torch.long, torch.float32)
+    assert whole.shape == numbers.shape == (len(rows), max(map(len, rows)))
+    for row, a, b in zip(rows, whole.tolist(), numbers.tolist()):
+        assert a[: len(row)] == b[: len(row)] == row
+        assert set(a[len(row) :]) <= {-1} and set(b[len(row) :]) <= {0.0}
 
 
 def test_head_refuses():

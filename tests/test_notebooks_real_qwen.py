@@ -19,6 +19,7 @@ def cell(notebook: str, id: str) -> str:
     return next(c.source for c in nbformat.read(path, as_version=4).cells if c.id == id)
 
 
+@pytest.mark.notebooks
 def test_00_02_and_05_with_a_qwen_that_has_no_adapter(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("SEARCHR1_RUNS", str(tmp_path))
     model = write_model(tmp_path / "qwen", KINDS["qwen2.5-instruct"])

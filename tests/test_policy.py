@@ -1,14 +1,19 @@
 """Loading: real NF4 and LoRA, any Qwen-shaped folder, and clear errors before anything slow happens."""
 
 import json
+import os
 import shutil
+import warnings
 
 import pytest
 import torch
 
 from searchr1_lib.environment.protocol import PROMPT, SHORT_PROMPT
 from searchr1_lib.files import write_json
+from searchr1_lib.training.decoder import Decoder
+from searchr1_lib.training.learner import Learner
 from searchr1_lib.training.policy import Policy, check_model_folder, export_merged, load_policy, prompt_of, token_bytes
+from searchr1_lib.training.settings import Settings
 
 TINY = "data/tiny_qwen"
 
@@ -203,3 +208,197 @@ def test_dropout_is_refused():
     )
     with pytest.raises(ValueError, match="dropout"):
         Policy(model, AutoTokenizer.from_pretrained(TINY))
+
+
+# -- every kind of adapter is followed exactly, or refused by name
+
+
+def adapted(config, *, quantize=False, where=None):
+    """A tiny Qwen under an adapter of PEFT's that does something."""
+    from peft import get_peft_model
+
+    model = load_policy(TINY, quantize=quantize, lora=False).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(model, config)
+    torch.manual_seed(0)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.add_(torch.randn_like(p) * 0.05)
+    if where:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.save_pretrained(str(where), save_embedding_layers=False)
+    return model
+
+
+EXACT = {
+    "lora": dict(target_modules="all-linear"),
+    "dora": dict(target_modules="all-linear", use_dora=True),
+    "rslora": dict(target_modules="all-linear", use_rslora=True),
+    "patterns": dict(target_modules="all-linear", rank_pattern={"q_proj": 3}, alpha_pattern={"v_proj": 40}),
+    "subset": dict(target_modules=["q_proj", "down_proj"], layers_to_transform=[0, 2]),
+    "a norm beside it": dict(target_modules=["q_proj"], modules_to_save=["norm", "input_layernorm"]),
+    "dropout": dict(target_modules="all-linear", lora_dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("quantize", [False, True], ids=["fp32", "nf4"])
+@pytest.mark.parametrize("kind", EXACT)
+def test_an_adapter_is_sampled_from_as_peft_computes_it(tmp_path, kind, quantize):
+    from peft import LoraConfig
+
+    model = adapted(LoraConfig(**EXACT[kind]), quantize=quantize, where=tmp_path).eval()  # without dropout
+    policy = load_policy(TINY, adapter=tmp_path, quantize=quantize)
+    row = policy.encode(policy.prompt_text("Where was Sito Junick born?"))
+    with Decoder(policy, generator=torch.Generator().manual_seed(0)) as decoder:
+        first = decoder.write([row], [], [4])[0]
+        row += first.ids + policy.encode(" and then")
+        then = decoder.write([row], [], [4])[0]
+    start, row = len(row), row + then.ids
+    with torch.no_grad():
+        want = model(input_ids=torch.tensor([row])).logits.float().log_softmax(-1)[0]
+    got = [want[start - 1 + i, token].item() for i, token in enumerate(then.ids)]
+    assert then.logprobs == pytest.approx(got, abs=1e-4)
+    with policy.reference():
+        base = logits(policy.model, policy)
+    assert (logits(policy.model, policy) - base).abs().max() > 0.1
+
+
+def kinds_that_are_refused():
+    import peft
+
+    lora = lambda **how: peft.LoraConfig(**{"target_modules": ["q_proj"]} | how)
+    return {
+        "output layer": lora(target_modules=["q_proj", "lm_head"]),
+        "embeddings": lora(target_modules=["q_proj", "embed_tokens"]),
+        "embeddings or": lora(modules_to_save=["embed_tokens"]),
+        "or the output": lora(modules_to_save=["lm_head"]),
+        "trainable_token_indices": lora(trainable_token_indices=[1, 2]),
+        "bias='all'": lora(bias="all"),
+        "bias='lora_only'": lora(bias="lora_only"),
+        "lora_bias": lora(lora_bias=True),
+        "layer_replication": lora(layer_replication=[[0, 2], [1, 3]]),
+        "target_parameters": lora(target_parameters=["k_proj.weight"]),
+        "alora_invocation_tokens": lora(alora_invocation_tokens=[5, 6], task_type="CAUSAL_LM"),
+        "LOHA": peft.LoHaConfig(target_modules=["q_proj"]),
+        "LOKR": peft.LoKrConfig(target_modules=["q_proj"]),
+        "IA3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        "VERA": peft.VeraConfig(target_modules=["q_proj"]),
+        "ADALORA": peft.AdaLoraConfig(target_modules=["q_proj"], total_step=10),
+        "OFT": peft.OFTConfig(target_modules=["q_proj"], oft_block_size=8, r=0),
+        "PREFIX_TUNING": peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+        "PROMPT_TUNING": peft.PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+        "P_TUNING": peft.PromptEncoderConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+        "TRAINABLE_TOKENS": peft.TrainableTokensConfig(token_indices=[1]),
+        "LN_TUNING": peft.LNTuningConfig(task_type="CAUSAL_LM"),
+    }
+
+
+def test_what_a_rollout_cannot_follow_is_refused_by_name(policy, tmp_path):
+    for name, config in kinds_that_are_refused().items():
+        where = tmp_path / name
+        with pytest.raises(ValueError, match=name):
+            Policy(adapted(config, where=where), policy.tokenizer)
+        with pytest.raises(ValueError, match=name):
+            load_policy(TINY, quantize=False, adapter=where)
+
+
+def test_one_adapter_at_a_time_and_not_a_merged_one(policy):
+    from peft import LoraConfig, get_peft_model
+
+    model = adapted(LoraConfig(target_modules=["q_proj"]))
+    model.add_adapter("other", LoraConfig(target_modules=["q_proj"]))
+    Policy(model, policy.tokenizer)  # the other one is off
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match="default, other"):
+        Policy(model, policy.tokenizer)
+    named = get_peft_model(load_policy(TINY, lora=False).model, LoraConfig(target_modules=["q_proj"]), "mine")
+    with pytest.raises(ValueError, match="mine"):
+        Policy(named, policy.tokenizer)
+    merged = adapted(LoraConfig(target_modules=["q_proj"]))
+    merged.merge_adapter()
+    with pytest.raises(ValueError, match="merged"):
+        Policy(merged, policy.tokenizer)
+
+
+def test_dropout_is_refused_only_where_something_is_trained(policy, tmp_path):
+    from peft import LoraConfig, PeftModel
+
+    adapted(LoraConfig(lora_dropout=0.5, target_modules="all-linear"), where=tmp_path)
+    frozen = PeftModel.from_pretrained(load_policy(TINY, lora=False).model, str(tmp_path))
+    loaded = Policy(frozen, policy.tokenizer), load_policy(TINY, adapter=tmp_path)
+    for one in loaded:
+        assert torch.equal(logits(one.model, policy), logits(one.model, policy))
+    with pytest.raises(ValueError, match="lora_dropout"):
+        Learner(loaded[1], Settings())
+
+
+def test_what_the_learner_changes_is_what_an_adapter_holds(policy):
+    one = load_policy(TINY, quantize=False)
+    Learner(one, Settings())
+    one.model.get_base_model().model.norm.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match="model.norm.weight"):
+        Learner(one, Settings())
+    whole = Policy(load_policy(TINY, quantize=False, lora=False).model.requires_grad_(True), policy.tokenizer)
+    with pytest.raises(ValueError, match="adapter"):
+        Learner(whole, Settings())
+
+
+def test_a_broken_adapter_is_named(tmp_path, policy):
+    from safetensors.torch import load_file, save_file
+
+    def spoilt(name, change):
+        folder = tmp_path / name
+        policy.save_adapter(folder)
+        change(folder)
+        return folder
+
+    weights, config = "adapter_model.safetensors", "adapter_config.json"
+    half = lambda f: save_file(dict(list(load_file(f / weights).items())[::2]), f / weights)
+    for name, change, error, message in (
+        ("none", lambda f: (f / weights).unlink(), FileNotFoundError, "none: adapter_model.safetensors is missing"),
+        ("empty", lambda f: (f / weights).write_bytes(b""), ValueError, "empty/adapter_model.safetensors is broken"),
+        ("cut", lambda f: os.truncate(f / weights, 5000), ValueError, "cut/adapter_model.safetensors is broken"),
+        ("half", half, ValueError, "half/adapter_model.safetensors does not fit this model: .*lora_"),
+        ("letters", lambda f: (f / config).write_text("{"), ValueError, "letters/adapter_config.json"),
+        ("list", lambda f: (f / config).write_text("[]"), ValueError, "list cannot be put"),
+        ("kind", lambda f: (f / config).write_text('{"peft_type": "NEW"}'), ValueError, "kind cannot be put .*NEW"),
+        ("odd", lambda f: (f / config).write_text('{"peft_type": "LORA", "r": "x"}'), ValueError, "odd cannot be put"),
+    ):
+        with pytest.raises(error, match=message):
+            load_policy(TINY, adapter=spoilt(name, change))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(lora_r=0),
+        dict(lora_r=True),
+        dict(lora_r=2.5),
+        dict(lora_alpha=0),
+        dict(lora_alpha=float("nan")),
+        dict(seed=None),
+        dict(seed=-1),
+        dict(seed=2**70),
+        dict(dtype="float8"),
+    ],
+)
+def test_numbers_are_checked_before_anything_is_loaded(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        load_policy("data/none", **wrong)
+
+
+def test_a_tokenizer_that_loses_text_is_refused(policy):
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {"<unk>": 0, "\u2581": 1} | {chr(i + 32): i for i in range(2, 2048)}
+    pieces = Tokenizer(models.BPE(letters, [], unk_token="<unk>"))
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    small = Tokenizer.from_str(policy.tokenizer.backend_tokenizer.to_str())
+    small.normalizer = normalizers.Sequence([small.normalizer, normalizers.Lowercase(), normalizers.Strip()])
+    for backend, end in ((pieces, "<unk>"), (small, "<|endoftext|>")):
+        lossy = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end)
+        with pytest.raises(ValueError, match="does not give text back"):
+            Policy(load_policy(TINY, lora=False).model, lossy)

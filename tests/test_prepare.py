@@ -102,6 +102,114 @@ def test_a_set_without_a_training_split(tmp_path, capsys):
         assert json.loads(capsys.readouterr().out)["questions"] == splits
 
 
+def rows_of(number, first=0):
+    return [hotpotqa_row(n) for n in range(first, first + number)]
+
+
+def prepared(capsys, *arguments):
+    """Its exit code, what it printed, and what it complained of."""
+    try:
+        code = cli.main(["prepare", *map(str, arguments)])
+    except SystemExit as e:
+        code = e.code
+    return code, *capsys.readouterr()
+
+
+def parts_of(out):
+    return {split: load_questions(out / f"{split}.jsonl") for split in SPLITS if (out / f"{split}.jsonl").exists()}
+
+
+def test_a_folder_with_training_questions_alone_shares_them_out(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "train.jsonl", *rows_of(20))
+    code, _, error = prepared(capsys, tmp_path / "mine", "--out", tmp_path / "out")
+    parts = parts_of(tmp_path / "out")
+    ids = [q.id for part in parts.values() for q in part]
+    assert code == 0 and len(ids) == len(set(ids)) == 20 and list(parts) == list(SPLITS)
+    assert error == "fewer questions than asked for: train 16 of 1000, validation 1 of 100, test 3 of 200\n"
+
+
+@pytest.mark.parametrize("there, split", [(300, (231, 23, 46)), (3, (1, 1, 1)), (1299, (1000, 99, 199))])
+def test_a_file_with_fewer_rows_than_asked_for_is_shared_out(tmp_path, capsys, there, split):
+    file = write(tmp_path / "q.jsonl", *rows_of(there))
+    code, made, error = prepared(capsys, file, "--out", tmp_path / "out")
+    assert code == 0 and tuple(json.loads(made)["questions"].values()) == split and "fewer questions" in error
+    assert [len(part) for part in parts_of(tmp_path / "out").values()] == list(split)
+
+
+def test_too_few_rows_for_the_splits_and_none_asked_for(tmp_path, capsys):
+    file = write(tmp_path / "q.jsonl", *rows_of(2))
+    for more, said in (
+        ([], "holds 2 question(s), too few for train, validation, test"),
+        (["--train", "0", "--validation", "0", "--test", "0"], "no questions are asked for"),
+        (["--train", "-5"], "argument --train: expected a whole number from 0, not '-5'"),
+        (["--others", "-1"], "argument --others: expected a whole number from 0, not '-1'"),
+        (["--rows", "0"], "argument --rows: expected a whole number from 1, not '0'"),
+        (["--test", "nan"], "argument --test: expected a whole number from 0, not 'nan'"),
+    ):
+        code, _, error = prepared(capsys, file, "--out", tmp_path / "out", *more)
+        assert code == 2 and said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_what_is_tested_is_never_taught(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "train.jsonl", *rows_of(10))
+    again = [row | {"id": f"again {n}", "question": f" {row['question'].upper()}"} for n, row in enumerate(rows_of(3))]
+    write(tmp_path / "mine" / "test.jsonl", *again)
+    code, _, error = prepared(
+        capsys, tmp_path / "mine", "--out", tmp_path / "out", "--train", 9, "--validation", 1, "--test", 3
+    )
+    parts = parts_of(tmp_path / "out")
+    assert code == 0 and [len(part) for part in parts.values()] == [6, 1, 3] and "train 6 of 9" in error
+    assert not {q.text for q in parts["train"]} & {q.text.strip().capitalize() for q in parts["test"]}
+
+
+def test_what_stands_in_the_output_folder_already(tmp_path, capsys):
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    mine.mkdir()
+    write(mine / "train.jsonl", *rows_of(20))
+    write(mine / "passages.jsonl", {"id": "p", "title": "", "text": "x"})
+    before = {p: p.read_bytes() for p in mine.iterdir()}
+    for source, folder, said in (
+        (mine, mine, "are one folder or one in the other"),
+        (mine, mine / "deep" / "er", "are one folder or one in the other"),
+        (mine / "train.jsonl", mine, "are one folder or one in the other"),
+        (mine / "train.jsonl", tmp_path, "are one folder or one in the other"),
+        ("mixed", mine, "mine holds passages.jsonl, which was not made by this command"),
+        ("mixed", mine / "train.jsonl", "train.jsonl holds a file's text"),
+        ("nq", mine, "mine holds passages.jsonl"),  # before the hub is asked
+    ):
+        code, _, error = prepared(capsys, source, "--out", folder)
+        assert code == 2 and said in error, error
+        assert {p: p.read_bytes() for p in mine.iterdir()} == before and [*tmp_path.iterdir()] == [mine]
+    assert prepared(capsys, mine, "--out", out)[0] == 0
+    (out / ".made.json.1234.tmp").write_text("of a process that was killed")
+    code, made, _ = prepared(capsys, mine, "--out", out, "--train", 20, "--validation", 0, "--test", 0)
+    assert code == 0 and json.loads(made)["questions"] == {"train": 20}  # its own folder is made anew, as a whole
+    assert sorted(p.name for p in out.iterdir()) == ["made.json", "passages.jsonl", "train.jsonl"]
+    (out / "notes.txt").write_text("mine")
+    assert "out holds notes.txt" in prepared(capsys, mine, "--out", out)[2] and (out / "notes.txt").exists()
+    with pytest.raises(ValueError, match="out holds notes.txt"):
+        prepare.write_folder(out, {}, [], {})
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    file = write(tmp_path / "q.jsonl", *rows_of(20))
+    assert prepared(capsys, file, "--out", tmp_path / "out")[0] == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    save, saved = prepare.data.save_questions, []
+
+    def full(path, questions):
+        if saved:
+            raise OSError(28, "No space left on device")
+        saved.append(save(path, questions))
+
+    monkeypatch.setattr(prepare.data, "save_questions", full)
+    code, _, error = prepared(capsys, file, "--out", tmp_path / "out", "--train", 2)
+    assert code == 2 and "No space left" in error
+    assert {p: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before and len([*tmp_path.iterdir()]) == 2
+
+
 def test_what_cannot_be_prepared_is_said_in_one_line(tmp_path, capsys):
     for arguments in (["nq"], [str(tmp_path / "none.jsonl")], ["mixed", "--known-share", "2"]):
         assert cli.main(["prepare", *arguments, "--out", str(tmp_path / "out")]) == 2
@@ -150,6 +258,7 @@ def test_the_part_of_a_corpus_about_some_questions(tmp_path):
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples in ../shared are not here")
+@pytest.mark.notebooks
 def test_notebooks_01_and_02_run_on_a_sample_of_hotpotqa(tmp_path, monkeypatch):
     from searchr1_lib import suite
 

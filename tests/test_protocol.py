@@ -1,6 +1,7 @@
 """The text protocol: reading, writing and escaping, also of text that wants to do harm."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -78,6 +79,13 @@ def test_escaped_text_holds_no_tag_and_no_chat_token(text):
     assert safe.replace("\u2039", "<") == text
 
 
+def test_half_a_surrogate_pair_stops_no_tokenizer():
+    assert escape("a\ud800b</answer>") == "a?b\u2039/answer>"
+    assert "Was \ud800 born?" not in build_prompt("Was \ud800 born?") and "Was ? born?" in build_prompt(
+        "Was \ud800 born?"
+    )
+
+
 @given(TAGGED, TAGGED)
 def test_a_passage_cannot_forge_a_tag(title, text):
     seen = observation([Passage("1", title, text)])
@@ -104,3 +112,41 @@ def test_an_observation_in_full():
     assert format_observation([format_document(1, "A", "x"), format_document(2, "B", "y\nz")]) == (
         "\n\n<information>Doc 1(Title: A) x\nDoc 2(Title: B) y z</information>\n\n"
     )
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "<|im_end|>", "<|endoftext|>", "<|", "<\uff5cUser\uff5c>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>", "<end_of_utterance>", "<bos>", "<eos>", "<pad>", "<unk>",
+    ],
+)  # fmt: skip
+def test_no_template_of_a_chat_is_forged(token):
+    assert escape(f"a {token} b") == f"a \u2039{token[1:]} b"
+    assert token not in build_prompt(token, "Q: {question}") and token not in observation([Passage("1", token, token)])
+
+
+@pytest.mark.parametrize("text", ["5 < 6", "<b>bold</b>", "a <- b", "<summary>", "x<y", "<strong>", "<searchable>"])
+def test_other_signs_stay(text):
+    assert escape(text) == text
+
+
+def seconds(work, *arguments):
+    """Processor time, the least of three."""
+
+    def once():
+        started = time.process_time()
+        work(*arguments)
+        return time.process_time() - started
+
+    return min(once() for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    "unit", ["<", " ", "< ", "</", "< /", "<search>", "</search>", "<think>", "<answer> ", "\n", "a"]
+)
+def test_reading_and_escaping_are_linear(unit):
+    """A "<" before a megabyte of blanks took the square of their number: eight hours."""
+    once, twice = ("<" + unit * (size // len(unit)) for size in (100_000, 200_000))
+    for do in (escape, read_action, split_turn, build_prompt, lambda text: observation([Passage("1", text, text)])):
+        assert seconds(do, twice) < 3 * seconds(do, once) + 0.05

@@ -371,7 +371,8 @@ def test_sliding_windows_see_the_same_in_sampling_and_in_training(folders, tmp_p
     assert max(len(t.completion_ids) for t in got) > 48
     trainer = Trainer(policy, [LOOKUP], engine(), settings=STEP, run_dir=tmp_path, report=None)
     with torch.no_grad():
-        logprobs, _, batch = trainer.learner.token_logprobs(got)
+        hidden, batch = trainer.learner._hidden(got)
+        logprobs, _ = trainer.learner._logprobs(hidden, batch)
     for row, start, t in zip(logprobs, batch.starts, got):
         again = row[start : start + len(t.completion_ids)] * torch.tensor(t.mask)
         assert torch.allclose(again, torch.tensor(t.logprobs), atol=1e-4)

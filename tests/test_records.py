@@ -31,6 +31,26 @@ def trajectory(text="<answer> é\u2028 </answer>", logprob=-0.1):
     )
 
 
+def test_one_answer_is_not_its_letters_and_a_stored_list_is_a_list():
+    assert Question("q", "Capital?", "Paris").answers == ["Paris"]
+    assert Question("q", "Capital?", '["Paris", "Lutetia"]').answers == ["Paris", "Lutetia"]
+    assert Question("q", "Capital?", ("Paris",), passages="p1").passages == ["p1"]
+    for wrong, found in ((1912, "int"), (None, "NoneType"), (["a", 1912], "int"), ({"a": 1}, "dict"), (b"a", "bytes")):
+        with pytest.raises(ValueError, match=f"field 'answers': expected text, found {found}"):
+            Question("q", "When?", wrong)
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"))))
+def test_a_list_of_answers_comes_back_from_its_text(answers):
+    for stored in (json.dumps(answers), json.dumps(answers, ensure_ascii=False), repr(answers)):
+        assert Question("q", "?", stored).answers == answers
+
+
+def test_reading_a_stored_list_takes_time_in_proportion():
+    for text in ("['a' , " * 50_000 + "x]", "[" + " ," * 50_000, "['" + "\\" * 50_000, "[" + "''" * 50_000):
+        Question("q", "?", text)
+
+
 @given(st.text(), st.floats(-50, 0))
 def test_a_trajectory_comes_back_equal(text, logprob):
     t = trajectory(text, logprob)

@@ -1,6 +1,7 @@
 """Replay on other engines and policies, trajectories as Parquet and Dataset, and the replay buffer."""
 
 import random
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,23 @@ def test_the_report_is_short_and_harmless(engine):
     assert str(replay([], engine=engine)) == "0 trajectories replayed"
 
 
+def test_the_report_can_be_printed_and_is_linear(engine):
+    def replayed(size):
+        class Long:
+            def search_batch(self, queries, k=3):
+                return [[Passage(str(i), "", f"{i} \ud800" * size) for i in range(k)] for _ in queries]
+
+        t = recorded(engine, "river")
+        t.question.id, t.calls[0].argument = "\x1b[31m\ud800" * size, "x\ud800" * size
+        started = time.process_time()
+        report = replay([t], engine=Long())
+        text, table = str(report), report.table()
+        assert "\x1b" not in text and len(text.encode()) < 1000 and table["shared_documents"] == 0.0
+        return time.process_time() - started
+
+    assert min(replayed(200_000) for _ in range(3)) < 3 * min(replayed(100_000) for _ in range(3)) + 0.05
+
+
 # ---- another policy --------------------------------------------------------------------------------------
 
 
@@ -213,6 +231,12 @@ def test_a_record_of_another_tokenizer_is_refused(policy, engine):
         ({"batch_size": 0}, "batch_size"),
         ({"temperature": -1}, "temperature"),
         ({"topk": 0}, "topk"),
+        ({"topk": 1.5}, "topk"),
+        ({"batch_size": True}, "batch_size"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"search_timeout": 0}, "search_timeout"),
+        ({"search_timeout": float("nan")}, "search_timeout"),
     ],
 )
 def test_impossible_parameters_of_replay_are_named(engine, wrong, name):
@@ -356,7 +380,13 @@ def test_equal_rewards_draw_uniformly():
 
 
 def test_the_buffer_names_what_is_wrong():
-    for wrong, name in [({"capacity": 0}, "capacity"), ({"max_age": -1}, "max_age"), ({"by": "luck"}, "by")]:
+    bad = {
+        "capacity": (0, 1.5, None),
+        "max_age": (-1, 0.5, float("nan")),
+        "by": ("luck", None),
+        "seed": (None, -1, 1.5),
+    }
+    for wrong, name in [({name: value}, name) for name, values in bad.items() for value in values]:
         with pytest.raises(ValueError, match=name):
             ReplayBuffer(**({"capacity": 3} | wrong))
     buffer = ReplayBuffer(3, by="reward", max_age=1)
@@ -366,3 +396,6 @@ def test_the_buffer_names_what_is_wrong():
     assert len(buffer) == 0
     with pytest.raises(ValueError, match="cannot draw 1 of the 0"):
         buffer.sample(1)
+    for size in (-1, 0.5, float("nan"), True):
+        with pytest.raises(ValueError, match="^size "):
+            buffer.sample(size)

@@ -53,8 +53,11 @@ def test_a_judge_with_its_endpoint_can_be_named_too():
         ({"OTC": {}, "F1": {}}, "expected a name"),
         (3, "expected a name"),
         ("OverlongPenalty", "OverlongPenalty: missing a required argument: 'max_tokens'"),
-        ({"SearchCost": {"cost": -1}}, "SearchCost: SearchCost: cost must be 0 or more"),
-        ([[1.0, "F1"], ["x", "ExactMatch"]], "Composite: could not convert"),
+        ({"SearchCost": {"cost": -1}}, "SearchCost: SearchCost: cost must be greater than or equal to 0, got -1"),
+        (
+            [[1.0, "F1"], ["x", "ExactMatch"]],
+            "Composite: Composite: the weight of 'exact_match' must be a valid number, got 'x'",
+        ),
         (["F1"], r"Composite: expected pairs \[weight, reward\]"),
         ([[1.0, "F1"], [1.0, "F1"]], "Composite: Composite: two rewards are named"),
         ([], "at least one"),

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -11,13 +12,18 @@ from searchr1_lib.files import TrajectoryLog
 from searchr1_lib.records import Passage, Question, Trajectory
 from searchr1_lib.rewards import (
     F1,
+    IKEA,
+    OTC,
     Composite,
+    ConfidentSearch,
     ExactMatch,
     InformationGain,
+    OverlongPenalty,
     Product,
     RepeatedSearch,
     Scaled,
     SearchCost,
+    SearchR1Format,
     SearchR1Reward,
     Standardized,
     Threshold,
@@ -146,3 +152,42 @@ def test_rewards_survive_the_log(tmp_path):
     old = ts[0].to_dict()
     del old["turn_rewards"]  # written before the field existed
     assert Trajectory.from_dict(old).turn_rewards == []
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    "make, name, wrong",
+    [
+        (SearchCost, "cost", (-0.1, NAN, INF, "0.1", True)),
+        (SearchR1Reward, "cost", (-0.1, NAN, INF)),
+        (RepeatedSearch, "penalty", (-0.1, NAN, INF, None)),
+        (InformationGain, "redundancy", (-0.1, NAN, INF, "1")),
+        (SearchR1Format, "structure", (-0.1, 1.1, NAN)),
+        (SearchR1Format, "retrieval", (-0.1, 1.1, NAN)),
+        (SearchR1Format, "answered", (-0.1, 1.1, NAN)),
+        (OTC, "c", (-1, NAN, INF, False)),
+        (OTC, "alpha", (0, -1, NAN, INF)),
+        (IKEA, "bonus", (-0.1, NAN, INF)),
+        (IKEA, "max_searches", (0, -1, 1.5, NAN)),
+        (IKEA, "tried", (-0.1, 1.1, NAN)),
+        (ConfidentSearch, "threshold", (-0.1, 1.1, NAN)),
+        (partial(OverlongPenalty, buffer=1), "max_tokens", (0, -5, 2.5, NAN, INF)),
+        (partial(OverlongPenalty, 10), "buffer", (0, -5, 11, 2.5, NAN)),
+        (partial(Threshold, F1()), "at", (NAN, INF, "0.5")),
+        (partial(Scaled, F1(), high=2), "low", (NAN, -INF, 2)),
+        (partial(Scaled, F1(), -1), "high", (NAN, INF, -1)),
+        (lambda weight: Composite([(weight, F1())]), "weight", (NAN, INF, -INF, "1", None, True)),
+    ],
+)
+def test_every_number_of_a_reward_has_a_range(make, name, wrong):
+    for value in wrong:
+        with pytest.raises(ValueError, match=name):
+            make(**{name: value})
+
+
+def test_a_reward_shows_its_parameters():
+    assert repr(OTC(c=3)) == "OTC(correctness=ExactMatch(), c=3.0, alpha=1.0)"
+    assert repr(SearchCost(0.1)) == "SearchCost(cost=0.1, only_if=None)"
+    assert repr(Product([F1(), Threshold(ExactMatch(), 0.5)])).startswith("Product(name='product', parts=[(1.0, F1())")

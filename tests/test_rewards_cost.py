@@ -46,7 +46,7 @@ def test_search_cost_counts_what_the_model_asked_for():
     scores = score(SearchCost(0.25), ts)
     assert scores.values == [0, -0.5, -0.5, -0.25]
     assert scores.turns[1:3] == [[-0.25, -0.25, 0], [-0.25, -0.25]]
-    with pytest.raises(ValueError, match="cost must be 0 or more"):
+    with pytest.raises(ValueError, match="SearchCost: cost must be greater than or equal to 0, got -0.1"):
         SearchCost(-0.1)
 
 

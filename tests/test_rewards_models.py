@@ -546,3 +546,74 @@ def test_a_vector_that_is_not_a_number_stops_the_step():
     with Server(embed=lambda texts: [[float("nan"), 1.0]] * len(texts)) as server:
         with pytest.raises(RewardError, match="'semantic'.*'q1'"):
             score(SemanticSimilarity(EmbeddingsEndpoint(server.url, "m")), [answered("a")])
+
+
+@pytest.mark.parametrize("bad", [0, -1, float("nan"), True, "3", 1.5])
+def test_bad_numbers_are_named(bad):
+    makers = {
+        "timeout": lambda bad: ChatEndpoint("http://127.0.0.1/v1", "m", timeout=bad),
+        "retries": lambda bad: ChatEndpoint("http://127.0.0.1/v1", "m", retries=bad),
+        "batch_size": lambda bad: EmbeddingsEndpoint("http://127.0.0.1/v1", "m").encode(["x"], batch_size=bad),
+        "concurrency": lambda bad: Judge(Counting(), concurrency=bad),
+        "attempts": lambda bad: Judge(Counting(), attempts=bad),
+        "max_calls": lambda bad: Judge(Counting(), max_calls=bad),
+        "max_tokens": lambda bad: Judge(Counting(), max_tokens=bad),
+        "max_new_tokens": lambda bad: LocalChat(None, None, max_new_tokens=bad),
+    }
+    allowed = {("retries", 0), ("max_calls", 0), ("max_tokens", 0), ("timeout", 1.5)}
+    for name, make in makers.items():
+        if (name, bad) not in allowed or isinstance(bad, bool):
+            with pytest.raises(ValueError, match=f"^{name} must be"):
+                make(bad)
+
+
+def test_scores_are_kept_for_the_model_that_gave_them(tmp_path):
+    """Another address, other sampling or other weights under the same name: nothing is taken from the cache."""
+    ts = [answered("velmora"), OTHER]
+    with Server(honest) as first, Server(lambda asked: 0.0) as second:
+        judge = lambda server, **more: Judge(chat(server, **more), cache=tmp_path / "judge.sqlite")
+        assert score(judge(first), ts).values == [1, 1]
+        assert score(judge(second), ts).values == [0, 0]
+        warm = judge(first, body={"temperature": 1})
+        assert score(warm, ts).values == [1, 1] and warm.cached == 0
+        again = judge(first)
+        assert score(again, ts).values == [1, 1] and again.calls == 0
+
+
+def test_a_local_model_is_known_by_its_weights(taught_qwen):
+    import copy
+
+    model, tokenizer = taught_qwen
+    other = copy.deepcopy(model)
+    other.lm_head.weight.data[0, 0] += 1
+    first, same, second = (LocalChat(m, tokenizer) for m in (model, model, other))
+    assert first.identity == same.identity != second.identity != LocalChat(other, tokenizer, max_new_tokens=9).identity
+
+
+def test_a_read_only_cache_gives_what_it_holds(tmp_path, monkeypatch):
+    cache = tmp_path / "judge.sqlite"
+    with Server() as server:
+        score(Judge(chat(server), cache=cache), [answered("Velmora")])
+        before = cache.read_bytes()
+        monkeypatch.setattr("os.access", lambda *_: False)
+        judge = Judge(chat(server), cache=cache)
+        assert score(judge, [answered("Velmora"), answered("Tarn")]).values == [1, 0] and judge.cached == 2
+    assert cache.read_bytes() == before
+
+
+def test_a_reply_takes_time_in_proportion():
+    def seconds(number):
+        begun = time.process_time()
+        for reply in ("```x" + " " * number + "y```", "```" + "\n" * number + "x```", "</think>" * (number // 8)):
+            with pytest.raises(ValueError):
+                parse_score(reply)
+        return time.process_time() - begun
+
+    assert seconds(40_000) < 3 * seconds(20_000) + 0.2
+
+
+@pytest.mark.parametrize("spoil", [float("inf"), float("nan"), 1e300])
+def test_vectors_that_are_not_finite_earn_nothing(spoil):
+    with Server(embed=lambda texts: [[spoil, 1.0]] * len(texts)) as server:
+        with pytest.raises(RewardError, match="'semantic'.*not finite"):
+            score(SemanticSimilarity(EmbeddingsEndpoint(server.url, "m")), [answered("a")])

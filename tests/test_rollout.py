@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import time
+import types
 from unittest.mock import patch
 
 import pytest
@@ -18,7 +19,7 @@ from searchr1_lib.training.decoder import Decoder
 from searchr1_lib.training.learner import Batch
 from searchr1_lib.training.logits import token_logprobs_and_entropy
 from searchr1_lib.training.policy import load_policy
-from searchr1_lib.training.rollout import rollout
+from searchr1_lib.training.rollout import _Episode, rollout
 
 
 @pytest.fixture(scope="module")
@@ -308,11 +309,16 @@ def test_memory_running_out_halves_the_batch(policy, monkeypatch):
     "wrong",
     [
         dict(num_generations=0),
+        dict(num_generations=2.5),
         dict(temperature=-1),
+        dict(temperature=float("nan")),
+        dict(temperature=float("inf")),
+        dict(temperature=None),
         dict(first_action="think"),
         dict(max_turns=-1),
         dict(topk=0),
         dict(batch_size=0),
+        dict(batch_size=True),
     ],
 )
 def test_impossible_parameters_are_named(policy, wrong):
@@ -407,7 +413,7 @@ def test_recorded_logprobs_in_16_bits_are_near_a_fresh_forward(dtype, mean, most
 
 def test_weights_too_large_to_unpack_stay_packed(nf4, monkeypatch):
     monkeypatch.setattr("searchr1_lib.training.policy._DENSE_ON_CPU", 1000)
-    with nf4.unpacked():
+    with nf4.sampling():
         assert not any("forward" in m.__dict__ for m in nf4.model.modules())
 
 
@@ -435,3 +441,50 @@ def test_text_that_is_no_unicode_stops_nothing(policy):
         policy, [asked], Broken(), num_generations=2, first_action="search", max_turns=1, max_turn_tokens=30
     ):
         assert t.finish_reason
+
+
+class OneByOne:
+    """A tokenizer with a token for each character, an episode whose parts are those of an environment of its own."""
+
+    name, token_bytes = "policy", [bytes([i]) for i in range(128)]
+
+    def parts(self, turn):
+        return [("text", i, i + 2) for i in range(0, len(turn), 2)]
+
+
+def test_cutting_a_turn_takes_no_more_steps_than_it_has_tokens():
+    """Each part finds its tokens by bisection: with 60,000 of them, a search from the start takes minutes."""
+    n, one = 60_000, OneByOne()
+    t = Trajectory(QUESTIONS[0], [], [97] * n, [1] * n, [0.0] * n)
+    started = time.process_time()
+    _Episode(one, one, t, [97] * n)._close_turn("a" * n)
+    assert time.process_time() - started < 5
+    assert [(s.start, s.end) for s in t.segments] == [(i, i + 2) for i in range(0, n, 2)]
+
+
+def test_parts_stand_in_the_tokens_that_write_them(policy):
+    """Any cut, also through characters of several tokens: as the search from the start finds it."""
+    text = "<think> é漢字🙂 </think>x<search>ไทย</search>"
+    ids = policy.encode(text)
+    for cut in range(1, len(text)):
+        env = types.SimpleNamespace(parts=lambda turn, cut=cut: [("a", 0, cut), ("b", cut, len(turn))])
+        t = Trajectory(QUESTIONS[0], [], list(ids), [1] * len(ids), [0.0] * len(ids))
+        _Episode(policy, env, t, list(ids))._close_turn(text)
+        starts = [0, *t.ends]
+        first = next(k for k, stop in enumerate(t.ends) if stop > cut or starts[k] >= cut)
+        last = next(k for k, stop in enumerate(t.ends) if stop >= cut)
+        assert [(s.start, s.end) for s in t.segments] == [(0, last + 1), (first, len(ids))]
+
+
+def test_no_text_from_outside_becomes_a_special_token(policy, monkeypatch):
+    """Escaping is the first lock; behind it is a second one."""
+    found = Passage("p", "Odd", "It <|im_end|> ends <|endoftext|> here.")
+    plain = policy.encode("It <|im_end|>", split_special_tokens=True)
+    assert not policy.stop_ids & set(plain) and policy.decode(plain) == "It <|im_end|>"
+    monkeypatch.setattr("searchr1_lib.environment.protocol.escape", lambda text, tools=(): text)
+    how = dict(num_generations=1, first_action="search", max_turns=1, temperature=0)
+    odd = types.SimpleNamespace(search=lambda query: [found])
+    for t in rollout(policy, QUESTIONS[:1], odd, **how):
+        shown = next(s for s in t.segments if s.kind == "information")
+        assert not policy.stop_ids & set(t.completion_ids[shown.start : shown.end])
+        assert "<|im_end|> ends <|endoftext|>" in shown.text

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +14,20 @@ from hypothesis import strategies as st
 
 from searchr1_lib.data import load_passages, load_questions, save_passages
 from searchr1_lib.records import Passage, Question
-from searchr1_lib.search import BM25Search, CachedSearch, IndexFolderError, LocalSearch, SQLiteSearch, measure
-from searchr1_lib.search.base import best
+from searchr1_lib.search import (
+    BM25Search,
+    CachedSearch,
+    Engine,
+    HybridSearch,
+    IndexFolderError,
+    LocalSearch,
+    RemoteSearch,
+    RerankedSearch,
+    SQLiteSearch,
+    measure,
+)
+from searchr1_lib.search import words as text
+from searchr1_lib.search.base import best, identity_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT.parent / "shared" / "data"
@@ -270,3 +283,118 @@ def test_an_accent_in_another_unicode_form_is_the_same_name(tmp_path):
             assert {hit.passage.id for hit in engine.search(query)} == {"1", "2"}
         CachedSearch(engine, tmp_path / f"{engine.name}.sqlite").search(composed)
         assert len(CachedSearch(None, tmp_path / f"{engine.name}.sqlite", mode="replay").search(apart)) == 2
+
+
+#: A question, the passage that answers it, and one that does not, in scripts that put no blanks between words or
+#: have letters of several characters.
+SCRIPTS = {
+    "Chinese": ("法国的首都在哪里？", "巴黎是法国的首都。", "水由氢和氧组成。"),
+    "one character": ("水是什么？", "水由氢和氧组成。", "巴黎很大。"),
+    "Japanese": ("日本の首都はどこですか", "東京は日本の首都です。", "りんごは赤い。"),
+    "Thai": ("เมืองหลวงของประเทศไทยคืออะไร", "กรุงเทพเป็นเมืองหลวงของไทย", "แมวกินปลา"),
+    "Hindi": ("भारत की राजधानी क्या है?", "नई दिल्ली भारत की राजधानी है।", "बिल्ली मछली खाती है।"),
+    "Korean": ("한국의 수도는?", "서울은 한국의 수도이다.", "고양이가 잔다."),
+    "wide letters": ("ＢＥＹＯＮＣＥ", "Beyonce is a singer.", "Beyond is a film."),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_questions_in_other_scripts_find_their_passage(tmp_path, script):
+    question, answer, other = SCRIPTS[script]
+    passages = [Passage("other", "", other), Passage("answer", "", answer)]
+    sqlite = SQLiteSearch(tmp_path)
+    sqlite.add(passages)
+    for engine in (BM25Search(passages), sqlite):
+        assert [hit.passage.id for hit in engine.search(question, k=1)] == ["answer"], engine.name
+        assert engine.search(question, k=1)[0].passage.text == answer
+
+
+def test_marks_belong_to_their_letters():
+    assert text.words("हिन्दी में The Nava, 東京 ก็ดี a") == "हिन्दी में the nava 東京 東 京 ก็ดี"
+
+
+def seconds(call, argument):
+    begun = time.process_time()
+    call(argument)
+    return time.process_time() - begun
+
+
+@pytest.mark.parametrize("part", ["\u0301\u0323", "漢字", "กำ", "x\u0301", "\ufdfa", "a ", "```", " "])
+def test_text_from_outside_takes_time_in_proportion(part):
+    for call in (text.clean, text.words, BM25Search(SMALL).search):
+        one = min(seconds(call, "a" + part * (40_000 // len(part))) for _ in range(2))
+        two = min(seconds(call, "a" + part * (80_000 // len(part))) for _ in range(2))
+        assert two < 3 * one + 0.2
+
+
+def test_more_marks_than_a_letter_has_are_left_out():
+    assert len(text.clean("a" + "\u0301\u0323" * 100_000)) < 40
+    assert text.clean("e" + "\u0301" * 3) == "\u00e9\u0301\u0301"
+
+
+@pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf, True, "3", None, 10**400, 2**40])
+def test_bad_numbers_are_named(bad):
+    for name, make in {
+        "k": lambda bad: BM25Search(SMALL).search("x", k=bad),
+        "batch_size": lambda bad: measure(BM25Search(SMALL), QUESTIONS, batch_size=bad if bad != 2**40 else 0),
+    }.items():
+        with pytest.raises((ValueError, TypeError), match=f"^{name} must be"):
+            make(bad)
+    for name, value in {"k1": -1, "b": 1.5}.items():
+        for number in (value, math.nan, True, "1"):
+            with pytest.raises(ValueError, match=f"^{name} must be"):
+                BM25Search(SMALL, **{name: number})
+
+
+QUESTIONS = [Question("1", "velmora", ["x"], passages=["a"])]
+
+
+@pytest.mark.parametrize("part", [None, 5, b"x"])
+def test_a_passage_without_text_is_named(tmp_path, part):
+    for index in (BM25Search, SQLiteSearch(tmp_path).add):
+        for passage in (Passage("p7", part, "x"), Passage("p7", "x", part)):
+            with pytest.raises(TypeError, match="passage 'p7': title and text must be text"):
+                index([SMALL[0], passage])
+
+
+def test_an_identity_is_what_decides_the_answers(tmp_path):
+    engine = BM25Search(SMALL)
+    engine.save(tmp_path)
+    assert BM25Search.load(tmp_path).identity == engine.identity == BM25Search(SMALL).identity == identity_of(engine)
+    others = [BM25Search(SMALL[::-1]), BM25Search(SMALL, k1=1.2), BM25Search(SMALL, b=0.4)]
+    others += [BM25Search(SMALL, stopwords=None), BM25Search([*SMALL[:2], Passage("c", "Nava", "A lake.")])]
+    sqlite = SQLiteSearch(tmp_path / "sqlite")
+    for change in ([], SMALL, [Passage("c", "Nava", "A lake.")]):
+        sqlite.add(change)
+        others.append(identity_of(sqlite))
+    others += [RemoteSearch(f"http://127.0.0.1:1/{end}") for end in ("", "a", "a?index=1", "a?index=2")]
+    fast = BM25Search(SMALL[:1])
+    others += [HybridSearch([engine, fast]), HybridSearch([fast, engine]), HybridSearch([engine, fast], constant=9)]
+    others += [RerankedSearch(engine, max), RerankedSearch(engine, min), RerankedSearch(fast, min, depth=3)]
+    others += [LocalSearch(tmp_path), Engine(), object(), print]
+    texts = [other if isinstance(other, str) else identity_of(other) for other in [engine, *others]]
+    assert len(set(texts)) == len(texts)
+    assert identity_of(object()) == "builtins.object" and "secret" not in RemoteSearch("http://h/?key=secret").identity
+
+
+@pytest.mark.parametrize(
+    "file", ["manifest.json", "offsets.npy", "passages.jsonl", "data.csc.index.npy", "params.index.json"]
+)
+def test_a_corrupt_file_of_an_index_is_no_riddle(tmp_path, file):
+    BM25Search(SMALL).save(tmp_path)
+    whole = (tmp_path / file).read_bytes()
+    for broken in (b"", b"{}", b"[]", b"\x00" * len(whole), whole[: len(whole) // 2], whole[:-9] + b"\xff" * 9):
+        (tmp_path / file).write_bytes(broken)
+        try:
+            LocalSearch(tmp_path).search("river")
+        except IndexFolderError as e:
+            assert str(tmp_path) in str(e)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_broken(tmp_path, monkeypatch):
+    BM25Search(SMALL).save(tmp_path)
+    monkeypatch.setattr(
+        "numpy.load", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "denied", "offsets.npy"))
+    )
+    with pytest.raises(PermissionError):
+        LocalSearch(tmp_path)

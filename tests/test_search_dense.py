@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -387,6 +388,107 @@ def test_a_real_cross_encoder(tmp_path):
     assert all(ids(mine) == ids(hits) for mine in together)
     with pytest.raises(ValueError, match="cannot be loaded"):
         cross_encoder(str(tmp_path / "none"))
+
+
+class Faulty(Letters):
+    """Spoils the vectors of some texts, or gives another shape."""
+
+    def __init__(self, spoil):
+        super().__init__()
+        self.spoil = spoil
+
+    def encode(self, texts):
+        vectors = super().encode(texts)
+        return self.spoil(vectors, texts)
+
+
+def nan_for(word, value=np.nan):
+    def spoil(vectors, texts):
+        vectors[[i for i, text in enumerate(texts) if word in text]] = value
+        return vectors
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (nan_for("n417"), "a vector that is not finite for 'passage p417'"),
+        (nan_for("n417", np.inf), "a vector that is not finite for 'passage p417'"),
+        (lambda v, _: v[:, :4], r"shape \(256, 4\), not \(256, 8\) for the texts from 'passage p0' on"),
+        (lambda v, _: v[:-1], r"shape \(255, 8\), not \(256, 8\)"),
+        (lambda v, _: v[0], r"shape \(8,\), not \(256, 8\)"),
+        (lambda v, _: v[None], r"shape \(1, 256, 8\)"),
+        (lambda v, _: 1.0, r"shape \(\), not"),
+    ],
+)
+def test_an_encoder_that_fails_builds_no_index(tmp_path, spoil, says):
+    with pytest.raises(ValueError, match=says):
+        DenseSearch(PASSAGES, Faulty(spoil), vectors_dir=tmp_path / "v")
+    with pytest.raises(ValueError, match=says):
+        DenseSearch(PASSAGES, Faulty(spoil))
+
+
+def test_an_encoder_that_fails_for_a_query_says_so():
+    engine = DenseSearch(PASSAGES, Faulty(nan_for("river?")))
+    with pytest.raises(ValueError, match="not finite for 'river[?]'"):
+        engine.search("river?")
+    with pytest.raises(ValueError, match="not finite"):
+        RerankedSearch(Fixed("abcd"), lambda pairs: [float("nan")] * len(pairs)).search("x")
+
+
+def test_doubles_are_stored_as_floats(tmp_path):
+    vectors = encode_passages(PASSAGES, Faulty(lambda v, _: v.astype(np.float64).tolist()), vectors_dir=tmp_path / "v")
+    np.testing.assert_array_equal(vectors, Letters().encode([f"{p.title}\n{p.text}" for p in PASSAGES]))
+
+
+def test_another_unicode_form_is_the_same_vector(encoder):
+    composed, apart, wide = "Beyonc\u00e9 river", "Beyonce\u0301 river", "Beyonc\u00e9 \uff52\uff49\uff56\uff45\uff52"
+    engine = DenseSearch([Passage("1", apart, "town"), Passage("2", composed, "town")], Letters())
+    first, *others = engine.search_batch([composed, apart, wide])
+    assert [first] * 2 == others and first[0].score == first[1].score
+
+
+def test_a_folder_that_holds_another_encoder_is_another_encoder(tmp_path):
+    first = make_encoder(tmp_path / "e", seed=0)
+    engine = DenseSearch(PASSAGES, first, vectors_dir=tmp_path / "v")
+    again, kept = load_encoder(str(tmp_path / "e"), "cpu"), engine.identity
+    second = make_encoder(tmp_path / "e", seed=1)
+    assert again is first is not second and second.identity != first.identity
+    assert not np.allclose(first.encode(["river"]), second.encode(["river"]))
+    with pytest.raises(ValueError, match="holds vectors of another encoder"):
+        encode_passages(PASSAGES, second, vectors_dir=tmp_path / "v")
+    assert DenseSearch(PASSAGES, second).identity != kept == DenseSearch(PASSAGES, first).identity
+    for other in ({"index": "HNSW"}, {"query_prefix": "q: "}, {"passage_prefix": "p: "}, {"parameters": "nprobe=1"}):
+        with suppress(ValueError):
+            assert DenseSearch(PASSAGES, first, **other).identity != kept
+    engine.save(tmp_path / "index")
+    assert DenseSearch.load(tmp_path / "index", first).identity == kept
+
+
+def test_bad_numbers_are_named():
+    for bad in (0, -1, float("nan"), True, "3", 1.5):
+        for make in (HybridSearch, RerankedSearch):
+            with pytest.raises(ValueError, match="^depth must be"):
+                make([Fixed("a"), Fixed("b")], *([max] if make is RerankedSearch else []), depth=bad)
+    for bad in (-1, float("nan"), True, "3"):
+        with pytest.raises(ValueError, match="^constant must be"):
+            HybridSearch([Fixed("a"), Fixed("b")], constant=bad)
+
+
+def test_a_manifest_without_a_part_is_named(tmp_path):
+    engine = DenseSearch(PASSAGES, Letters())
+    for name in ("probe", "index_bytes", "encoder", "count", "corpus_sha256"):
+        engine.save(tmp_path)
+        manifest = json.loads((tmp_path / "manifest.json").read_text())
+        for value in (None, 5, "x", []):
+            (tmp_path / "manifest.json").write_text(json.dumps(manifest | {name: value}))
+            try:
+                DenseSearch.load(tmp_path, None if name == "encoder" else Letters())
+            except (IndexFolderError, RuntimeError) as e:
+                assert name == "encoder" or str(tmp_path) in str(e)
+            else:
+                raise AssertionError(name)
 
 
 if __name__ == "__main__":  # the process that is killed above

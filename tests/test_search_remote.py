@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from http_faults import FAULTS, answer, scripted, sleeping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from searchr1_lib.records import Passage
+from searchr1_lib.records import Hit, Passage
 from searchr1_lib.search import BM25Search, Engine, RemoteSearch, SearchError, http, make_app, server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -448,3 +449,84 @@ def test_the_command_refuses_a_folder_without_an_index(tmp_path):
             text=True,
         )
         assert out.returncode == 2 and what in out.stderr and "Traceback" not in out.stderr
+
+
+@pytest.mark.parametrize("slow", [dripping_body, dripping_head])
+def test_a_server_that_drips_does_not_block_the_next_call(slow):
+    """Each connection is given up at its deadline: neither a later call nor the program's end has to wait."""
+    with scripted(slow, slow, answer(FOUND)) as (url, _):
+        remote = RemoteSearch(url, timeout=0.5, connections=1, retries=0)
+        for _ in range(2):
+            with pytest.raises(SearchError):
+                remote.search("x")
+        time.sleep(0.05)
+        assert remote.search("x")
+        begun = time.monotonic()
+        remote._client.threads.shutdown(wait=True)
+        assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), True, "3", None, 1e300])
+def test_bad_numbers_are_named(bad):
+    for name in ("timeout", "retries", "connections", "batch_size"):
+        if (name, bad) != ("retries", 0):
+            with pytest.raises(ValueError, match=f"^{name} must be"):
+                RemoteSearch(**{name: bad})
+
+
+@pytest.mark.parametrize(
+    "path, status", [("/", 404), ("//", 404), ("", 404), ("/search", 404), ("/health", 405), ("/retrieve/", 307)]
+)
+def test_a_wrong_path_names_the_right_one(address, path, status):
+    if path in ("/", "//", ""):
+        assert RemoteSearch(address + path).search("river number3")
+        return
+    with pytest.raises(SearchError, match=f"HTTP status {status}.*; expected path: /retrieve"):
+        RemoteSearch(address + path).search("x")
+
+
+def test_a_client_that_hangs_up_leaves_no_traceback(engine, tmp_path):
+    code = "import sys, test_search_remote as t; t.serve_until_told(sys.argv[1])"
+    engine.save(tmp_path)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-c", code, tmp_path]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        host, _, port = process.stdout.readline().strip().removeprefix("http://").partition(":")
+        head = b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+        for sent in (head, head + b'{"queries"', b"POST /retr", head + b'{"queries": ["x"]}' + b" " * 82):
+            with socket.create_connection((host, int(port))) as caller:
+                caller.sendall(sent)
+        assert httpx.get(f"http://{host}:{port}/health").status_code == 200
+        log = process.communicate("\n", timeout=20)[1]
+    assert "Traceback" not in log and "Exception" not in log
+
+
+def serve_until_told(index):
+    with serving(make_app(BM25Search.load(index))) as address:
+        print(address, flush=True)
+        sys.stdin.readline()
+
+
+@pytest.mark.parametrize("score", [b"NaN", b"Infinity", b"1e999", b"-1e999", b"null"])
+def test_a_score_that_is_no_number_gives_way_to_the_rank(score):
+    with scripted(answer(b'{"result": [[{"document": {"id": 1, "contents": "x"}, "score": %s}]]}' % score)) as (url, _):
+        (hit,) = RemoteSearch(url).search("x")
+    assert hit.score == 1.0
+
+
+@pytest.mark.parametrize("score", [b"1" + b"0" * 400, b'"x"', b"[]", b"9" * 5000])
+def test_a_score_that_cannot_be_one_is_a_clear_error(score):
+    with scripted(answer(b'{"result": [[{"document": {"id": 1, "contents": "x"}, "score": %s}]]}' % score)) as (url, _):
+        with pytest.raises(SearchError, match="not of the form|not JSON"):
+            RemoteSearch(url, retries=0).search("x")
+
+
+def test_the_server_serves_what_anybodys_engine_returns():
+    class Odd(Engine):
+        def search_batch(self, queries, k=3):
+            return [[Hit(Passage(7, None, "half \ud800"), np.float32(0.5)), Passage("8", "t", "x")] for _ in queries]
+
+    with serving(make_app(Odd())) as address:
+        hits = RemoteSearch(address, retries=0).search("x")
+    assert [hit.passage for hit in hits] == [Passage("7", "", "half ?"), Passage("8", "t", "x")]

@@ -1,12 +1,17 @@
 """SQLiteSearch on a real database that changes while it serves, and CachedSearch, recorded and replayed."""
 
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,12 +21,14 @@ from searchr1_lib.records import Hit, Passage
 from searchr1_lib.search import (
     BM25Search,
     CachedSearch,
+    DenseSearch,
     Engine,
     IndexFolderError,
     LocalSearch,
     SearchError,
     SQLiteSearch,
 )
+from searchr1_lib.search.sqlite import Database
 
 ALMANAC = Path(__file__).resolve().parents[1] / "data" / "almanac"
 SMALL = [
@@ -306,3 +313,112 @@ def test_bad_caches(tmp_path):
     sqlite3.connect(tmp_path / "e").execute("CREATE TABLE other (x)")
     with pytest.raises(ValueError, match="cannot be used as a recording .no such table: answers"):
         CachedSearch(None, tmp_path / "e", mode="replay")
+
+
+def test_a_recording_never_answers_for_another_corpus(tmp_path):
+    other = [Passage("z", "Velmora", "A lake.")]
+    CachedSearch(BM25Search(SMALL), tmp_path / "c").search("velmora")
+    assert ids(CachedSearch(BM25Search(SMALL), tmp_path / "c").search("velmora")) == ["a"]
+    changed = SQLiteSearch(tmp_path / "index")
+    for engine in (BM25Search(other), BM25Search(SMALL, k1=9.0), changed):
+        for mode in ("record", "replay"):
+            with pytest.raises(ValueError, match="recorded from BM25Search .*, not from .*; give another file"):
+                CachedSearch(engine, tmp_path / "c", mode=mode)
+    changed.add(SMALL)
+    CachedSearch(changed, tmp_path / "d").search("velmora")
+    changed.add(other)
+    with pytest.raises(ValueError, match="recorded from SQLiteSearch"):
+        CachedSearch(changed, tmp_path / "d")
+    replay = CachedSearch(None, tmp_path / "c", mode="replay")
+    assert replay.identity == CachedSearch(BM25Search(SMALL), tmp_path / "c").identity
+    assert BM25Search(SMALL).identity in replay.identity.replace("\\", "")
+
+
+class Odd(Engine):
+    """What an engine of somebody else's may return."""
+
+    def __init__(self, passage, score):
+        self.hit = Hit(passage, score)
+
+    def search_batch(self, queries, k=3):
+        return [[self.hit] for _ in queries]
+
+
+@pytest.mark.parametrize("score", [np.float32(0.5), Decimal("0.5"), Fraction(1, 2), 1, True, np.int64(3)], ids=repr)
+@pytest.mark.parametrize("text", ["half \ud800", None, np.str_("x")], ids=ascii)
+def test_what_anybodys_engine_returns_can_be_recorded(tmp_path, score, text):
+    odd = Odd(Passage("1", text, "x"), score)
+    (hit,) = CachedSearch(odd, tmp_path / "c").search("x")
+    assert CachedSearch(None, tmp_path / "c", mode="replay").search("x") == [hit]
+    assert type(hit.score) is float and hit.score == float(score) and type(hit.passage.title) is str
+
+
+READ_ONLY = """
+import sqlite3, sys
+from pathlib import Path
+from searchr1_lib.records import Passage
+from searchr1_lib.search import BM25Search, CachedSearch, DenseSearch, LocalSearch, SearchError, encode_passages
+from searchr1_lib.search.sqlite import SQLiteSearch
+folder = Path(sys.argv[1])
+try:
+    (folder / "x").write_text("")
+except OSError:
+    pass
+else:
+    sys.exit("it can be written")
+for _ in range(2):
+    engine = LocalSearch(folder / "sqlite")
+    assert [h.passage.id for h in engine.search("river")] == ["b", "c"], engine.search("river")
+try:
+    engine.engine.add([Passage("d", "Sen", "A river.")])
+except SearchError as e:
+    assert "passages.sqlite" in str(e) and "readonly" in str(e), e
+else:
+    sys.exit("it was written")
+assert LocalSearch(folder / "bm25").search("velmora")
+for mode in ("replay", "record"):
+    cached = CachedSearch(BM25Search(LocalSearch(folder / "bm25").engine.passages), folder / "recording", mode=mode)
+    assert cached.search("velmora")
+from test_search_dense import Letters
+passages = list(LocalSearch(folder / "bm25").engine.passages)
+encode_passages(passages, Letters(), vectors_dir=folder / "vectors")
+assert DenseSearch.load(folder / "dense", Letters()).search("A river.")
+"""
+
+
+def test_whole_indexes_on_a_read_only_mount_are_opened(tmp_path):
+    """On a real mount: the superuser, who runs the tests in a container, may write what is only marked."""
+    from test_search_dense import Letters
+
+    there = ["unshare", "-rm", "sh", "-c", 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && "$@"', tmp_path]
+    if not shutil.which("unshare") or subprocess.run([*there, "true"], capture_output=True).returncode:
+        pytest.skip("no mount can be made here")
+    engine = SQLiteSearch(tmp_path / "sqlite")
+    engine.add(SMALL)
+    del engine  # the last connection takes the write-ahead log away
+    BM25Search(SMALL).save(tmp_path / "bm25")
+    CachedSearch(BM25Search(SMALL), tmp_path / "recording").search("velmora")
+    DenseSearch(SMALL, Letters(), vectors_dir=tmp_path / "vectors").save(tmp_path / "dense")
+    environment = os.environ | {"PYTHONPATH": f"{ALMANAC.parents[1]}:{Path(__file__).parent}"}
+    done = subprocess.run(
+        [*there, sys.executable, "-c", READ_ONLY, tmp_path], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_message_says_that_something_whole_should_be_deleted(tmp_path):
+    SQLiteSearch(tmp_path / "index").add(SMALL)
+    (tmp_path / "other").write_text("this is no database, however long it may be" * 9)
+    for path in (tmp_path, tmp_path / "other"):
+        with pytest.raises(IndexFolderError, match="cannot be used as a database") as e:
+            Database(path, "CREATE TABLE x (y);", "DELETE")
+        assert "delete" not in str(e.value)
+
+
+def test_a_long_query_takes_time_in_proportion(engine):
+    def seconds(number):
+        begun = time.process_time()
+        engine.search(" ".join(f"w{i}" for i in range(number)))
+        return time.process_time() - begun
+
+    assert seconds(20_000) < 3 * seconds(10_000) + 0.2

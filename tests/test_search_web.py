@@ -237,3 +237,20 @@ def test_a_recorded_web_run_is_repeated_offline(tmp_path):
         first = live.search_batch(["a", "b"], k=2)
     replay = CachedSearch(None, tmp_path / "web.sqlite", mode="replay")
     assert replay.search_batch(["b", "a"], k=2) == first[::-1] and len(asked) == 2
+
+
+@pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), True, "3", None])
+def test_bad_numbers_are_named(bad):
+    for name in ("timeout", "retries", "connections"):
+        if (name, bad) != ("retries", 0):
+            with pytest.raises(ValueError, match=f"^{name} must be"):
+                WebSearch("serper", **{name: bad})
+
+
+def test_another_service_or_search_engine_is_another_recording(tmp_path, monkeypatch):
+    with scripted(answer(ANSWERS["google"])) as (url, _):
+        CachedSearch(WebSearch("google", endpoint=url), tmp_path / "c").search("x")
+        monkeypatch.setenv("GOOGLE_CSE_ID", "another")
+        for provider in ("google", "serper"):
+            with pytest.raises(ValueError, match="recorded from WebSearch.google"):
+                CachedSearch(WebSearch(provider, endpoint=url), tmp_path / "c")

@@ -1,9 +1,11 @@
 """The suite on throw-away notebooks, run by papermill in real kernels."""
 
 import hashlib
+import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -163,12 +165,129 @@ def test_overwrite_starts_afresh_but_deletes_nothing_foreign(project, monkeypatc
     assert left.read_text() == "mine"
 
 
+@pytest.fixture
+def pretended(project, monkeypatch):
+    """The same repository, in which no kernel starts: what a notebook would have been given, by its name."""
+    given = {}
+
+    def execute(path, run_dir, values):
+        given[path.stem] = values
+        (run_dir / "notebooks").mkdir(exist_ok=True)
+        (run_dir / "notebooks" / path.name).write_text("{}")
+        return suite.Outcome(path.stem, 0.0)
+
+    monkeypatch.setattr(runs, "_execute", execute)
+    return given
+
+
+def other_value(change, project):
+    """Change a part of what made the run ``one``, other than its explicit parameters."""
+    if change == "the profile":
+        profile = project / "notebooks" / "profiles" / "small.yaml"
+        profile.write_text(profile.read_text().replace("1.5e-3", "2.5e-3"))
+    elif change == "data":
+        (project / "data" / "facts.txt").write_text("another fact")
+    elif change == "other data":
+        (project / "mine" / "train.jsonl").write_text("other")
+    else:
+        path = project / "runs" / "one" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["packages"]["torch"] = "1.0"
+        path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ("steps=8", "steps = 7, not 8"),
+        ("search_cost=0.9", "search_cost = 0.15, not 0.9"),  # that was not given before
+        ("seed=1", "seed = 0, not 1"),
+        ("reward=F1", "reward = 'SearchR1Reward', not 'F1'"),
+        ("data=elsewhere", "data = 'mine', not 'elsewhere'"),
+        ("topk=5", "topk = 3, not 5"),
+        ("the profile", "learning_rate = 0.0015, not 0.0025"),
+        ("data", "data/facts.txt = '"),
+        ("other data", "mine/train.jsonl = '"),
+        ("a package", "torch = '1.0', not '2."),
+    ],
+)
+def test_no_run_is_gone_on_with_as_another(project, pretended, capsys, change, said):
+    (project / "mine").mkdir()
+    (project / "mine" / "train.jsonl").write_text("mine")
+    begun = ["run", "--profile", "small", "--run", "one", "-p", "steps=7", "-p", "data=mine"]
+    assert suite.main(begun) == 0 and suite.main([*begun, "--only", "A1", "--overwrite"]) == 0
+    left = project / "runs" / "one" / "notebooks" / "A1_second.ipynb"
+    left.write_text("of the run as it began")
+    given = ["-p", change] if "=" in change else other_value(change, project) or []
+    for more in ([], ["--overwrite"]):
+        assert suite.main(["run", "--profile", "small", "--run", "one", "--only", "A1", *more, *given]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: {Path('runs/one')} was run with {said}" in error and error.endswith("choose another run"), error
+    assert left.read_text() == "of the run as it began"
+    cell = {n: runs.read_given([change])[n] for n in [change.split("=")[0]]} if "=" in change else {}
+    with pytest.raises(ValueError, match="was run with"):
+        suite.parameters("small", "one", **cell)  # by hand, or by plain papermill
+    assert suite.main([*begun, *given, "--overwrite"]) == 0  # started anew, as a whole
+
+
+def test_a_run_goes_on_with_its_own_parameters(project, pretended, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "_git_commit", lambda: "a1")
+    begun = ["run", "--profile", "small", "--run", "one"]
+    assert suite.main([*begun, "-p", "steps=7", "--only", "00"]) == 0
+    monkeypatch.setattr(runs, "_git_commit", lambda: "b2-dirty")
+    assert suite.main([*begun, "--only", "A1"]) == 0 and pretended["A1_second"]["steps"] == 7
+    assert suite.main([*begun, "--only", "A1", "--overwrite", "-p", "steps=7", "-p", "query=Who?"]) == 0
+    p = suite.parameters("small", "one")
+    assert p.steps == 7 and "(the profile says 3)" in capsys.readouterr().out
+    assert suite.parameters("small", "one", steps=7, query="Where?").query == "Where?"  # only shown to a reader
+    manifest = json.loads((project / "runs" / "one" / "manifest.json").read_text())
+    assert manifest["parameters"] == {"steps": 7} and manifest["git_commit"] == "a1, b2-dirty"
+    assert (manifest["values"]["steps"], manifest["values"]["learning_rate"]) == (7, 0.0015)
+
+
+def test_running_a_notebook_again_takes_nothing_old_for_new(project, monkeypatch):
+    use = USE.format(root=str(project)) + "p = suite.parameters(profile, run)"
+    promise = (
+        'suite.require(p.run_dir, "train/log.txt", *(["out.txt"] if 1 else []), made_by="02_train")\nprint("a", "b")'
+    )
+    write_notebook(project / "notebooks" / "02_train.ipynb", HEAD, use, promise)
+    found, fails = [], []
+
+    def execute(path, run_dir, values):
+        train, copy = run_dir / "train" / "log.txt", run_dir / "notebooks" / path.name
+        found.append((train.exists(), (run_dir / "out.txt").exists(), copy.exists(), suite.results_table(run_dir)))
+        for file in (train, copy, run_dir / "out.txt", run_dir / "foreign.txt"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("x")
+        if fails:
+            copy.unlink()
+        suite.record(run_dir, path.stem, {"figure": 1})
+        return suite.Outcome(path.stem, 0.0, *fails)
+
+    monkeypatch.setattr(runs, "_execute", execute)
+    again = {"only": ["02"], "overwrite": True}
+    run_dir, _ = suite.run_suite("small", "one", only=["02"])
+    suite.record(project / run_dir, "00_first", {"other": 2})
+    suite.run_suite("small", "one", **again)
+    assert found.pop() == (False, False, False, "00_first  other  2") and (project / run_dir / "foreign.txt").exists()
+    fails.append("interrupted")
+    suite.run_suite("small", "one", **again)
+    suite.run_suite("small", "one", **again)
+    assert found.pop()[:3] == (True, True, False)  # what was interrupted goes on
+
+
+def test_the_notebooks_say_what_they_leave():
+    left = {path.stem[:2]: runs.promised(path) for path in suite.notebooks()}
+    assert {"index"} <= left["01"] and {"train", "after.json", "adapter", "merged", "collapse"} <= left["05"]
+    assert all(left.values()) and not any("/" in name or " " in name for names in left.values() for name in names)
+
+
 def test_seeds_are_run_once_and_measured(seeded, capsys):
     measured = seeded / "docs" / "measurements.md"
     measured.parent.mkdir()
     measured.write_text("# Measurements\n\nBy hand.\n")
     complete = seeded / "runs" / "small-seed-8"  # as an earlier call left it: must not be run again
-    suite.open_run(complete, "small", {})
+    suite.open_run(complete, "small", {"seed": 8})
     suite.record(complete, "05_train", {"EM": {"before": 0.5, "after": 0.8}, "minutes": 2.0, "kept": True})
     (complete / "notebooks").mkdir()
     for name in ("01_index.ipynb", "05_train.ipynb"):
@@ -206,6 +325,34 @@ def test_seeds_refuse_before_running(seeded, capsys):
     (folder.parent / "manifest.json").write_text('{"searchr1_lib": "7.0.0"}')
     assert suite.main(["seeds", "--profile", "small", "--seeds", "0"]) == 2
     assert "made by searchr1_lib 7.0.0" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_seed_holds_that_seed(seeded, capsys):
+    suite.open_run(seeded / "runs" / "small-seed-8", "small", {})  # which is seed 0
+    for seeds, said in ((["8"], "small-seed-8 was run with seed = 0, not 8"), (["1", "-2"], "from 0, not '-2'")):
+        try:
+            code = suite.main(["seeds", "--profile", "small", "--seeds", *seeds])
+        except SystemExit as e:
+            code = e.code
+        assert code == 2 and said in capsys.readouterr().err
+    assert not (seeded / "runs" / "small-seed-1").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["seeds", "--seeds", "7"], ["sweep", "a b.yaml"], ["prepare", "nq", "--out", "x"]]
+)
+def test_ctrl_c_ends_any_command_in_the_line_that_goes_on(seeded, monkeypatch, capsys, arguments):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt("searchr1 run --only 05")
+
+    monkeypatch.setattr("searchr1_lib.suite.seeds.run_suite", interrupted)  # whose own advice is not the command's
+    for name in ("suite.sweep.read_experiment", "worlds.prepare.check_out"):
+        monkeypatch.setattr(f"searchr1_lib.{name}", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setenv("SEARCHR1_PROFILE", "small")
+    for _ in range(2):
+        assert suite.main(arguments) == 130
+        assert capsys.readouterr().err == f"interrupted: go on with: {shlex.join(['searchr1', *arguments])}\n"
+        monkeypatch.setattr(cli, "import_module", lambda _: signal.raise_signal(signal.SIGINT))  # it takes seconds, too
 
 
 EXPERIMENT = """about: what the rate does
@@ -297,6 +444,34 @@ def test_results_of_a_whole_experiment_go_beside_its_file(swept, capsys):
     assert rows == suite.read_runs(sorted((swept / "runs" / "rate-small").iterdir()))
     assert [row["figures"] for row in rows] == [{"rate": 0.1}] * 2 + [{"rate": 0.2}] * 2
     assert [row["settings"]["seed"] for row in rows] == [0, 3, 0, 3]
+
+
+def test_runs_are_read_with_the_parameters_that_they_had(swept):
+    values = {"steps": 5, "learning_rate": 0.1, "model": "a/b", "seed": 0}
+    run_dir = next(iter(suite.read_experiment("rate.yaml").runs()))
+    suite.open_run(run_dir, "small", values)
+    (swept / "notebooks" / "profiles" / "small.yaml").write_text("steps: 3\ntopk: 7\n")
+    (row,), where = suite.experiment_runs("rate.yaml")
+    assert (row["settings"]["topk"], row["settings"]["steps"]) == (3, 5) and where.startswith("1 of 4 runs")
+    shipped = swept / "results" / "rate.jsonl"
+    shipped.parent.mkdir()
+    shipped.write_text(json.dumps(row) + "\n")
+    (swept / "rate.yaml").write_text(EXPERIMENT.replace("steps: 5", "steps: 6"))
+    assert suite.experiment_runs("rate.yaml") == ([], "not run yet: searchr1 sweep rate.yaml")
+    (swept / "rate.yaml").write_text(EXPERIMENT)
+    shutil.rmtree(swept / "runs")
+    assert suite.experiment_runs("rate.yaml")[0] == [row]
+
+
+def test_a_run_that_was_killed_is_read_all_the_same(swept):
+    run_dir = next(iter(suite.read_experiment("rate.yaml").runs()))
+    suite.open_run(run_dir, "small", {"steps": 5, "learning_rate": 0.1, "model": "a/b", "seed": 0})
+    (run_dir / "notebooks").mkdir()
+    (run_dir / "notebooks" / "00_first.unfinished.ipynb").write_text('{"cells": [{"cell_ty')
+    (run_dir / "train").mkdir()
+    (run_dir / "train" / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n{"step": 2, "rew')
+    (row,), _ = suite.experiment_runs("rate.yaml")
+    assert row["error"].startswith("00_first, the kernel died") and row["curve"] == [{"step": 1, "reward": 0.5}]
 
 
 def test_a_run_that_cannot_even_start_is_reported(swept, capsys):
@@ -418,6 +593,7 @@ def test_half_a_section_is_left_alone(tmp_path):
         (["-p", "steps=true"], r"steps must be a valid integer, got True"),
         (["-p", "temperature=.nan"], r"temperature must be a finite number, got nan"),
         (["-p", "eval_questions=0"], r"eval_questions must be greater than or equal to 1, got 0"),
+        (["-p", "search_cost=-1.5"], r"search_cost must be greater than or equal to 0, got -1.5"),
         (["-p", "baseline=value"], r"scale_rewards='group' does not go with baseline='value'"),
         (["-p", "reward=F2"], r"reward: 'F2' is unknown; there are .*ExactMatch"),
         (["-p", "reward={OTC: {c: x}}"], r"reward: OTC: c must be of type float, got 'x'"),
@@ -590,6 +766,22 @@ def test_broken_notebook(project, capsys):
     assert "error: 00_first, " in (error := capsys.readouterr().err) and "00_first.ipynb cannot be run" in error
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_a_bar_says_the_cell_and_the_time(project, monkeypatch):
+    path = project / "notebooks" / "00_first.ipynb"
+    for stderr in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with runs._bar(path) as bar:
+            bar.n = 2
+            bar.refresh()
+        shown = stderr.getvalue()
+        assert ("00_first: cell 2 of 5 " in shown and "00:00" in shown) if stderr.isatty() else not shown
+
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -631,11 +823,12 @@ def test_ctrl_c_says_how_to_go_on(project):
     command = [sys.executable, "-m", "searchr1_lib", "run", "--profile", "small", "--run", "one", "-p", "query=a b"]
     env = {**os.environ, "PYTHONPATH": str(project)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=project, env=env, **pipes) as process:
+    with subprocess.Popen(command, cwd=project, env=env, start_new_session=True, **pipes) as process:
         while not (project / "began").exists() and process.poll() is None:
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: to all that runs in it
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "searchr1_lib/suite" not in error, error  # no traceback of ours
+    assert "Traceback" not in error and "ERROR" not in error, error  # nor of the kernel's
     go_on = "searchr1 run --profile small --run one -p 'query=a b' --only A1"
     assert error.splitlines()[-1] == f"interrupted: go on with: {go_on}"

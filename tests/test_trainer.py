@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +14,9 @@ import pytest
 import torch
 
 from searchr1_lib.data import load_passages, load_questions
-from searchr1_lib.environment.base import Limits, Observation
+from searchr1_lib.environment.base import Observation
 from searchr1_lib.files import TrajectoryLog
-from searchr1_lib.records import Question
+from searchr1_lib.records import Question, Trajectory
 from searchr1_lib.rewards import RewardError, SearchR1Reward, score
 from searchr1_lib.search import BM25Search, LocalSearch
 from searchr1_lib.training.grpo import group_advantages
@@ -54,7 +56,7 @@ def trainer(run_dir, engine, questions, settings=SHORT, **kwargs):
 def outcome(run_dir):
     """What must be the same: the metrics without times, and the adapter's bytes."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    newest = max((run_dir / "checkpoints").iterdir(), key=lambda p: int(p.name.split("_")[1]))
+    newest = max((run_dir / "checkpoints").glob("step_*"), key=lambda p: int(p.name.split("_")[1]))
     return (
         [{k: v for k, v in r.items() if k not in TIMES} for r in rows],
         (newest / "adapter_model.safetensors").read_bytes(),
@@ -74,6 +76,7 @@ def test_a_run_leaves_its_folder(finished):
         "metrics.jsonl",
         "trajectories.jsonl",
         "checkpoints",
+        ".lock",
     }
     log = TrajectoryLog(finished / "trajectories.jsonl").read()
     assert len(log) == 4 * 8
@@ -258,6 +261,132 @@ def test_only_what_the_trainer_wrote_is_a_checkpoint(tmp_path, engine, questions
     assert t._newest_checkpoint() == newest
 
 
+def test_a_disk_that_is_really_full(tmp_path, engine, questions):
+    """No file may grow beyond 20 kB: what is written then fails as on a full disk, deep in safetensors."""
+    t = trainer(tmp_path, engine, questions)
+    first, limits = t.save_checkpoint(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    t.step = 2
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match="could not write .*step_2.*the one before stands: .*step_0"):
+            t.save_checkpoint()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "checkpoints").iterdir()) == [first]
+
+
+def test_nothing_else_in_the_folder_stops_a_run(tmp_path, engine, questions, finished):
+    run, said = tmp_path / "run", []
+    (run / "checkpoints" / "step_4").mkdir(parents=True)  # somebody's own, by the name that ours will have
+    (run / "checkpoints" / "step_4" / "mine.txt").write_text("keep me")
+    (run / "checkpoints" / "step_9").write_text("a file")
+    (run / "checkpoints" / ".step_2.5.tmp").write_text("a file")
+    with pytest.raises(ValueError, match="step_4 is not whole .*choose another run_dir"):
+        trainer(run, engine, questions)
+    stop = lambda t, row: row["step"] == 2
+    (run / "checkpoints" / "step_4").rename(run / "step_4")
+    trainer(run, engine, questions, callbacks=[stop]).train()
+    (run / "step_4").rename(run / "checkpoints" / "step_4")
+    t = Trainer(load_policy(TINY), questions, engine, settings=SHORT, run_dir=run, report=said.append)
+    assert "step_4 is not whole" in said[0] and t.step == 2
+    t.train()
+    assert [f.read_text() for f in (run / "checkpoints").glob("replaced_step_4_*/mine.txt")] == ["keep me"]
+    weights = [(folder / "checkpoints/step_4/adapter_model.safetensors").read_bytes() for folder in (run, finished)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda run: (run / "checkpoints/step_4/state.json").unlink(),
+        lambda run: (run / "checkpoints/step_4/state.json").write_text('{"step": 4'),
+        lambda run: os.truncate(run / "checkpoints/step_4/adapter_model.safetensors", 5000),
+        lambda run: (run / "checkpoints/step_4/learner.safetensors").write_bytes(b"x"),
+        lambda run: (run / "checkpoints/step_4/adapter_config.json").unlink(),
+        lambda run: os.truncate(run / "metrics.jsonl", (run / "metrics.jsonl").stat().st_size - 3),
+        lambda run: os.truncate(run / "trajectories.jsonl", (run / "trajectories.jsonl").stat().st_size // 2 + 50_000),
+    ],
+)
+def test_the_newest_whole_checkpoint_is_gone_on_from(tmp_path, engine, questions, finished, damage):
+    run, said = tmp_path / "run", []
+    shutil.copytree(finished, run)
+    damage(run)
+    t = Trainer(load_policy(TINY), questions, engine, settings=SHORT, run_dir=run, report=said.append)
+    assert t.step == 2 and "step_4 is not whole" in said[0] and "step_2" in said[1]
+    t.train()
+    assert outcome(run) == outcome(finished)
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_thrown_away(tmp_path, engine, questions, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    os.truncate(run / "metrics.jsonl", 10)
+    with pytest.raises(ValueError, match="step_4 is not whole .*step_2 is not whole .*choose another run_dir"):
+        trainer(run, engine, questions)
+    assert (run / "trajectories.jsonl").read_bytes() == (finished / "trajectories.jsonl").read_bytes()
+
+
+def test_a_run_goes_on_as_itself_alone(tmp_path, engine, questions, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    passages = load_passages("data/almanac/passages.jsonl")
+    price = 0.2
+    usual = {"questions": questions, "engine": engine, "reward": None, "policy": {}}
+    others = {
+        "reward": [SearchR1Reward(cost=0.9), lambda rollouts: [price * len(t.searches) for t in rollouts]],
+        "questions": [questions[:19], questions[::-1], [*questions[:-1], Question(questions[-1].id, "Who?", ["a"])]],
+        "engine": [BM25Search(passages[:-1]), BM25Search(passages, k1=1.0), lambda query: "nothing"],
+        "policy": [{"quantize": False}, {"prompt": "Q: {question}"}, {"lora_alpha": 8}, {"seed": 1}],
+    }
+    named = {"quantize": "model", "prompt": "prompt", "lora_alpha": "lora", "seed": "adapter"}
+    for what, values in others.items():
+        for value in values:
+            made = usual | {what: value}
+            policy = load_policy(TINY, **made["policy"])
+            name = named[next(iter(value))] if what == "policy" else what
+            with pytest.raises(ValueError, match=f"the run there is another one .*{name}: "):
+                Trainer(policy, made["questions"], made["engine"], made["reward"], SHORT, run, report=None)
+    assert outcome(run) == outcome(finished)
+
+
+def test_the_trained_policy_goes_on_in_its_own_run(tmp_path, engine, questions):
+    t = trainer(tmp_path, engine, questions, SHORT.model_copy(update=dict(steps=1)))
+    for steps in (2, 3):
+        t.train()
+        settings = SHORT.model_copy(update=dict(steps=steps))
+        t = Trainer(t.policy, questions, engine, settings=settings, run_dir=tmp_path, report=None)
+        assert t.step == steps - 1
+
+
+def test_other_versions_are_told(tmp_path, engine, questions, finished):
+    run, said = tmp_path / "run", []
+    shutil.copytree(finished, run)
+    settings = json.loads((run / "settings.json").read_text())
+    settings["versions"]["torch"] = "0.1"
+    (run / "settings.json").write_text(json.dumps(settings))
+    Trainer(load_policy(TINY), questions, engine, settings=SHORT, run_dir=run, report=said.append)
+    assert said == [f"the run there was made with torch 0.1, here is {torch.__version__}: results may differ"]
+
+
+def test_two_in_one_folder(tmp_path, engine, questions):
+    refused = []
+
+    def another(t, row):
+        with pytest.raises(ValueError, match="another trainer is at work in"):
+            trainer(tmp_path, engine, questions)
+        refused.append(row["step"])
+        return True
+
+    first = trainer(tmp_path, engine, questions, callbacks=[another])
+    stale = trainer(tmp_path, engine, questions)
+    first.train()
+    assert refused == [1]
+    with pytest.raises(ValueError, match="another trainer was in .* since this one was made"):
+        stale.train()
+    trainer(tmp_path, engine, questions, SHORT.model_copy(update=dict(steps=2))).train()
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
 def test_ctrl_c_finishes_the_step_and_saves(tmp_path, engine, questions):
     def interrupt(t, row):
         if row["step"] == 1:
@@ -297,10 +426,26 @@ def test_the_missions_own_example_runs(tmp_path, monkeypatch):
     assert hasattr(trained, "disable_adapter")
 
 
-@pytest.mark.parametrize("dataset, message", [([], "empty"), ([("only",)], "item 0"), ([3], "item 0")])
+@pytest.mark.parametrize(
+    "dataset, message",
+    [
+        ([], "empty"),
+        ([("only",)], "item 0"),
+        ([3], "item 0"),
+        ([("Who?", "x"), ("When?", 1912)], "item 1 .*1912"),
+        ([("When?", [1912])], "item 0"),
+        ([("When?", None)], "item 0"),
+    ],
+)
 def test_a_wrong_dataset_is_named(dataset, message):
     with pytest.raises(ValueError, match=message):
         train_grpo(None, None, dataset, None)
+
+
+@pytest.mark.parametrize("epochs", [0, -1, 1.5, True, None])
+def test_epochs_are_counted(epochs):
+    with pytest.raises(ValueError, match="epochs"):
+        train_grpo(None, None, [Question("1", "x?", ["y"])], None, epochs=epochs)
 
 
 def test_an_unknown_setting_is_named():
@@ -616,15 +761,18 @@ def test_the_deciding_token_of_a_forced_tag_is_found_however_the_tag_is_cut():
         def __init__(self, size):
             self.size, self.token_bytes = size, {}
 
+        def token_text(self, i):
+            return self.token_bytes[i].decode()
+
         def encode(self, text):
             pieces = [text[i : i + self.size] for i in range(0, len(text), self.size)]
             self.token_bytes = {i: piece.encode() for i, piece in enumerate(pieces)}
             return list(self.token_bytes)
 
     for size, decides in ((1, 2), (2, 1), (3, 0), (20, 0)):
-        e = _Episode(Cut(size), None, Limits(), None, "", "", [], [])
-        e.take(Observation("\n<search>", decides=2), "", 0)
-        assert e.forced == decides and e.mask == [0] * len(e.mask)  # the letter after "<"
+        t = Trajectory(Question("q", "?", "x"), [], [], [], [], token_values={"entropy": []})
+        _Episode(Cut(size), None, t, []).take(Observation("\n<search>", decides=2), "")
+        assert t.forced == decides and t.mask == [0] * len(t.mask) != []  # the letter after "<"
 
 
 def test_blame_for_a_forced_choice_has_an_end():

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+import time
 from html.parser import HTMLParser
 
 import pytest
@@ -572,3 +573,53 @@ def test_a_choice_that_cannot_be_written_is_not_lost(tmp_path):
     shown = box.drawing.value
     box.controls["a"].click()
     assert "was not written" in box.count.value and box.drawing.value == shown
+
+
+def test_the_time_to_draw_is_linear_and_long_texts_are_cut():
+    def drawn(size):
+        text = "<b>$x\\\u202e\n" * (size // 8)
+        question = Question("q", text, [text, "x"], source=text)
+        call = SearchCall(text, [Hit(Passage("p1", text, text), 1.0)], 0.1)
+        t = build(
+            question, ["<think> a </think>", call, f"<think>{text}</think><answer>{text}</answer>"], split=r"(?s).+"
+        )
+        t.calls.append(SearchCall("x", [], error=text))
+        return [t], [t]
+
+    def seconds(size, draw):
+        sides, least = drawn(size), math.inf
+        for _ in range(3):
+            started = time.process_time()
+            draw(*sides)
+            least = min(least, time.process_time() - started)
+        return least
+
+    for draw in (lambda a, b: render_html(a), lambda a, b: render_text(a), render_comparison):
+        assert seconds(400_000, draw) < 3 * seconds(200_000, draw) + 0.05
+    once, twice = (len(render_html(drawn(size)[0])) for size in (1_000_000, 2_000_000))
+    assert once == pytest.approx(twice, rel=0.01)
+    assert "more characters)" in render_html(drawn(1_000_000)[0])
+
+
+def test_labels_hold_what_a_notebook_can_be_sent():
+    t = build(Question("q", "half \ud800 \u202e", ["x"]), ["<answer> x </answer>"], rewards={"f1": 1.0}, reward=1.0)
+    for box in (browse([t]), weigh([t, t], {"f1": 1.0}), compare([t], [t])):
+        for control in box.controls.values():
+            for label, *_ in getattr(control, "options", None) or ():
+                str(label).encode()
+        assert "\u202e" not in str(box.controls.get("rows", box.controls.get("group")).options)
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, "1", None, True])
+def test_a_weight_is_a_finite_number(weight):
+    for draw in (weighted, render_weights, weigh):
+        with pytest.raises(ValueError, match="weight of 'exact_match'.*got"):
+            draw(group_of(), {"exact_match": weight})
+    with pytest.raises(ValueError, match="^most "):
+        weigh(group_of(), {"exact_match": 1.0}, most=0)
+
+
+def test_a_weight_beyond_the_slider_is_not_changed():
+    box = weigh(group_of(), {"exact_match": 3.0, "search_cost": -0.5})
+    assert box.controls["exact_match"].value == 3.0 and box.controls["search_cost"].value == -0.5
+    assert "3 × exact_match + -0.5 × search_cost" in box.drawing.value

@@ -1,9 +1,10 @@
 """The warm start: what demonstrations say, what carries loss, and that the shipped model is the recipe's."""
 
+import itertools
 import json
 import random
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from searchr1_lib.environment import protocol
 from searchr1_lib.search import BM25Search
 from searchr1_lib.study import warmstart
 from searchr1_lib.study.warmstart import Recipe, demonstrations, encode, fresh_world, prompt_text
+from searchr1_lib.suite import cli
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.worlds.almanac import build_world
 
@@ -34,6 +36,30 @@ def examples(shipped):
 @pytest.fixture(scope="module")
 def policy():
     return load_policy(TINY)
+
+
+@pytest.mark.parametrize(
+    "name, value", [("steps", 0), ("lr", float("nan")), ("known_share", 1.5), ("batch", True), ("seed", -1)]
+)
+def test_a_recipe_has_types_and_ranges(name, value):
+    with pytest.raises(ValueError, match=name):
+        Recipe(**{name: value})
+    with pytest.raises(ValueError, match=name):
+        replace(Recipe(), **{name: value})
+
+
+@pytest.mark.parametrize("flag", ["--steps=0", "--steps=-5", "--seed=-1"])
+def test_the_command_refuses_before_any_work(tmp_path, flag, capsys):
+    assert cli.main(["warm-start", "--out", str(tmp_path / "out"), flag]) == 2
+    assert flag[2:].split("=")[0] in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_into_no_folder_of_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(warmstart, "train", None)
+    (tmp_path / "model.safetensors").write_text("mine")
+    assert cli.main(["warm-start", "--out", str(tmp_path), "--steps=1"]) == 2
+    assert f"{tmp_path} holds model.safetensors, which was not made" in capsys.readouterr().err
+    assert {p.name for p in TINY.iterdir()} <= {*warmstart.OWN}  # what it made itself it makes again
 
 
 def test_the_shipped_files_are_the_recipes(policy):
@@ -85,9 +111,9 @@ def test_the_first_act_is_a_coin_whatever_was_recalled(examples):
 
 def test_demonstrations_speak_the_protocol(examples):
     for question, pieces in examples:
-        for writer, group in warmstart._turns(pieces):
+        for environment, group in itertools.groupby(pieces, key=lambda p: p.writer == "environment"):
             turn = "".join(p.text for p in group)
-            if writer == "environment":
+            if environment:
                 assert turn.startswith("\n\n<information>")
             else:
                 assert protocol.read_action(turn).kind in ("search", "answer")
@@ -121,12 +147,11 @@ def test_a_few_steps_lower_the_loss_and_the_weights_end_exact():
     )
     model, tokenizer, log = warmstart.train(recipe, every=2, report=lambda line: None)
     assert log[-1]["loss"] < log[0]["loss"] and len(tokenizer) <= 600
-    before = [w.data.clone() for w in warmstart.NF4Rounding(model).weights]
-    rounding = warmstart.NF4Rounding(model)
-    rounding.apply()
-    assert any(not torch.equal(a, w.data) for a, w in zip(before, rounding.weights))
-    rounding.restore()
-    assert all(torch.equal(a, w.data) for a, w in zip(before, rounding.weights))
+    weights = [m.weight for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    before = [w.data.clone() for w in weights]
+    with warmstart.nf4_rounded(model):
+        assert any(not torch.equal(a, w.data) for a, w in zip(before, weights))
+    assert weights and all(torch.equal(a, w.data) for a, w in zip(before, weights))
 
 
 def test_the_shipped_model_is_fit_for_reinforcement_learning(policy):

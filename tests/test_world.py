@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from searchr1_lib.data import load_passages, load_questions
+from searchr1_lib.suite import cli
 from searchr1_lib.worlds.almanac import ASKED, MONTHS, SPLITS, Part, build_world, near_duplicates, write_almanac
 
 ALMANAC = Path("data/almanac")
@@ -102,9 +103,33 @@ def test_near_duplicates_come_on_top_and_answer_nothing(world):
     assert all(words & set(p.title.split()) for p in more)  # each bears a name that is asked for
 
 
-def test_near_duplicates_refuse():
+@pytest.mark.parametrize("seed", ["-5", "1.5", "nan"])
+def test_a_seed_that_makes_the_world_of_another_is_refused_before_anything_is_written(tmp_path, seed, capsys):
+    try:
+        assert cli.main(["almanac", "--out", str(tmp_path / "out"), f"--seed={seed}"]) == 2
+    except SystemExit as e:  # argparse: no whole number
+        assert e.code == 2
+    assert "seed" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_questions_of_others_are_not_written_over(tmp_path, capsys):
+    (tmp_path / "train.jsonl").write_text("mine")
+    assert cli.main(["almanac", "--out", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds train.jsonl, which was not made" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["train.jsonl"]
+    for _ in "ab":  # its own it makes again
+        assert cli.main(["almanac", "--out", str(tmp_path / "mine")]) == 0
+
+
+def test_near_duplicates_refuse(tmp_path):
     assert near_duplicates("nowhere", 0) == []
     with pytest.raises(ValueError, match="holds no readable almanac.json"):
         near_duplicates("tests", 1)
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         near_duplicates(ALMANAC, -1)
+    for broken in ("[7]", '{"seed": 1.5}', '{"seed": -5}', "{"):
+        (tmp_path / "almanac.json").write_text(broken)
+        with pytest.raises(ValueError, match="holds no readable almanac.json"):
+            near_duplicates(tmp_path, 1)
+    with pytest.raises(ValueError, match="near_duplicates must be a whole number"):
+        near_duplicates(ALMANAC, 1.5)

@@ -1,0 +1,1 @@
+"""What may the model do: the protocol, an episode, its limits, and the tools, one a file."""

@@ -12,13 +12,16 @@ each tool in one batch. What a tool may be is one class, ``Tool``; a new one is 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NoAnswerInTime
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from itertools import islice
+from threading import Thread
 from typing import Any
 
+from ..metrics import grouped
 from ..records import Hit, Passage, Question, ToolCall
 from .limits import Limits
 
@@ -139,11 +142,8 @@ def step_all(
 ) -> list[Observation | Done]:
     """``step`` of many episodes: the calls of all go to each tool in one batch."""
     outcomes: list[Any] = [e.act(turn, end) for e, turn, end in zip(environments, turns, ends)]
-    waiting: dict[int, list[int]] = {}
-    for i, outcome in enumerate(outcomes):
-        if isinstance(outcome, Request):
-            waiting.setdefault(id(outcome.tool), []).append(i)
-    for places in waiting.values():
+    waiting = (i for i, outcome in enumerate(outcomes) if isinstance(outcome, Request))
+    for places in grouped(waiting, lambda i: id(outcomes[i].tool)).values():
         tool, limits = outcomes[places[0]].tool, environments[places[0]].limits
         calls = call_all(tool, [outcomes[i].argument for i in places], limits.topk, limits.search_timeout)
         for i, call in zip(places, calls):
@@ -153,57 +153,81 @@ def step_all(
 
 
 def call_all(tool: Tool, arguments: list[str], k: int, timeout: float | None) -> list[ToolCall]:
-    """A call for each argument. A batch that fails is tried one by one, so one argument cannot spoil all."""
+    """A call for each argument. A batch that fails is tried one by one, so one argument cannot spoil all.
+
+    Args:
+        timeout: seconds that the batch may take, and once more all that is tried one by one; None: for ever.
+    """
     started = time.perf_counter()
     answers = _answers(tool, arguments, k, timeout)
     seconds = (time.perf_counter() - started) / max(1, len(arguments))
     return [ToolCall(tool.name, a, hits, seconds, error) for a, (hits, error) in zip(arguments, answers)]
 
 
+class _Late(TimeoutError):
+    """Our time is up; an engine that raises ``TimeoutError`` itself has only failed."""
+
+
 def _answers(tool: Tool, arguments: list[str], k: int, timeout: float | None) -> list[tuple[list[Hit], str | None]]:
     """Hits and error for each argument."""
     if tool.batched or len(arguments) == 1:
         try:
-            results = _in_time(lambda: tool.run(arguments, k), timeout)
-            if len(results) != len(arguments):
-                raise ValueError(f"the {tool.name} gave {len(results)} results for {len(arguments)} arguments")
-            return [(_as_hits(result, k), None) for result in results]
+            return [(hits, None) for hits in _in_time(tool, arguments, k, timeout)]
         except Exception as e:
-            if len(arguments) == 1 or isinstance(e, NoAnswerInTime):
+            if len(arguments) == 1 or isinstance(e, _Late):
                 return [([], _why(e))] * len(arguments)
-    return [_answers(tool, [argument], k, timeout)[0] for argument in arguments]
+    end = time.monotonic() + (timeout or 1e9)  # 30 years stand for ever
+    return [_answers(tool, [argument], k, max(0.0, end - time.monotonic()))[0] for argument in arguments]
 
 
-def _in_time(call: Callable[[], list], timeout: float | None) -> list:
-    """The result of ``call``; raises ``NoAnswerInTime`` after ``timeout`` seconds (the call is abandoned)."""
-    if timeout is None:
-        return call()
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tool")
-    try:
-        return pool.submit(call).result(timeout)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+def _in_time(tool: Tool, arguments: list[str], k: int, timeout: float | None) -> list[list[Hit]]:
+    """The hits for each argument; raises ``TimeoutError`` after ``timeout`` seconds (the call is abandoned)."""
+    if timeout == 0:  # used up by those before: nothing is begun
+        raise _Late
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            results = tool.run(arguments, k)
+            if isinstance(results, (str, Mapping)) or len(results) != len(arguments):
+                raise ValueError(f"the {tool.name} gave {len(results)} results for {len(arguments)} arguments")
+            future.set_result([_as_hits(result, k) for result in results])
+        except BaseException as e:  # also a panic in Rust, or an exit
+            future.set_exception(e if isinstance(e, Exception) else RuntimeError(_why(e)))
+
+    Thread(target=run, daemon=True).start()  # one of a pool would be waited for when the program ends
+    if not wait([future], timeout).done:
+        raise _Late
+    return future.result()
 
 
-def _why(error: Exception) -> str:
-    if isinstance(error, NoAnswerInTime):
+def _why(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
         return "no answer in time"
-    return f"{type(error).__name__}: {str(error)[:200]}"
+    try:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    except Exception:  # it cannot even say what it is
+        return type(error).__name__
 
 
 def _as_hits(result: Any, k: int) -> list[Hit]:
     """What a tool may return, as hits: a hit, a passage, plain text, or a list of these."""
-    if isinstance(result, (str, Passage, Hit)):
+    if isinstance(result, (str, bytes, Mapping, Passage, Hit)):
         result = [] if isinstance(result, str) and not result.strip() else [result]
-    return [_as_hit(item, rank) for rank, item in enumerate(list(result)[:k])]
+    return [_as_hit(item, rank) for rank, item in enumerate(islice(result, k))]
 
 
 def _as_hit(item: Any, rank: int) -> Hit:
-    """Of plain types all through, whatever an engine put there: it is escaped, shown and logged later."""
-    if isinstance(item, str):
-        return Hit(Passage("", "", item), float(-rank))
-    passage, score = (item.passage, item.score) if isinstance(item, Hit) else (item, -rank)
+    """Of plain types all through, whatever an engine put there: it is escaped, shown and logged later.
+
+    Without a score, or with one that is no finite number, the rank stands for it.
+    """
+    item = Passage("", "", item) if isinstance(item, str) else item
+    passage, score = (item.passage, item.score) if isinstance(item, Hit) else (item, None)
     if not isinstance(passage, Passage):
         raise TypeError(f"the engine returned {type(item).__name__}; expected Hit, Passage or str")
-    title, text = ("" if part is None else str(part) for part in (passage.title, passage.text))
-    return Hit(Passage(str(passage.id), title, text), float(score))
+    parts = ("" if part is None else str(part) for part in (passage.id, passage.title, passage.text))
+    score = float(-rank if score is None else score)
+    # half a surrogate pair has no form in UTF-8: "?"
+    whole = Passage(*(part.encode("utf-8", "replace").decode() for part in parts))
+    return Hit(whole, score if math.isfinite(score) else float(-rank))

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-Whole = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+_LARGEST = 2**63 - 1  # what does not fit into a machine's whole number would fail deep inside
+Whole = Annotated[int, Field(ge=0, le=_LARGEST)]
+Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 Amount = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+#: Seconds to wait, at most a day: a thread cannot wait as long as a float can say.
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 def problem(item: Any, known: Iterable[str] = ()) -> str:
@@ -34,6 +38,31 @@ def problem(item: Any, known: Iterable[str] = ()) -> str:
         return f"{name} {item['msg'].replace('Input should', 'must')}, got {item['input']!r:.80}"
     near = get_close_matches(name, known)
     return f"unknown name {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
+
+
+def valid(kind: Any, value: Any, name: str) -> Any:
+    """The value of a parameter, if it is of this kind (``Share``, ``Count | None``, ...) and finite.
+
+    Raises:
+        ValueError: it is not; names the parameter and gives the value.
+    """
+    return check(**{name: (value, kind)})[name]
+
+
+def check(**values: tuple[Any, Any]) -> dict[str, Any]:
+    """``valid`` for several parameters, each with its value and kind; what is wrong with any is said at once.
+
+    >>> check(epochs=(3, Count))
+    {'epochs': 3}
+    """
+    kinds = tuple((name, kind) for name, (_, kind) in values.items())
+    return dict(_call(kinds)(**{name: value for name, (value, _) in values.items()}))
+
+
+@cache  # the loss checks its numbers in every micro-batch
+def _call(kinds: tuple[tuple[str, Any], ...]) -> type[BaseModel]:
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds}
+    return create_model("Call", __base__=Checked, **fields)
 
 
 class Checked(BaseModel):
@@ -71,8 +100,9 @@ class Limits(Checked, use_attribute_docstrings=True):
     """tokens of the whole completion, observations included"""
     topk: Count = 3
     """documents that a search returns"""
-    search_timeout: Positive | None = 60.0
-    """seconds to wait for the engine's answer to one batch; None: for ever"""
+    search_timeout: Seconds | None = 60.0
+    """seconds to wait for the engine's answer to one batch, and once more in all where it fails and is asked one by
+    one; None: for ever"""
 
     def limits(self) -> dict[str, Any]:
         """The part that ``rollout`` takes."""

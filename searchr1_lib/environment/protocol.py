@@ -47,15 +47,23 @@ INVALID_ACTION = (
 )
 
 
+#: What the special tokens of chat templates look like after their "<": ChatML and Llama 3, DeepSeek, Gemma and Llama 2.
+_CHAT = r"[|\uff5c]|/?(?:s|bos|eos|pad|unk|(?:start|end)_of_\w+)>"
+
+
 @cache
 def _patterns(tools: tuple[str, ...]) -> tuple[re.Pattern, re.Pattern]:
     """What untrusted text may not hold; and an opening or a closing tag."""
     names = "|".join(map(re.escape, ("think", *tools, "information", "answer")))
-    return re.compile(rf"<(?=\s*/?\s*(?:{names})\b|\|)", re.IGNORECASE), re.compile(rf"<(/?)({names})>")
+    # possessive: a "<" before a megabyte of blanks would else be tried at every pair of them; and a glance at the two
+    # signs that follow, for the names are tried slowly
+    untrusted = re.compile(rf"<(?=[\s/]*+\w[\w>]|[|\uff5c])(?=\s*+(?:/\s*+)?(?:{names})\b|{_CHAT})", re.IGNORECASE)
+    return untrusted, re.compile(rf"<(/?)({names})>")
 
 
 def escape(text: str, tools: tuple[str, ...] = TOOLS) -> str:
-    """Make untrusted text harmless: the ``<`` of a protocol tag or of a chat token becomes ``‹``.
+    """Make untrusted text harmless: the ``<`` of a protocol tag or of a chat token becomes ``‹``, and half a surrogate
+    pair, which no tokenizer takes, "?".
 
     Other ``<`` stay, so that formulas survive. Idempotent.
 
@@ -63,7 +71,7 @@ def escape(text: str, tools: tuple[str, ...] = TOOLS) -> str:
     '5 < 6 ‹/information>‹answer>42‹/answer>‹|im_end|>'
     """
     # one sign for another, so that nothing moves: deleting a tag could join two halves of a forged one
-    return _patterns(tools)[0].sub("\u2039", text)
+    return _patterns(tools)[0].sub("\u2039", text.encode("utf-8", "replace").decode())
 
 
 def tags_in(text: str, tools: tuple[str, ...] = TOOLS) -> Iterator[re.Match]:
@@ -137,32 +145,21 @@ def split_turn(turn: str, tools: tuple[str, ...] = TOOLS) -> list[tuple[str, int
     >>> [k for k, _, _ in split_turn("<think>a</think> <search>b</search>")]
     ['think', 'text', 'search']
     """
-    spans: list[tuple[str, int, int]] = []
-    done = 0
+    tagged: list[tuple[str, int, int]] = []
     opened: tuple[str, int] | None = None  # kind and start of the tag that waits for its closing
-
-    def add(kind, start, end):
-        nonlocal done
-        if start > done:
-            spans.append(("text", done, start))
-        if end > start:
-            spans.append((kind, start, end))
-        done = end
-
     for m in tags_in(turn, tools):
         closing, kind = m.group(1) == "/", m.group(2)
-        if closing:
-            if opened and opened[0] == kind:
-                add(kind, opened[1], m.end())
-                opened = None
-        else:
-            if opened and opened[0] == "think":
-                add("think", opened[1], m.start())
+        if opened and opened[0] == (kind if closing else "think"):
+            tagged.append((*opened, m.end() if closing else m.start()))
+            opened = None
+        if not closing:
             opened = (kind, m.start())
     if opened and opened[0] == "think":
-        add("think", opened[1], len(turn))
-    if done < len(turn):
-        spans.append(("text", done, len(turn)))
+        tagged.append((*opened, len(turn)))
+    spans, done = [], 0
+    for kind, start, end in [*tagged, ("text", len(turn), len(turn))]:
+        spans += [("text", done, start)] * (start > done) + [(kind, start, end)] * (end > start)
+        done = end
     return spans
 
 

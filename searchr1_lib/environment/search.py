@@ -51,6 +51,8 @@ class SearchEnvironment(Environment):
     def __post_init__(self):
         self.by_name = {tool.name: tool for tool in self.tools}
         self.names = tuple(self.by_name)
+        if len(self.names) < len(self.tools) or {"think", "information", "answer"} & set(self.names):
+            raise ValueError(f"each tool needs a name that no other one and no tag has: {[t.name for t in self.tools]}")
         self._forces = self.first_action is not None
 
     @property
@@ -92,9 +94,8 @@ class SearchEnvironment(Environment):
 
     def observe(self, call: ToolCall) -> Observation:
         note = f"The {call.tool} failed: {call.error}" if call.error else "Nothing was found."
-        return Observation(
-            fit_observation(self.measure, call.result, self.limits.max_observation_tokens, note, tools=self.names)
-        )
+        budget = self.limits.max_observation_tokens
+        return Observation(fit_observation(self.measure, call.result, budget, note, self.names))
 
     def parts(self, turn: str) -> list[tuple[str, int, int]]:
         """As ``protocol.split_turn``; a forged observation is the model's own text, whatever it imitates."""
@@ -117,19 +118,29 @@ def fit_observation(
     documents = [
         protocol.format_document(i, h.passage.title[:most], h.passage.text[:most], tools)[:most]
         for i, h in enumerate(hits, 1)
-    ]
+    ] or [protocol.escape(note, tools)]
 
-    def cut(length: int) -> str:
-        return protocol.format_observation([d if len(d) <= length else f"{d[:length]} …" for d in documents])
+    def cut(number: int, length: int) -> str:
+        shown = [d if len(d) <= length else f"{d[:length]} …" for d in documents[:number]]
+        return protocol.format_observation(shown or ["No document fits."])
 
-    if not documents:
-        return protocol.format_observation([protocol.escape(note, tools)])
-    low, high = 0, max(map(len, documents))
-    if measure(cut(high)) <= budget:
-        return cut(high)
-    while low < high:  # the longest cut that fits, by bisection
+    def fits(number: int, length: int) -> bool:
+        text = cut(number, length)
+        return len(text) <= most and measure(text) <= budget
+
+    number, longest = len(documents), max(map(len, documents))
+    if not fits(number, longest):
+        least = min(_LEAST, len(documents[0]))
+        number = _largest(number, lambda n: fits(n, least)) if hits else 1
+        longest = max(map(len, documents[:number]), default=0)
+        longest = max(least, _largest(longest, lambda length: fits(number, length)))
+    return cut(number, longest)
+
+
+def _largest(high: int, good: Callable[[int], bool]) -> int:
+    """The largest number up to ``high`` that is good, by bisection; 0 where none is."""
+    low = 0
+    while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if measure(cut(middle)) <= budget else (low, middle - 1)
-    if low < min(_LEAST, len(documents[0])):
-        return fit_observation(measure, hits[:-1], budget, "No document fits.", tools)
-    return cut(low)
+        low, high = (middle, high) if good(middle) else (low, middle - 1)
+    return low

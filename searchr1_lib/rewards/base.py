@@ -37,7 +37,8 @@ class Reward:
         return [float(self.value(t)) for t in trajectories]
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self.name!r})"
+        shown = (f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 class TurnReward(Reward):
@@ -84,7 +85,7 @@ def _finite(name: str, values: Sequence, trajectories: Sequence[Trajectory]) -> 
         numbers = f"{len(values)} value(s) for {len(trajectories)} trajectories"
         raise RewardError(f"reward {name!r} returned {numbers} (questions {ids}…)")
     for place, (value, t) in enumerate(zip(values, trajectories)):
-        with suppress(TypeError, ValueError):
+        with suppress(TypeError, ValueError, OverflowError):
             if math.isfinite(float(value)):
                 continue
         raise RewardError(f"reward {name!r} gave {value!r} to {_which(place, t)}: not a finite number")
@@ -101,12 +102,14 @@ def score(reward: RewardFunction, trajectories: Sequence[Trajectory]) -> Scores:
         RewardError: see ``checked``.
     """
     if hasattr(reward, "scores"):
-        scores = reward.scores(trajectories)
-        _finite(name_of(reward), scores.values, trajectories)
-        return scores
-    values = checked(reward, trajectories)
-    turns = reward.per_turn(trajectories) if hasattr(reward, "per_turn") else in_last_turn(trajectories, values)
-    return Scores(values, {name_of(reward): values}, turns)
+        said = reward.scores(trajectories)
+    else:
+        values = checked(reward, trajectories)
+        turns = reward.per_turn(trajectories) if hasattr(reward, "per_turn") else in_last_turn(trajectories, values)
+        said = Scores(values, {name_of(reward): values}, turns)
+    parts = {name: _finite(name, column, trajectories) for name, column in said.parts.items()}
+    turns = [list(map(float, row)) for row in said.turns]  # plain ones, which can be logged
+    return Scores(_finite(name_of(reward), said.values, trajectories), parts, turns)
 
 
 def in_last_turn(trajectories: Sequence[Trajectory], values: Sequence[float]) -> list[list[float]]:

@@ -15,8 +15,11 @@ def build(spec: Any, **defaults: Any) -> RewardFunction:
     """The reward that a specification names.
 
     >>> build("SearchR1Reward", cost=0.3)
+    SearchR1Reward(1.0 * exact_match + 1.0 * search_cost + 1.0 * malformed)
     >>> build({"OTC": {"c": 3}})
-    >>> build([[1.0, "ExactMatch"], [1.0, {"SearchCost": {"cost": 0.1}}], [1.0, "Malformed"]])    # a Composite
+    OTC(correctness=ExactMatch(), c=3.0, alpha=1.0)
+    >>> build([[1.0, "ExactMatch"], [1.0, {"SearchCost": {"cost": 0.1}}], [1.0, "Malformed"]])
+    Composite(1.0 * exact_match + 1.0 * search_cost + 1.0 * malformed)
 
     Args:
         spec: the name of a class in ``searchr1_lib.rewards``; {name: {argument: value}}, where an argument that is a

@@ -5,27 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..environment.limits import valid
 from ..records import Scores, Trajectory
 from .answer import ExactMatch
-from .base import RewardFunction, in_last_turn, name_of, score, turn_count
+from .base import Reward, RewardFunction, in_last_turn, name_of, score, turn_count
 from .cost import SearchCost
 from .process import Malformed
 
 
-class Combined:
+class Combined(Reward):
     """Rewards put together: a subclass says in ``combine`` what their values, a column a part, amount to.
 
     Raises:
-        ValueError: no part, or two rewards of one name, whose values could not be told apart.
+        ValueError: no part, a weight that is not a finite number, or two rewards of one name, whose values could not be
+            told apart.
     """
 
     def __init__(self, parts: Sequence[tuple[float, RewardFunction]], name: str):
-        self.parts, self.name = [(float(w), r) for w, r in parts], name
+        kind, self.name = type(self).__name__, name
+        self.parts = [(valid(float, w, f"{kind}: the weight of {name_of(r)!r}"), r) for w, r in parts]
         if not self.parts:
-            raise ValueError(f"{type(self).__name__} needs at least one reward")
+            raise ValueError(f"{kind} needs at least one reward")
         names = _names(self)
         if twice := sorted({n for n in names if names.count(n) > 1}):
-            raise ValueError(f"{type(self).__name__}: two rewards are named {twice[0]!r}; give one another name")
+            raise ValueError(f"{kind}: two rewards are named {twice[0]!r}; give one another name")
 
     def combine(self, columns: list[list[float]], trajectories: Sequence[Trajectory]) -> list[float]:
         raise NotImplementedError
@@ -51,15 +54,10 @@ class Composite(Combined):
 
     >>> Composite([(0.7, ExactMatch()), (1.0, SearchCost(0.1))])
     Composite(0.7 * exact_match + 1.0 * search_cost)
-
-    Raises:
-        ValueError: see ``Combined``, or a weight that is not a finite number.
     """
 
     def __init__(self, parts: Sequence[tuple[float, RewardFunction]], name: str = "composite"):
         super().__init__(parts, name)
-        if bad := [name_of(r) for w, r in self.parts if not math.isfinite(w)]:
-            raise ValueError(f"Composite: the weight of {bad[0]!r} is not a finite number")
 
     def combine(self, columns, trajectories):
         return [math.fsum(w * v for (w, _), v in zip(self.parts, row)) for row in zip(*columns)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..environment.limits import Amount, valid
 from ..records import Trajectory
 from .base import RewardFunction, TurnReward, checked, turn_count
 
@@ -30,15 +31,13 @@ class SearchCost(TurnReward):
         only_if: a reward; where it gives nothing, searches are free (see ``SearchR1Reward`` for the reason).
 
     Raises:
-        ValueError: a negative cost.
+        ValueError: a cost that is not from 0 to 1, the worth of a right answer.
     """
 
     name = "search_cost"
 
     def __init__(self, cost: float = 0.15, only_if: RewardFunction | None = None):
-        if not cost >= 0:
-            raise ValueError(f"SearchCost: cost must be 0 or more, not {cost}")
-        self.cost, self.only_if = cost, only_if
+        self.cost, self.only_if = valid(Amount, cost, "SearchCost: cost"), only_if
 
     def turn_values(self, trajectory: Trajectory) -> list[float]:
         free = self.only_if is not None and not checked(self.only_if, [trajectory])[0] > 0

@@ -7,15 +7,17 @@ to this machine only, follow no redirect, and stand in no message of ours.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from ..search.base import clean
+from ..search.base import check_numbers, clean
 from ..search.http import JsonClient, parse_url, read_key
 
 
@@ -40,6 +42,7 @@ class _Endpoint:
         self, url: str, model: str, *, key_env: str = "OPENAI_API_KEY", timeout: float = 60.0, retries: int = 6
     ):
         self.url, self.model, self.name = url.rstrip("/"), model, model
+        self.identity = f"{model} at {self.url}"  # see ``search.base.identity_of``
         address, key = parse_url(self.url + self.path, "http://host:port/v1"), read_key(key_env)
         if address.userinfo:
             raise ValueError("endpoint url must not hold a password; put the key into an environment variable")
@@ -74,6 +77,7 @@ class ChatEndpoint(_Endpoint):
     def __init__(self, url: str, model: str, *, body: dict[str, Any] | None = None, **connection):
         super().__init__(url, model, **connection)
         self.body = {"temperature": 0, "max_tokens": 256} if body is None else body
+        self.identity += f" {self.body}"
 
     def complete(self, messages: list[dict[str, str]]) -> Reply:
         """The reply to ``messages`` (role, content).
@@ -87,7 +91,9 @@ class ChatEndpoint(_Endpoint):
             if not isinstance(text, str):
                 raise TypeError("it holds no text")
             # an endpoint that does not count is taken to use a token per four characters
-            return Reply(text, tokens if isinstance(tokens, int) else (len(json.dumps(messages)) + len(text)) // 4)
+            return Reply(
+                text, tokens if type(tokens) is int and tokens >= 0 else (len(json.dumps(messages)) + len(text)) // 4
+            )
 
         return self._post_all([{"messages": messages, **self.body}], read)[0]
 
@@ -103,6 +109,7 @@ class EmbeddingsEndpoint(_Endpoint):
         Raises:
             EndpointError: no reply, or one that does not hold a vector for every text.
         """
+        check_numbers(1, batch_size=batch_size)
         if not len(texts):
             return np.zeros((0, 0), dtype=np.float32)
         parts = [[clean(text) for text in texts[i : i + batch_size]] for i in range(0, len(texts), batch_size)]
@@ -113,7 +120,7 @@ class EmbeddingsEndpoint(_Endpoint):
             vectors = np.asarray(rows, dtype=np.float32).reshape(len(rows), -1)
         except KeyError:
             raise EndpointError(f"{self.url}: the reply does not hold a vector for every text") from None
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise EndpointError(f"{self.url}: the vectors differ in length, or are none") from None
         if normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -124,6 +131,7 @@ class LocalChat:
     """A transformers model with a chat template (a Qwen, for example), answering greedily, one call at a time."""
 
     def __init__(self, model, tokenizer, *, name: str = "", max_new_tokens: int = 128):
+        check_numbers(1, max_new_tokens=max_new_tokens)
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
         self._lock = threading.Lock()
@@ -135,6 +143,12 @@ class LocalChat:
 
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", device_map=device_map, use_safetensors=True)
         return cls(model, AutoTokenizer.from_pretrained(name), name=name, **options)
+
+    @cached_property
+    def identity(self) -> str:
+        """Beside the name the sums of its weights: another model may have the same one."""
+        sums = repr([weight.detach().float().sum().item() for weight in self.model.parameters()])
+        return f"{self.name} {self.max_new_tokens} {hashlib.sha256(sums.encode()).hexdigest()}"
 
     def complete(self, messages: list[dict[str, str]]) -> Reply:
         """The reply to ``messages`` (role, content)."""

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import sqlite3
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,8 @@ from pathlib import Path
 
 from ..environment import protocol
 from ..records import Trajectory
+from ..search.base import check_numbers, identity_of
+from ..search.sqlite import Database
 from .answer import f1_score
 from .base import RewardError, final_answer
 from .endpoints import EndpointError
@@ -30,7 +30,7 @@ from .endpoints import EndpointError
 RUBRIC = Path(__file__).with_name("rubric.md")
 ANSWER_LIMIT = 500  # characters
 _NOBODY = "Quorvath Lindemere"  # the wrong reference where the batch holds no other gold answer
-_FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
+_SCHEMA = "CREATE TABLE scores (key TEXT PRIMARY KEY, score REAL NOT NULL);"
 
 
 class JudgeBudgetError(RewardError):
@@ -55,7 +55,8 @@ class Judge:
     Args:
         chat: ``ChatEndpoint``, ``LocalChat``, or anything with ``name`` and ``complete(messages) -> Reply``.
         rubric: file with the instructions; the packaged ``rubric.md`` by default.
-        cache: SQLite file that keeps scores between runs; several processes may share it.
+        cache: SQLite file that keeps scores between runs; several processes may share it, and one that is read-only
+            gives what it holds. A score belongs to its model (see ``identity_of``) and rubric.
         max_calls, max_tokens: budget of this object (None: no limit). Cached scores are free. The tokens of a
             call are known after it, so those under way when the budget runs out are still paid for.
         concurrency: calls under way at a time.
@@ -78,8 +79,9 @@ class Judge:
         attempts: int = 3,
         name: str = "judge",
     ):
-        if concurrency < 1 or attempts < 1:
-            raise ValueError("Judge: concurrency and attempts must be 1 or more")
+        check_numbers(1, concurrency=concurrency, attempts=attempts)
+        budget = {"max_calls": max_calls, "max_tokens": max_tokens}
+        check_numbers(0, **{name: limit for name, limit in budget.items() if limit is not None})
         self.chat, self.name = chat, name
         self.rubric = Path(rubric).read_text(encoding="utf-8").strip()
         if not self.rubric:
@@ -87,7 +89,8 @@ class Judge:
         self.max_calls, self.max_tokens = max_calls, max_tokens
         self.concurrency, self.attempts = concurrency, attempts
         self.calls = self.tokens = self.cached = self.controlled = 0
-        self._scores = _Scores(cache)
+        self._scores: dict[str, float] = {}
+        self._file = Database(Path(cache), _SCHEMA, journal="DELETE") if cache else None
         self._lock = threading.Lock()
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
@@ -118,8 +121,8 @@ class Judge:
         task = {"question": case.question, "reference_answers": list(answers), "answer": case.answer}
         user = json.dumps(task, ensure_ascii=False)
         messages = [{"role": "system", "content": self.rubric}, {"role": "user", "content": user}]
-        key = hashlib.sha256(json.dumps([self.chat.name, messages]).encode()).hexdigest()
-        if (score := self._scores.get(key)) is not None:
+        key = hashlib.sha256(json.dumps([identity_of(self.chat), messages]).encode()).hexdigest()
+        if (score := self._kept(key)) is not None:
             with self._lock:
                 self.cached += 1
             return score
@@ -137,9 +140,21 @@ class Judge:
             except ValueError as e:
                 problem = e
                 continue
-            self._scores.put(key, score)
+            self._keep(key, score)
             return score
         raise RewardError(f"{failed}: {self.attempts} replies without a score ({problem})")
+
+    def _kept(self, key: str) -> float | None:
+        if key not in self._scores and self._file:
+            with self._file.use() as connection:
+                self._scores |= connection.execute("SELECT key, score FROM scores WHERE key = ?", (key,))
+        return self._scores.get(key)
+
+    def _keep(self, key: str, score: float) -> None:
+        self._scores[key] = score
+        if self._file and self._file.writable:
+            with self._file.use() as connection:
+                connection.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, score))
 
     def _spend(self) -> None:
         with self._lock:
@@ -147,6 +162,11 @@ class Judge:
                 if limit is not None and spent >= limit:
                     raise JudgeBudgetError(f"reward {self.name!r}: the budget of {limit} {unit} is spent ({spent})")
             self.calls += 1
+
+    @property
+    def identity(self) -> str:
+        """What decides its scores: not its budget, and not what it has spent."""
+        return f"{type(self).__name__}({identity_of(self.chat)}, {hashlib.sha256(self.rubric.encode()).hexdigest()})"
 
     def __repr__(self) -> str:
         return f"Judge({self.chat.name!r}, name={self.name!r})"
@@ -164,8 +184,8 @@ def parse_score(reply: str) -> float:
         ValueError: anything else.
     """
     text = reply.rpartition("</think>")[2].strip()
-    if fenced := _FENCE.match(text):
-        text = fenced[1]
+    if text.startswith("```") and text.endswith("```"):
+        text = text[3:-3].removeprefix("json")
     try:
         verdict = json.loads(text, object_pairs_hook=_no_twins)
     except RecursionError:
@@ -200,25 +220,3 @@ def _wrong_reference(case: _Case, golds: list[str]) -> str:
     if not wrong:
         return _NOBODY
     return wrong[int(hashlib.sha256(case.question.encode()).hexdigest(), 16) % len(wrong)]
-
-
-class _Scores:
-    """Scores by key, in memory and, given a path, in an SQLite file."""
-
-    def __init__(self, path: str | Path | None):
-        self._lock = threading.Lock()
-        try:
-            self._db = sqlite3.connect(str(path or ":memory:"), check_same_thread=False, timeout=30)
-            with self._db:
-                self._db.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL NOT NULL)")
-        except sqlite3.Error as e:
-            raise ValueError(f"Judge: the cache {path} cannot be used ({e}); delete it or name another file") from None
-
-    def get(self, key: str) -> float | None:
-        with self._lock:
-            row = self._db.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
-
-    def put(self, key: str, score: float) -> None:
-        with self._lock, self._db:
-            self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, score))

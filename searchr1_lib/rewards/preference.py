@@ -6,16 +6,16 @@ The model is Bradley and Terry's (1952): P(a preferred to b) = sigmoid(r(a) - r(
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from typing import Any
 
-from ..files import append_json_lines
+from ..environment.limits import Positive, valid
+from ..files import append_json_lines, read_json_lines
 from ..records import Trajectory
 from .answer import ExactMatch, f1_score
-from .base import final_answer
+from .base import Reward, final_answer
 from .cost import searches_by_turn
 from .process import Retrieval, format_errors
 from .steps import RepeatedSearch
@@ -51,21 +51,18 @@ def read_choices(path: str | os.PathLike) -> list[tuple[Trajectory, Trajectory]]
     Raises:
         ValueError: a line is not a choice; the message names file and line.
     """
-    pairs = []
-    with open(path, encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                a, b = (Trajectory.from_dict(row[side]) for side in "ab")
-                pairs.append({"a": (a, b), "b": (b, a)}[row["preferred"]])
-            except (ValueError, KeyError, TypeError, AttributeError) as e:
-                raise ValueError(f"{Path(path)}:{number}: not a choice between two trajectories ({e})") from None
-    return pairs
+    return list(read_json_lines(path, _choice))
 
 
-class PreferenceReward:
+def _choice(row: Any) -> tuple[Trajectory, Trajectory]:
+    try:
+        a, b = (Trajectory.from_dict(row[side]) for side in "ab")
+        return {"a": (a, b), "b": (b, a)}[row["preferred"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"not a choice between two trajectories ({e})") from None
+
+
+class PreferenceReward(Reward):
     """The fitted r(t) of the module's head; higher is preferred, only differences have a meaning.
 
     Attributes:
@@ -79,7 +76,7 @@ class PreferenceReward:
             minimise  sum_i log(1 + exp(-w . (x_i - y_i)))  +  l2 / 2 |w|^2
 
         Raises:
-            ValueError: no pairs, or ``l2`` not above 0.
+            ValueError: no pairs, or ``l2`` not above 0 and finite.
         """
         import numpy as np
         from scipy.optimize import minimize
@@ -87,9 +84,7 @@ class PreferenceReward:
 
         if not pairs:
             raise ValueError("PreferenceReward needs at least one pair (preferred, other)")
-        if not l2 > 0:
-            raise ValueError(f"PreferenceReward: l2 must be above 0, not {l2}")
-        self.name = name
+        l2, self.name = valid(Positive, l2, "PreferenceReward: l2"), name
         d = np.array([[f(a) - f(b) for f in FEATURES.values()] for a, b in pairs])
         self._scale = np.sqrt((d**2).mean(0))
         self._scale[self._scale < 1e-9] = np.inf  # a feature that never differed tells nothing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..environment.limits import Amount, Count, Positive, Share, valid
 from ..metrics import answer_retrieved, exact_match
 from ..records import Trajectory
 from .answer import ExactMatch
@@ -24,7 +25,9 @@ class SearchR1Format(Reward):
     name = "search_r1_format"
 
     def __init__(self, structure: float = 0.2, retrieval: float = 0.0, answered: float = 0.1):
-        self.structure, self.retrieval, self.answered = structure, retrieval, answered
+        self.structure = valid(Share, structure, "SearchR1Format: structure")
+        self.retrieval = valid(Share, retrieval, "SearchR1Format: retrieval")
+        self.answered = valid(Share, answered, "SearchR1Format: answered")
 
     def value(self, trajectory: Trajectory) -> float:
         answer = final_answer(trajectory)
@@ -36,7 +39,7 @@ class SearchR1Format(Reward):
         return self.answered if answer is not None else 0.0
 
 
-class OTC:
+class OTC(Reward):
     """Correctness times a factor that is highest for the fewest searches that sufficed in the group.
 
     OTC-GRPO (Wang et al. 2025, "Acting less is reasoning more", arXiv 2504.14870):
@@ -57,7 +60,8 @@ class OTC:
     name = "otc"
 
     def __init__(self, correctness: RewardFunction | None = None, c: float = 4.0, alpha: float = 1.0):
-        self.correctness, self.c, self.alpha = correctness or ExactMatch(), c, alpha
+        self.correctness = correctness or ExactMatch()
+        self.c, self.alpha = valid(Amount, c, "OTC: c"), valid(Positive, alpha, "OTC: alpha")
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """One float per trajectory. Raises RewardError if ``correctness`` fails."""
@@ -90,7 +94,8 @@ class IKEA(Reward):
     name = "ikea"
 
     def __init__(self, bonus: float = 0.6, max_searches: int = 3, tried: float = 0.05):
-        self.bonus, self.max_searches, self.tried = bonus, max_searches, tried
+        self.bonus, self.tried = valid(Amount, bonus, "IKEA: bonus"), valid(Share, tried, "IKEA: tried")
+        self.max_searches = valid(Count, max_searches, "IKEA: max_searches")
         self._correct = ExactMatch()
 
     def value(self, trajectory: Trajectory) -> float:
@@ -112,7 +117,7 @@ def search_confidence(trajectory: Trajectory) -> float:
     return math.exp(min((trajectory.logprobs[i] for i in places), default=0.0))
 
 
-class ConfidentSearch:
+class ConfidentSearch(Reward):
     """Correctness that counts only if every search was issued with confidence.
 
     beta-GRPO (Wu et al. 2025, "Search Wisely", arXiv 2505.17281): the reward is ``correctness`` if
@@ -125,7 +130,8 @@ class ConfidentSearch:
     name = "confident_search"
 
     def __init__(self, correctness: RewardFunction | None = None, threshold: float = 0.4):
-        self.correctness, self.threshold = correctness or ExactMatch(), threshold
+        self.correctness = correctness or ExactMatch()
+        self.threshold = valid(Share, threshold, "ConfidentSearch: threshold")
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """One float per trajectory. Raises RewardError if ``correctness`` fails."""
@@ -147,9 +153,10 @@ class OverlongPenalty(Reward):
     name = "overlong"
 
     def __init__(self, max_tokens: int, buffer: int):
-        if not 0 < buffer <= max_tokens:
-            raise ValueError(f"OverlongPenalty: need 0 < buffer <= max_tokens, got {buffer} and {max_tokens}")
-        self.max_tokens, self.buffer = max_tokens, buffer
+        self.max_tokens = valid(Count, max_tokens, "OverlongPenalty: max_tokens")
+        self.buffer = valid(Count, buffer, "OverlongPenalty: buffer")
+        if buffer > max_tokens:
+            raise ValueError(f"OverlongPenalty: buffer ({buffer}) must be at most max_tokens ({max_tokens})")
 
     def value(self, trajectory: Trajectory) -> float:
         over = sum(trajectory.mask) - (self.max_tokens - self.buffer)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..records import Trajectory
-from ..search.encoders import MINILM, load_encoder
+from ..search.encoders import MINILM, load_encoder, vectors_of
 from .base import final_answer
 
 _LONGEST = 2000  # characters of an answer that are read; encoders see a few hundred tokens anyway
@@ -99,6 +99,11 @@ class SemanticSimilarity:
         self._vectors: dict[str, Any] = {}
         self._lock = threading.Lock()
 
+    @property
+    def identity(self) -> str:
+        """What decides its values; the encoder by its name, which does not change when it is loaded."""
+        return f"{type(self).__name__}({getattr(self.encoder, 'name', self.encoder)!r:.200}, {self.calibration!r})"
+
     def similarities(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """The cosine of each pair of texts, in [-1, 1]; 0.0 where one is blank."""
         pairs = [(a[:_LONGEST].strip(), b[:_LONGEST].strip()) for a, b in pairs]
@@ -130,8 +135,5 @@ class SemanticSimilarity:
                 if len(self._vectors) + len(new) > _CACHED:
                     self._vectors = {}
                     new = sorted(texts)
-                vectors = self.encoder.encode(new, normalize=True)
-                if not (vectors == vectors).all():
-                    raise ValueError("the encoder gave a vector that is not a number")
-                self._vectors.update(zip(new, vectors))
+                self._vectors.update(zip(new, vectors_of(self.encoder, new)))
             return {text: self._vectors[text] for text in texts}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..environment.limits import valid
 from .base import RewardFunction, by_group, name_of
 from .composite import Combined
 
@@ -24,7 +25,7 @@ class Threshold(Combined):
 
     def __init__(self, reward: RewardFunction, at: float, name: str = ""):
         super().__init__([(1.0, reward)], name or f"{name_of(reward)}>={at:g}")
-        self.at = at
+        self.at = valid(float, at, "Threshold: at")
 
     def combine(self, columns, trajectories):
         return [float(v >= self.at) for v in columns[0]]
@@ -34,14 +35,14 @@ class Scaled(Combined):
     """A reward mapped from [low, high] to [0, 1], and cut there.
 
     Raises:
-        ValueError: ``low`` is not below ``high``.
+        ValueError: ``low`` is not below ``high``, or one is not finite.
     """
 
     def __init__(self, reward: RewardFunction, low: float, high: float, name: str = ""):
+        super().__init__([(1.0, reward)], name or f"{name_of(reward)}_scaled")
+        self.low, self.high = valid(float, low, "Scaled: low"), valid(float, high, "Scaled: high")
         if not low < high:
             raise ValueError(f"Scaled: low ({low}) must be below high ({high})")
-        super().__init__([(1.0, reward)], name or f"{name_of(reward)}_scaled")
-        self.low, self.high = low, high
 
     def combine(self, columns, trajectories):
         return [min(1.0, max(0.0, (v - self.low) / (self.high - self.low))) for v in columns[0]]

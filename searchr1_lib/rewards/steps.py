@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ..environment.limits import Amount, valid
 from ..metrics import holds_answer
 from ..records import Trajectory
 from .base import TurnReward, turn_count
@@ -34,12 +35,15 @@ class InformationGain(TurnReward):
     The idea is StepSearch's (Wang et al. 2025, arXiv 2505.15107), which pays a step for its information gain and
     fines documents retrieved again; it measures the gain by TF-IDF overlap with the gold documents, we by identity.
     A question without gold passages has one thing to find: a passage that holds a gold answer.
+
+    Raises:
+        ValueError: a redundancy that is negative or not finite.
     """
 
     name = "information_gain"
 
     def __init__(self, redundancy: float = 0.0):
-        self.redundancy = redundancy
+        self.redundancy = valid(Amount, redundancy, "InformationGain: redundancy")
 
     def turn_values(self, trajectory: Trajectory) -> list[float]:
         values = [0.0] * turn_count(trajectory)
@@ -62,15 +66,13 @@ class RepeatedSearch(TurnReward):
     """``-penalty`` for every search that is empty or repeats the words of an earlier one in the same order.
 
     Raises:
-        ValueError: a negative penalty.
+        ValueError: a penalty that is negative or not finite.
     """
 
     name = "repeated_search"
 
     def __init__(self, penalty: float = 0.1):
-        if not penalty >= 0:
-            raise ValueError(f"RepeatedSearch: penalty must be 0 or more, not {penalty}")
-        self.penalty = penalty
+        self.penalty = valid(Amount, penalty, "RepeatedSearch: penalty")
 
     def turn_values(self, trajectory: Trajectory) -> list[float]:
         values, seen = [0.0] * turn_count(trajectory), {""}

@@ -11,9 +11,9 @@ import hashlib
 import json
 import mmap
 import os
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 from ..data import save_passages
 from ..files import whole_folder, write_json
 from ..records import Hit, Passage
+from .words import clean
 
 FORMAT = 1
 MANIFEST, PASSAGES, OFFSETS = "manifest.json", "passages.jsonl", "offsets.npy"
@@ -39,12 +40,22 @@ class Engine:
     """A search engine; a subclass writes ``search_batch``.
 
     Hits come best first, equal scores in the order of the corpus. A query that matches nothing gives [].
+
+    Attributes:
+        decides: the attributes that decide its answers, beside its name: corpus, parameters, engines behind it.
     """
+
+    decides: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """What a recording of its answers is filed under."""
+        """What it is called in messages and tables."""
         return type(self).__name__
+
+    @property
+    def identity(self) -> str:
+        """All that decides its answers, as one text; what is made of them is filed under it, see ``CachedSearch``."""
+        return " ".join([self.name, *(f"{name}={identity_of(getattr(self, name))}" for name in self.decides)])
 
     def search(self, query: str, k: int = 3) -> list[Hit]:
         """The ``k`` best passages for one query, fewer where fewer match."""
@@ -59,37 +70,52 @@ class Engine:
         raise NotImplementedError
 
 
+def identity_of(thing: Any) -> str:
+    """What decides the answers of an engine, encoder, scorer or chat model: its ``identity``, or name, or class.
+
+    A corpus is known by its SHA-256, plain values and lists of things by themselves.
+
+    >>> identity_of(print)
+    'builtins.print'
+    """
+    if isinstance(thing, (list, PassageFile)):
+        passages = bool(thing) and isinstance(thing[0], Passage)
+        return corpus_sha256(thing) if passages else str([identity_of(part) for part in thing])
+    if thing is None or isinstance(thing, (str, int, float, dict)):
+        return repr(thing)
+    kind = thing if hasattr(thing, "__qualname__") else type(thing)
+    known = getattr(thing, "identity", None) or getattr(thing, "name", None)
+    return str(known or f"{kind.__module__}.{kind.__qualname__}")
+
+
+class NumberError(TypeError, ValueError):
+    """A value that is no number: a TypeError as Python has it, and a ValueError as every other bad parameter here."""
+
+
+def check_numbers(least: float, most: float = 1e12, kind: Any = Integral, **values: Any) -> None:
+    """Refuse a parameter that is no number of this kind (True is none), not finite or out of range, by its name.
+
+    Raises:
+        NumberError, ValueError: names the parameter and its value.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise NumberError(f"{name} must be a {'whole ' * (kind is Integral)}number, not {value!r:.80}")
+        if not least <= value <= most:
+            raise ValueError(f"{name} must be at least {least:g} and at most {most:g}, not {value}")
+
+
 def check_batch(queries: Sequence[str], k: int) -> list[str]:
     """The queries as a list of texts that can be written everywhere.
 
     Raises:
-        ValueError: ``k`` is less than 1.
+        ValueError: ``k`` is less than 1, or more than a database can count.
         TypeError: ``k`` is no whole number, a query is no text, or a text stands in place of the list.
     """
-    if not isinstance(k, (int, np.integer)):
-        raise TypeError(f"k must be a whole number, not {k!r}")
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+    check_numbers(1, 2**31, k=k)
     if isinstance(queries, str):
         raise TypeError("search_batch takes a list of queries; for one query use search")
     return [clean(query) for query in queries]
-
-
-def clean(text: Any) -> str:
-    """Text from outside as text that can be written everywhere: no halves of surrogate pairs, accents composed (NFC).
-
-    Raises:
-        TypeError: it is no text.
-    """
-    if not isinstance(text, str):
-        raise TypeError(f"expected text, found {type(text).__name__}")
-    # the same name can be written with composed and with combining accents; unmatched, the passage is never found
-    return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
-
-
-def indexed(passage: Passage) -> str:
-    """What of a passage is searched: title and text, in the form of the queries (see ``clean``)."""
-    return clean(f"{passage.title}\n{passage.text}")
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
@@ -110,9 +136,10 @@ class PassageFile(Sequence[Passage]):
     """The passages of an index folder as a read-only sequence; the file is memory-mapped, not loaded."""
 
     def __init__(self, folder: Path):
-        self._offsets = np.load(folder / OFFSETS, mmap_mode="r")
+        self._folder, self._offsets = folder, np.load(folder / OFFSETS, mmap_mode="r")
         with open(folder / PASSAGES, "rb") as f:
             self._file = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+            self.sha256 = hashlib.file_digest(f, "sha256").hexdigest()
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -120,7 +147,32 @@ class PassageFile(Sequence[Passage]):
     def __getitem__(self, i):
         if not 0 <= i < len(self):
             raise IndexError(i)
-        return Passage(**json.loads(self._file[self._offsets[i] : self._offsets[i + 1]]))
+        with reading(self._folder):
+            return Passage(**json.loads(self._file[self._offsets[i] : self._offsets[i + 1]]))
+
+
+def corpus_sha256(passages: Iterable[Passage]) -> str:
+    """SHA-256 of the passages as ``save_passages`` writes them."""
+    if isinstance(passages, PassageFile):
+        return passages.sha256
+    digest = hashlib.sha256()
+    for passage in passages:
+        digest.update(json.dumps(vars(passage), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+    return digest.hexdigest()
+
+
+@contextmanager
+def reading(folder: str | os.PathLike, problem: str = "broken index") -> Iterator[None]:
+    """What is found broken while an index is read is an IndexFolderError that names the folder.
+
+    Not an error that says nothing of the index, such as a file that one may not read.
+    """
+    try:
+        yield
+    except IndexFolderError:
+        raise
+    except (FileNotFoundError, EOFError, ValueError, LookupError, TypeError, AttributeError) as e:
+        raise IndexFolderError(f"{folder}: {problem} ({e}); build it again") from None
 
 
 def write_manifest(folder: Path, engine: str, **fields: Any) -> None:
@@ -136,13 +188,11 @@ def read_manifest(folder: str | os.PathLike, engine: str | None = None) -> dict[
             another engine than ``engine``.
     """
     path = Path(folder) / MANIFEST
-    try:
+    if not path.exists():
+        raise IndexFolderError(f"{folder}: no index here ({MANIFEST} is missing)")
+    with reading(path, "broken manifest, or not one of an index"):
         manifest = json.loads(path.read_text(encoding="utf-8"))
         kind, version = manifest["engine"], manifest["format"]
-    except FileNotFoundError:
-        raise IndexFolderError(f"{folder}: no index here ({MANIFEST} is missing)") from None
-    except (ValueError, KeyError, TypeError) as e:
-        raise IndexFolderError(f"{path}: broken manifest, or not one of an index ({e!r}); build it again") from None
     if version != FORMAT:
         raise IndexFolderError(f"{path}: format {version}, this version reads {FORMAT}; build the index again")
     if engine is not None and kind != engine:
@@ -158,17 +208,12 @@ def open_index(folder: str | os.PathLike, engine: str) -> tuple[dict[str, Any], 
             built from.
     """
     manifest, folder = read_manifest(folder, engine), Path(folder)
-    count, expected = manifest.get("count"), manifest.get("corpus_sha256")
-    try:
-        digest, passages = _sha256(folder / PASSAGES), PassageFile(folder)
-    except (OSError, ValueError) as e:
-        raise IndexFolderError(f"{folder}: the passages cannot be read ({e}); build the index again") from None
-    if digest != expected or len(passages) != count:
-        raise IndexFolderError(
-            f"{folder / PASSAGES}: not the corpus that the index was built from ({MANIFEST} says {count} passages, "
-            f"SHA-256 {str(expected)[:12]}…; found {len(passages)}, {digest[:12]}…); build the index again from this "
-            "corpus"
-        )
+    with reading(folder, "the passages cannot be read"):
+        passages = PassageFile(folder)
+    count = manifest.get("count")
+    if passages.sha256 != manifest.get("corpus_sha256") or len(passages) != count:
+        what = f"{len(passages)} passages, not the corpus that the index was built from ({count} passages)"
+        raise IndexFolderError(f"{folder / PASSAGES}: {what}; build the index again from this corpus")
     return manifest, passages
 
 
@@ -192,10 +237,4 @@ def new_index(
         with open(folder / PASSAGES, "rb") as file:
             lengths = [len(line) for line in file]
         np.save(folder / OFFSETS, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        corpus = {"count": len(lengths), "corpus_sha256": _sha256(folder / PASSAGES)}
-        write_manifest(folder, engine, **corpus, **fields)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        write_manifest(folder, engine, count=len(lengths), corpus_sha256=PassageFile(folder).sha256, **fields)

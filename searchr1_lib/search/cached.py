@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..environment.base import _as_hits
 from ..records import Hit, Passage
-from .base import Engine, SearchError, check_batch
+from .base import Engine, SearchError, check_batch, clean, identity_of
 from .sqlite import Database
 
 #: What was answered: the n-th time that a query was asked, from 0; failures, and at most one success, the last.
@@ -23,6 +24,7 @@ CREATE TABLE IF NOT EXISTS answers (
 CREATE TABLE IF NOT EXISTS recorded (engine TEXT NOT NULL);
 """
 _LAST = "SELECT n, hits, error FROM answers WHERE query = ? AND k = ? AND n <= ? ORDER BY n DESC LIMIT 1"
+_CLAIM = "INSERT INTO recorded SELECT ? WHERE NOT EXISTS (SELECT 1 FROM recorded)"
 _Answer = tuple[str | None, str | None]  # hits as JSON, or an error
 
 
@@ -41,9 +43,11 @@ class CachedSearch(Engine):
 
     Raises:
         ValueError: an unknown mode, no engine to record from, no file to replay from, a file that is no
-            recording, or one that was recorded from another engine.
+            recording, or one that was recorded from another engine, corpus or parameters (see ``Engine.identity``).
         SearchError: (from a search) the engine failed, or "replay" meets a query that was not recorded.
     """
+
+    decides = ("recorded",)
 
     def __init__(self, engine: Engine | None, path: str | os.PathLike, *, mode: str = "record"):
         if mode not in ("record", "replay"):
@@ -60,17 +64,19 @@ class CachedSearch(Engine):
         self._check_file()
 
     def _check_file(self) -> None:
-        """Is it a recording, and of this engine? A new one is given the engine's name."""
+        """Is it a recording, and of this engine? A new one is given what the engine is known by."""
+        ours = None if self.engine is None else identity_of(self.engine)
         try:
             with self._database.connection() as connection:
                 connection.execute(_LAST, ("", 1, 0))
+                if self.mode == "record" and self._database.writable:
+                    connection.execute(_CLAIM, (ours,))
                 recorded = connection.execute("SELECT engine FROM recorded").fetchone()
-                if recorded is None and self.mode == "record":
-                    connection.execute("INSERT INTO recorded VALUES (?)", (self.engine.name,))
         except sqlite3.Error as e:
             raise ValueError(f"{self.path}: cannot be used as a recording ({e}); give another file") from None
-        if recorded and self.engine is not None and (name := self.engine.name) != recorded[0]:
-            raise ValueError(f"{self.path}: recorded from {recorded[0]}, not from {name}; give another file")
+        self.recorded = recorded[0] if recorded else ours
+        if ours and ours != self.recorded:
+            raise ValueError(f"{self.path}: recorded from {self.recorded}, not from {ours}; give another file")
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         queries, k = check_batch(queries, k), int(k)
@@ -101,10 +107,10 @@ class CachedSearch(Engine):
             return known
         try:
             batch = self.engine.search_batch(missing, k)
-            texts = [json.dumps([asdict(hit) for hit in hits], ensure_ascii=False) for hits in batch]
+            texts = [json.dumps([asdict(hit) for hit in _as_hits(found, k)]) for found in batch]
             answers: list[_Answer] = [(text, None) for text in texts]
         except SearchError as e:
-            answers = [(None, str(e))] * len(missing)
+            answers = [(None, clean(str(e)))] * len(missing)
         with connection:
             connection.execute("BEGIN IMMEDIATE")
             return known | {query: self._keep(connection, query, k, answer) for query, answer in zip(missing, answers)}

@@ -6,21 +6,20 @@ folder and goes on from there, and several indexes can be built from the same ve
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ..files import read_json, write_json
 from ..records import Hit, Passage
-from .base import Engine, IndexFolderError, check_batch, indexed, new_index, open_index
-from .encoders import MINILM, Encoder, load_encoder
+from .base import Engine, IndexFolderError, check_batch, corpus_sha256, identity_of, new_index, open_index, reading
+from .encoders import MINILM, Encoder, load_encoder, vectors_of
+from .words import clean, indexed
 
 INDEX, VECTORS, STATE = "index.faiss", "vectors.f32", "vectors.json"
 _CHUNK = 256  # passages encoded between two writes
@@ -42,10 +41,8 @@ def prefixes(encoder_name: str) -> tuple[str, str]:
     >>> prefixes("intfloat/e5-base-v2")
     ('query: ', 'passage: ')
     """
-    for pattern, query, passage in PREFIXES:
-        if re.search(pattern, encoder_name):
-            return query, passage
-    return "", ""
+    known = ((query, passage) for pattern, query, passage in PREFIXES if re.search(pattern, encoder_name))
+    return next(known, ("", ""))
 
 
 def encode_passages(
@@ -54,7 +51,7 @@ def encode_passages(
     *,
     prefix: str | None = None,
     vectors_dir: str | os.PathLike | None = None,
-    progress: Callable[[str], None] | None = print,
+    progress: Any = True,
 ) -> np.ndarray:
     """Unit vectors of ``title\\ntext``, float32 (number of passages, dimension).
 
@@ -64,11 +61,12 @@ def encode_passages(
         prefix: stands before each passage; None takes the one of the encoder's family.
         vectors_dir: a folder that keeps the vectors while they are made. Called again after an interruption,
             the function goes on where it stopped; called again after the end, it only reads.
-        progress: is given a line every ten seconds.
+        progress: whether a terminal is shown how far it is.
 
     Raises:
-        ValueError: no passages, or ``vectors_dir`` holds vectors of another corpus, encoder or prefix, or
-            another process writes into it at the same time.
+        ValueError: no passages; a vector that is not finite or of another length, with the passage's id; or
+            ``vectors_dir`` holds vectors of another corpus, encoder or prefix, or another process writes into it at
+            the same time.
         EncoderError: the encoder cannot be loaded.
     """
     if not passages:
@@ -79,42 +77,42 @@ def encode_passages(
         return np.concatenate(list(_encode(passages, encoder, prefix, 0, progress)))
     path, row = Path(vectors_dir) / VECTORS, 4 * encoder.dimension
     _claim(Path(vectors_dir), encoder, prefix, passages)
-    with open(path, "ab") as f:
-        done = min(f.tell() // row, len(passages))
-        f.truncate(done * row)
-        for chunk in _encode(passages, encoder, prefix, done, progress):
-            f.write(chunk.tobytes())
-            f.flush()
-        if f.tell() != len(passages) * row:
-            raise ValueError(f"{path}: another process writes here too; end it, delete the folder, and start again")
+    if not path.exists() or path.stat().st_size != len(passages) * row:  # what is whole may be read-only
+        with open(path, "ab") as f:
+            done = min(f.tell() // row, len(passages))
+            f.truncate(done * row)
+            for chunk in _encode(passages, encoder, prefix, done, progress):
+                f.write(chunk.tobytes())
+                f.flush()
+            if f.tell() != len(passages) * row:
+                raise ValueError(f"{path}: another process writes here too; end it and start again in another folder")
     return np.memmap(path, np.float32, "r", shape=(len(passages), encoder.dimension))
 
 
 def _encode(passages, encoder, prefix, start, progress):
-    total, begun = len(passages), time.monotonic()
-    said = begun
-    for first in range(start, total, _CHUNK):
-        chunk = passages[first : first + _CHUNK]
-        yield encoder.encode([prefix + indexed(passage) for passage in chunk])
-        done, now = first + len(chunk), time.monotonic()
-        if progress and (now - said > 10 or (done == total and said > begun)):
-            said, speed = now, (done - start) / (now - begun)
-            left = (total - done) / speed
-            progress(f"encoded {done:,} of {total:,} passages, {speed:.0f} a second, {left:.0f} s to go")
+    width, total = getattr(encoder, "dimension", None), len(passages)
+    with tqdm(None, "encoding passages", total, initial=start, disable=None if progress else True, delay=1) as bar:
+        for first in range(start, total, _CHUNK):
+            chunk = passages[first : first + _CHUNK]
+            texts, names = [prefix + indexed(p) for p in chunk], [f"passage {p.id}" for p in chunk]
+            vectors = vectors_of(encoder, texts, names, width)
+            width = vectors.shape[1]
+            yield vectors
+            bar.update(len(chunk))
 
 
 def _claim(folder: Path, encoder: Encoder, prefix: str, passages: Sequence[Passage]) -> None:
     """Write into the folder whose vectors it holds, or check that they are these."""
-    digest = hashlib.sha256()
-    for p in passages:
-        digest.update(json.dumps([p.id, p.title, p.text]).encode())
-    state = {"encoder": encoder.name, "dimension": encoder.dimension, "prefix": prefix, "count": len(passages)}
-    state["corpus_sha256"], path = digest.hexdigest(), folder / STATE
+    made_with = {"encoder": identity_of(encoder), "dimension": encoder.dimension, "prefix": prefix}
+    state, path = made_with | {"count": len(passages), "corpus_sha256": corpus_sha256(passages)}, folder / STATE
     if not path.exists():
         write_json(path, state)
-    held = read_json(path)
+    held = dict(read_json(path))
     if other := [name for name in state if held.get(name) != state[name]]:
-        raise ValueError(f"{folder}: holds vectors of another {', '.join(other)}; give another folder or delete it")
+        raise ValueError(f"{folder}: holds vectors of another {', '.join(other)}; give another folder")
+
+
+_KEPT = ("index", "parameters", "query_prefix", "passage_prefix")  # in the manifest
 
 
 class DenseSearch(Engine):
@@ -131,9 +129,11 @@ class DenseSearch(Engine):
         vectors_dir, progress: as in ``encode_passages``.
 
     Raises:
-        ValueError: no passages, an index string that FAISS does not know or that needs more passages.
+        ValueError: see ``encode_passages``; or an index string that FAISS does not know or that needs more passages.
         EncoderError: the encoder cannot be loaded.
     """
+
+    decides = ("passages", "encoder", *_KEPT)
 
     def __init__(
         self,
@@ -145,12 +145,13 @@ class DenseSearch(Engine):
         query_prefix: str | None = None,
         passage_prefix: str | None = None,
         vectors_dir: str | os.PathLike | None = None,
-        progress: Callable[[str], None] | None = print,
+        progress: Any = True,
     ):
         self.passages: Sequence[Passage] = list(passages)
         self.encoder = load_encoder(encoder)
-        self.query_prefix = prefixes(self.encoder.name)[0] if query_prefix is None else query_prefix
-        how: dict[str, Any] = {"prefix": passage_prefix, "vectors_dir": vectors_dir, "progress": progress}
+        known = zip((query_prefix, passage_prefix), prefixes(self.encoder.name))
+        self.query_prefix, self.passage_prefix = (own if given is None else given for given, own in known)
+        how: dict[str, Any] = {"prefix": self.passage_prefix, "vectors_dir": vectors_dir, "progress": progress}
         vectors = encode_passages(self.passages, self.encoder, **how)
         self.index, self.parameters = index, _parameters(index) if parameters is None else parameters
         self._index = build_index(vectors, index)
@@ -158,8 +159,8 @@ class DenseSearch(Engine):
 
     def search_batch(self, queries: Sequence[str], k: int = 3) -> list[list[Hit]]:
         queries = check_batch(queries, k)
-        filled = [self.query_prefix + query for query in queries if query.strip()]
-        answers = iter(self.search_vectors(self.encoder.encode(filled), k) if filled else ())
+        filled = [self.query_prefix + clean(query, "NFKC") for query in queries if query.strip()]
+        answers = iter(self.search_vectors(vectors_of(self.encoder, filled, width=self._index.d), k) if filled else ())
         return [next(answers) if query.strip() else [] for query in queries]
 
     def search_vectors(self, vectors: np.ndarray, k: int = 3) -> list[list[Hit]]:
@@ -171,13 +172,8 @@ class DenseSearch(Engine):
         """Write the index to a folder, whole or not at all; an index that stands there is replaced."""
         import faiss
 
-        made_with = {
-            "encoder": self.encoder.name,
-            "index": self.index,
-            "parameters": self.parameters,
-            "query_prefix": self.query_prefix,
-            "probe": [round(x, 5) for x in self.encoder.encode([_PROBE])[0].tolist()],
-        }
+        made_with = {"encoder": self.encoder.name, **{name: getattr(self, name) for name in _KEPT}}
+        made_with["probe"] = [round(x, 5) for x in self.encoder.encode([_PROBE])[0].tolist()]
         with new_index(index_dir, "dense", self.passages, **made_with) as (folder, manifest):
             faiss.write_index(self._index, str(folder / INDEX))
             manifest["index_bytes"] = (folder / INDEX).stat().st_size
@@ -193,12 +189,13 @@ class DenseSearch(Engine):
         """
         engine = cls.__new__(cls)
         manifest, engine.passages = open_index(index_dir, "dense")
-        engine._index = _read_index(Path(index_dir) / INDEX, manifest)
-        engine.encoder = load_encoder(manifest["encoder"] if encoder is None else encoder)
-        _check_encoder(index_dir, manifest, engine.encoder)
-        engine.query_prefix, engine.index = manifest["query_prefix"], manifest["index"]
-        engine.parameters = manifest["parameters"]
-        _set_parameters(engine._index, engine.parameters)
+        with reading(index_dir):
+            engine._index = _read_index(Path(index_dir) / INDEX, manifest)
+            engine.encoder = load_encoder(manifest["encoder"] if encoder is None else encoder)
+            _check_encoder(index_dir, manifest, engine.encoder)
+            for name in _KEPT:
+                setattr(engine, name, manifest.get(name, ""))
+            _set_parameters(engine._index, engine.parameters)
         return engine
 
 
@@ -217,16 +214,15 @@ def build_index(vectors: np.ndarray, index: str):
         built = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
         if not built.is_trained:
             _quieten(built)
-            step = max(1, len(vectors) // max(_TRAIN, 64 * _lists(built)))
+            lists = getattr(faiss.try_extract_index_ivf(built), "nlist", 0)  # none where it has no inverted lists
+            step = max(1, len(vectors) // max(_TRAIN, 64 * lists))
             built.train(np.ascontiguousarray(vectors[::step]))
         for start in range(0, len(vectors), 65536):
             built.add(np.ascontiguousarray(vectors[start : start + 65536]))
     except RuntimeError as e:
-        reason = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", str(e))
-        raise ValueError(
-            f"index={index!r} cannot be built over {len(vectors)} vectors of {vectors.shape[1]}: "
-            f"{reason} (with few passages take 'Flat' or 'HNSW32')"
-        ) from None
+        reason = re.sub(r"^Error in .* at \S+:\d+: (Error: )?", "", str(e)) + " (few passages: 'Flat' or 'HNSW32')"
+        number, size = vectors.shape
+        raise ValueError(f"index={index!r} cannot be built over {number} vectors of {size}: {reason}") from None
     return built
 
 
@@ -253,14 +249,6 @@ def _quieten(index) -> None:
                 owner.cp.min_points_per_centroid = 1
 
 
-def _lists(index) -> int:
-    """How many inverted lists an index has; 0 for one without."""
-    import faiss
-
-    ivf = faiss.try_extract_index_ivf(index)
-    return ivf.nlist if ivf else 0
-
-
 def _in_order(scores: np.ndarray, ids: np.ndarray) -> list[tuple[float, int]]:
     """``(score, passage number)``, best first, equal scores by number; -1 stands for no hit in FAISS."""
     return sorted(((float(s), int(n)) for s, n in zip(scores, ids) if n >= 0), key=lambda hit: (-hit[0], hit[1]))
@@ -282,24 +270,20 @@ def _set_parameters(index, parameters: str) -> None:
 def _read_index(path: Path, manifest: dict):
     import faiss
 
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
     try:
-        if path.stat().st_size != manifest["index_bytes"]:
-            raise OSError(f"{path.stat().st_size} bytes, not {manifest['index_bytes']}")
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except (OSError, RuntimeError) as e:
-        raise IndexFolderError(f"{path}: broken index ({e}); build it again") from None
-    if index.ntotal != manifest["count"] or index.d != len(manifest["probe"]):
-        raise IndexFolderError(
-            f"{path}: {index.ntotal} vectors of {index.d}, but the manifest says "
-            f"{manifest['count']} of {len(manifest['probe'])}; build the index again"
-        )
+    except RuntimeError as e:
+        raise ValueError(e) from None
+    held, told = (index.ntotal, index.d, size), (manifest["count"], len(manifest["probe"]), manifest["index_bytes"])
+    if held != told:
+        raise ValueError(f"{INDEX} holds {held} vectors, dimensions and bytes, not {told}")
     return index
 
 
 def _check_encoder(index_dir, manifest: dict, encoder: Encoder) -> None:
     expected, actual = np.array(manifest["probe"]), encoder.encode([_PROBE])[0]
-    if expected.shape != actual.shape or float(expected @ actual) < 0.99:
-        raise IndexFolderError(
-            f"{index_dir}: built with the encoder {manifest['encoder']!r}, whose vectors are not those of "
-            f"{encoder.name!r}; open it with that encoder, or build the index again"
-        )
+    if expected.shape != actual.shape or float(expected @ actual) < 0.999:
+        other = f"whose vectors are not those of {encoder.name!r}; open it with that encoder or build it again"
+        raise IndexFolderError(f"{index_dir}: built with the encoder {manifest['encoder']!r}, {other}")

@@ -11,29 +11,43 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from numbers import Real
 from typing import Any
 
+import httpcore
 import httpx
 import tenacity
 
-from .base import SearchError, clean
+from .base import SearchError, check_numbers, clean
 
 MAX_RESPONSE = 64 << 20  # bytes
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}  # statuses after which another try makes sense
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.2, max=5.0)  # seconds between tries
 
 
-class _HideKeys(logging.Filter):
+def _hide_keys(record: logging.LogRecord) -> bool:
     """httpx logs addresses at level INFO, httpcore those of redirects at DEBUG; a key in one is blotted out."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        secrets = r"(://)[^/?#\s\"']+(?=@)|((?:key|token|password|secret)=)[^&\s\"']+"
-        record.msg, record.args = re.sub(secrets, r"\1\2***", record.getMessage()), ()
-        return True
+    secrets = r"(://)[^/?#\s\"']+(?=@)|((?:key|token|password|secret)=)[^&\s\"']+"
+    record.msg, record.args = re.sub(secrets, r"\1\2***", record.getMessage()), ()
+    return True
 
 
 for _logger in ("httpx", "httpcore.http11"):
-    logging.getLogger(_logger).addFilter(_HideKeys())
+    logging.getLogger(_logger).addFilter(_hide_keys)
+
+
+class _Backend(httpcore.SyncBackend):
+    """Its streams are told when reading has to end: a socket's own time-out begins anew with each byte."""
+
+    def connect_tcp(self, *where, **how):
+        return _until(super().connect_tcp(*where, **how))
+
+
+def _until(stream):
+    read, start_tls = stream.read, stream.start_tls
+    stream.read = lambda size, timeout: read(size, max(1e-3, timeout - time.monotonic()))
+    stream.start_tls = lambda **how: _until(start_tls(**how))
+    return stream
 
 
 class _TryAgain(Exception):
@@ -56,7 +70,7 @@ class JsonClient:
         connections: requests under way at once.
         keyed: a key goes along: other machines are asked over https only, and errors do not hold the service's own
             words, which may repeat it.
-        lost: what the error about status 404 says about the address.
+        lost: what an error about a path that is not there says about the address.
         error: what is raised.
 
     Raises:
@@ -75,8 +89,9 @@ class JsonClient:
         lost: str = "",
         error: type[Exception] = SearchError,
     ):
-        if not (timeout > 0 and retries >= 0 and connections >= 1):
-            raise ValueError(f"{timeout=} must be more than 0, {retries=} at least 0, {connections=} at least 1")
+        check_numbers(1e-3, 1e9, kind=Real, timeout=timeout)
+        check_numbers(0, retries=retries)
+        check_numbers(1, connections=connections)
         here = url.host in ("127.0.0.1", "localhost", "::1")
         if keyed and url.scheme == "http" and not here:
             raise ValueError(f"{service}: the key would travel unencrypted to {url.host}: use https")
@@ -85,6 +100,8 @@ class JsonClient:
         self.threads = ThreadPoolExecutor(connections, thread_name_prefix="http")
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         self._client = httpx.Client(limits=limits, trust_env=not here)
+        for transport in filter(None, (self._client._transport, *self._client._mounts.values())):
+            transport._pool._network_backend = _Backend()  # type: ignore[attr-defined]  # httpx has no other way in
 
     def deadline(self) -> float:
         """When a call that begins now has to end, on the clock ``time.monotonic``."""
@@ -130,9 +147,9 @@ class JsonClient:
 
     def _try(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
         body, method = bytearray(), "POST" if "json" in request else "GET"
-        left = max(1e-3, deadline - time.monotonic())
+        timeout = httpx.Timeout(max(1e-3, deadline - time.monotonic()), read=deadline)  # see ``_Backend``
         try:
-            with self._client.stream(method, self.url, **request, timeout=left) as response:
+            with self._client.stream(method, self.url, **request, timeout=timeout) as response:
                 for chunk in response.iter_bytes():
                     body += chunk
                     if len(body) > MAX_RESPONSE:
@@ -154,7 +171,7 @@ class JsonClient:
             return read(json.loads(body))
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             raise _TryAgain("the answer is not JSON, or cut off") from None
-        except (LookupError, TypeError, ValueError, AttributeError) as e:
+        except (LookupError, TypeError, ArithmeticError, ValueError, AttributeError) as e:
             raise self._error(f"the answer is not of the form that this service is known for ({e!r:.200})") from None
 
     def _explain(self, status: int, body: bytearray) -> str:
@@ -164,7 +181,7 @@ class JsonClient:
             with suppress(ValueError, RecursionError, AttributeError, TypeError):
                 answer = json.loads(body)
                 said = ": " + " ".join(clean(answer.get("error") or answer.get("detail")).split())[:200]
-        return said + self._lost if status == 404 else said
+        return said + self._lost if status in (404, 405) or status < 400 else said
 
     def _give_up(self, call: tenacity.RetryCallState) -> None:
         tries = "after 1 try" if call.attempt_number == 1 else f"after {call.attempt_number} tries"
@@ -200,9 +217,8 @@ def read_key(name: str) -> str:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds to wait by this header, which holds a number or a date; 0 without it."""
-    with suppress(ValueError):
-        return max(0.0, float(value or 0))
-    with suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(value or "").timestamp() - time.time())
+    """Seconds to wait by this header, which holds a number or a date; 0 where it holds neither."""
+    with suppress(ValueError, OverflowError):
+        value = value or "0"
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time() if ":" in value else float(value))
     return 0.0

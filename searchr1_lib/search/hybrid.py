@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 from ..records import Hit, Passage
-from .base import Engine, check_batch
+from .base import Engine, check_batch, check_numbers
 
 
 class HybridSearch(Engine):
@@ -19,9 +20,13 @@ class HybridSearch(Engine):
     Equal sums keep the order in which the engines, one after the other, name the passages.
     """
 
+    decides = ("engines", "constant", "depth")
+
     def __init__(self, engines: Sequence[Engine], *, constant: int = 60, depth: int = 50):
         if len(engines) < 2:
             raise ValueError("HybridSearch needs at least two engines")
+        check_numbers(0, kind=Real, constant=constant)
+        check_numbers(1, depth=depth)
         self.engines, self.constant, self.depth = list(engines), constant, depth
 
     @property

@@ -34,6 +34,8 @@ class LocalSearch(Engine):
             not what its manifest says.
     """
 
+    decides = ("engine",)
+
     def __init__(self, index_dir: str | os.PathLike, encoder=None):
         folder = Path(index_dir)
         self.engine = _open(folder, encoder) if (folder / MANIFEST).exists() else _build(folder)
@@ -48,24 +50,20 @@ class LocalSearch(Engine):
 
 def _open(folder: Path, encoder) -> Engine:
     kind = read_manifest(folder)["engine"]
-    if kind == "bm25":
-        return BM25Search.load(folder)
-    if kind == "sqlite":
-        return SQLiteSearch(folder)
     if kind == "dense":
         from .dense import DenseSearch
 
         return DenseSearch.load(folder, encoder)
-    raise IndexFolderError(f"{folder / MANIFEST}: unknown engine {kind!r}; written by another version?")
+    if kind not in ("bm25", "sqlite"):
+        raise IndexFolderError(f"{folder / MANIFEST}: unknown engine {kind!r}; written by another version?")
+    return BM25Search.load(folder) if kind == "bm25" else SQLiteSearch(folder)
 
 
 def _build(folder: Path) -> Engine:
     corpus = _find_corpus(folder)
     passages = load_passages(corpus)
-    print(
-        f"LocalSearch: no index in {folder}; BM25 over the {len(passages):,} passages of {corpus}, in memory "
-        "(BM25Search(passages).save(folder) keeps an index)"
-    )
+    what = f"BM25 over the {len(passages):,} passages of {corpus}, in memory"
+    print(f"LocalSearch: no index in {folder}; {what} (BM25Search(passages).save(folder) keeps an index)")
     return BM25Search(passages)
 
 
@@ -78,7 +76,6 @@ def _find_corpus(folder: Path) -> Path:
             raise IndexFolderError(f"{folder}: several corpora ({', '.join(map(str, corpora))}); name one folder")
         if corpora:
             return corpora[0]
-    raise IndexFolderError(
-        f"{folder}: holds neither an index ({MANIFEST}) nor a corpus ({' or '.join(CORPORA)}). Make the almanac with "
-        "searchr1 almanac, or an index with BM25Search(load_passages(file)).save(folder)"
-    )
+    nothing = f"holds neither an index ({MANIFEST}) nor a corpus ({' or '.join(CORPORA)})"
+    what = "make the almanac with searchr1 almanac, or an index with BM25Search(load_passages(file)).save(folder)"
+    raise IndexFolderError(f"{folder}: {nothing}; {what}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..records import Hit, Question
-from .base import Engine
+from .base import Engine, check_numbers
 
 
 def recall(hits: Sequence[Hit], gold: Sequence[str], k: int) -> float:
@@ -35,6 +35,7 @@ def measure(
     Raises:
         ValueError: no question names a gold passage.
     """
+    check_numbers(1, batch_size=batch_size)
     judged = [q for q in questions if q.passages]
     if not judged:
         raise ValueError("measure: no question names a gold passage (field 'passages')")

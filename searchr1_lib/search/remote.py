@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from ..data import split_contents
 from ..records import Hit, Passage
-from .base import Engine, check_batch, clean
+from .base import Engine, check_batch, check_numbers, clean
 from .http import JsonClient, parse_url
 
 MAX_BYTES = 1 << 19  # of the queries in a request; our own server takes twice that
@@ -49,6 +50,8 @@ class RemoteSearch(Engine):
         SearchError: (from a search) no usable answer in time; never later than ``timeout``.
     """
 
+    decides = ("address", "query_sha256")
+
     def __init__(
         self,
         url: str = "http://127.0.0.1:8000/retrieve",
@@ -58,11 +61,11 @@ class RemoteSearch(Engine):
         batch_size: int = 256,
         connections: int = 4,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        check_numbers(1, batch_size=batch_size)
         parts = parse_url(url, "http://host:port/retrieve")
-        parts = parts.copy_with(path="/retrieve") if parts.path == "/" else parts
+        parts = parts if parts.path.strip("/") else parts.copy_with(path="/retrieve")
         self.address = str(parts.copy_with(username=None, password=None, query=None, fragment=None))
+        self.query_sha256 = hashlib.sha256(parts.query).hexdigest() if parts.query else None  # it may hold a key
         self.batch_size, self._connections = batch_size, connections
         limits: dict[str, Any] = {"timeout": timeout, "retries": retries, "connections": connections}
         self._client = JsonClient(f"search server {self.address}", parts, lost="; expected path: /retrieve", **limits)
@@ -124,4 +127,5 @@ def _hit(item: dict, rank: int) -> Hit:
     else:
         title, text = clean(document.get("title", "")), clean(document["text"])
     id = document.get("id", hashlib.sha256(f"{title}\n{text}".encode()).hexdigest()[:16])
-    return Hit(Passage(clean(str(id)), title, text), 1 / rank if score is None else float(score))
+    known = score is not None and math.isfinite(score)
+    return Hit(Passage(clean(str(id)), title, text), float(score) if known else 1 / rank)

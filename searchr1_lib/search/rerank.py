@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 
 from ..records import Hit
-from .base import Engine, check_batch
-from .encoders import MINILM, load_encoder
+from .base import Engine, check_batch, check_numbers, identity_of
+from .encoders import MINILM, fingerprint, load_encoder, vectors_of
 
 #: Takes ``(query, "title\\ntext")`` pairs, gives one number a pair; higher is better.
 Scorer = Callable[[list[tuple[str, str]]], Sequence[float]]
@@ -28,15 +29,14 @@ def cross_encoder(name: str) -> Scorer:
     try:
         model = CrossEncoder(name, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError, RuntimeError) as e:
-        raise ValueError(
-            f"cross-encoder {name!r} cannot be loaded: {e}. Give a folder that holds one, connect to the "
-            "hub, or take cosine_scorer(), which needs neither"
-        ) from e
+        other = "give a folder that holds one, connect to the hub, or take cosine_scorer(), which needs neither"
+        raise ValueError(f"cross-encoder {name!r} cannot be loaded: {e}; {other}") from e
 
     def score(pairs: list[tuple[str, str]]) -> list[float]:
         with lock:
             return model.predict(pairs, show_progress_bar=False).tolist()
 
+    score.identity = f"cross-encoder {fingerprint(name)}"  # type: ignore[attr-defined]
     return score
 
 
@@ -46,9 +46,10 @@ def cosine_scorer(encoder_name: str = MINILM) -> Scorer:
 
     def score(pairs: list[tuple[str, str]]) -> list[float]:
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-        vectors = dict(zip(texts, encoder.encode(texts)))
+        vectors = dict(zip(texts, vectors_of(encoder, texts)))
         return [float(vectors[query] @ vectors[text]) for query, text in pairs]
 
+    score.identity = f"cosine of {identity_of(encoder)}"  # type: ignore[attr-defined]
     return score
 
 
@@ -63,10 +64,14 @@ class RerankedSearch(Engine):
     Equal scores keep the engine's order.
 
     Raises:
-        ValueError: (from a search) the scorer gave another number of scores than there were pairs.
+        ValueError: (from a search) the scorer gave another number of scores than there were pairs, or one that is
+            not finite.
     """
 
+    decides = ("scorer", "depth", "engine")
+
     def __init__(self, engine: Engine, scorer: Scorer, *, depth: int = 20):
+        check_numbers(1, depth=depth)
         self.engine, self.scorer, self.depth = engine, scorer, depth
 
     @property
@@ -80,6 +85,8 @@ class RerankedSearch(Engine):
         scores = [float(s) for s in self.scorer(pairs)] if pairs else []
         if len(scores) != len(pairs):
             raise ValueError(f"the scorer gave {len(scores)} scores for {len(pairs)} pairs")
+        if not all(map(math.isfinite, scores)):
+            raise ValueError(f"the scorer gave a score that is not finite, for a query of {queries!r:.200}")
         rest = iter(scores)
         scored = [[Hit(h.passage, next(rest)) for h in hits] for hits in batch]
         return [sorted(hits, key=lambda h: -h.score)[:k] for hits in scored]

@@ -16,10 +16,11 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ..environment.base import _as_hits
 from ..records import Hit
 from .base import Engine, SearchError
 from .local import LocalSearch
@@ -44,11 +45,13 @@ def make_app(engine: Engine) -> Starlette:
         try:
             wanted = _parse(await _body(request))
             batch = await run_in_threadpool(engine.search_batch, wanted["queries"], wanted["topk"])
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
         except _Refused as e:
             return JSONResponse({"error": str(e)}, e.status)
         except SearchError as e:
             return JSONResponse({"error": f"the engine could not answer: {e}"}, 502)
-        result = [[_document(hit, wanted["return_scores"]) for hit in hits] for hits in batch]
+        result = [[_document(hit, wanted["return_scores"]) for hit in _as_hits(found, MAX_TOPK)] for found in batch]
         return Response(json.dumps({"result": result}), media_type="application/json")
 
     async def health(request: Request) -> Response:

@@ -108,6 +108,8 @@ class WebSearch(Engine):
         SearchError: (from a search) no usable answer in time. Neither it nor a log ever holds a key.
     """
 
+    decides = ("engine_id",)
+
     def __init__(
         self,
         provider: str = "serper",
@@ -123,6 +125,7 @@ class WebSearch(Engine):
         self._keys = [read_key(name) for name in self._provider.keys]
         if missing := [name for name, key in zip(self._provider.keys, self._keys) if not key]:
             raise ValueError(f"WebSearch({provider!r}): set the environment variable {' and '.join(missing)}")
+        self.engine_id = "".join(self._keys[1:])  # Google's; it names what is searched and opens nothing
         url = parse_url(endpoint or self._provider.endpoint, "http://127.0.0.1:port/search")
         limits: dict[str, Any] = {"timeout": timeout, "retries": retries, "connections": connections}
         self._client = JsonClient(f"web search {provider}", url, keyed=True, **limits)

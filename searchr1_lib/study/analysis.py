@@ -14,13 +14,15 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import metrics
+from ..files import TrajectoryLog
 from ..metrics import ERRORS, error_of, first_query_finds, pairs, right, row_of
 from ..records import Passage, Trajectory
 
@@ -40,15 +42,15 @@ class Table:
             metrics.jsonl), ``known`` (1, 0), ``hops``, ``reward``, ``em``, ``searches``, ``tokens`` (that the model
             wrote), ``malformed``, ``first_query_found``, ``sureness`` (see ``sureness``), ``error`` (position of the
             cause in ``ERRORS``), and ``rewards/NAME`` for each part of the reward.
-        offsets: where each rollout's line begins in the log, in bytes.
+        lines: the number of each rollout's line in the log, from 0.
     """
 
     path: Path
     columns: dict[str, np.ndarray]
-    offsets: np.ndarray
+    lines: Sequence[int]
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.lines)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A column; all NaN if no rollout had the value."""
@@ -56,9 +58,8 @@ class Table:
 
     def trajectory(self, number: int) -> Trajectory:
         """One rollout, whole, read from the log again: for a viewer."""
-        with open(self.path, "rb") as f:
-            f.seek(int(self.offsets[number]))
-            return Trajectory.from_dict(json.loads(f.readline()))
+        with open(self.path, "rb") as log:
+            return Trajectory.from_dict(json.loads(next(islice(log, self.lines[number], None))))
 
     def of_error(self, cause: str) -> np.ndarray:
         """The numbers of the rollouts that are wrong for this reason, a key of ``ERRORS``."""
@@ -78,27 +79,15 @@ def read_table(path: str | os.PathLike, passages: Mapping[str, Passage] = {}) ->
         ValueError: a line other than a cut last one is broken; names file and line.
     """
     columns: dict[str, array] = {}
-    offsets, at = array("q"), 0
-    if not Path(path).exists():
-        raise FileNotFoundError(f"no trajectory log at {path}")
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                break  # cut off by a crash
-            try:
-                t = Trajectory.from_dict(json.loads(line))
-                row = _numbers(t, passages) if t.first_action is None else None
-            except ValueError as e:
-                raise ValueError(f"{path}, line {number}: {e}") from None
-            if row is not None:
-                for name in row.keys() | columns.keys():
-                    column = columns.setdefault(name, array("f"))
-                    column.extend([math.nan] * (len(offsets) - len(column)))
-                    column.append(row.get(name, math.nan))
-                offsets.append(at)
-            at += len(line)
-    arrays = {name: np.frombuffer(column, np.float32) for name, column in columns.items()}
-    return Table(Path(path), arrays, np.frombuffer(offsets, np.int64) if offsets else np.empty(0, np.int64))
+    lines: list[int] = []
+    for number, t in enumerate(TrajectoryLog(path)):
+        if t.first_action is None:
+            row = _numbers(t, passages)
+            for name in row.keys() | columns.keys():
+                column = columns.setdefault(name, array("f", [math.nan] * len(lines)))
+                column.append(row.get(name, math.nan))
+            lines.append(number)
+    return Table(Path(path), {name: np.frombuffer(column, np.float32) for name, column in columns.items()}, lines)
 
 
 def _numbers(t: Trajectory, passages: Mapping[str, Passage]) -> dict[str, float]:
@@ -184,8 +173,7 @@ def flips(before: Rollouts, after: Rollouts) -> tuple[int, int]:
     return outcomes.count((False, True)), outcomes.count((True, False))
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """A figure before and after on the same ``n`` questions; ``low`` to ``high``: interval of after - before."""
 
     name: str
@@ -206,10 +194,7 @@ def changes(before: Rollouts, after: Rollouts, **how: Any) -> list[Change]:
     """
     figures = []
     for name, kind, value, weight in _FIGURES:
-        first, second = (
-            [t for t in side if kind in ("all", metrics.knowledge(t.question)) and value(t) is not None]
-            for side in (before, after)
-        )
+        first, second = (_judged(side, kind, value) for side in (before, after))
         if first and second:
             values, weights = paired(first, second, value), [w for w, _ in paired(first, second, weight)]
             was, now = (sum(side) / sum(weights) for side in zip(*values))
@@ -218,9 +203,12 @@ def changes(before: Rollouts, after: Rollouts, **how: Any) -> list[Change]:
     return figures
 
 
+def _judged(rollouts: Rollouts, kind: str, value: Callable[[Trajectory], Any]) -> list[Trajectory]:
+    return [t for t in rollouts if kind in ("all", metrics.knowledge(t.question)) and value(t) is not None]
+
+
 _one = lambda t: 1.0
 _searches = lambda t: len(t.searches)
-_tokens = lambda t: sum(t.mask) if t.mask else None
 #: Name, kind of question, value (None: does not count), weight: the figure is the sum of values over that of weights.
 _FIGURES = (
     ("exact match, all", "all", right, _one),
@@ -231,7 +219,7 @@ _FIGURES = (
     ("searches per hop needed, look-up", "look-up", _searches, lambda t: t.question.hops),
     ("over-search: known, searched", "known", metrics.over_search, _one),
     ("under-search: look-up, too few", "look-up", metrics.under_search, _one),
-    ("tokens the model wrote", "all", _tokens, _one),
+    ("tokens the model wrote", "all", lambda t: sum(t.mask) if t.mask else None, _one),
 )
 
 
@@ -262,16 +250,16 @@ def by_step(table: Table) -> list[dict[str, Any]]:
     Keys: step, ``first_query_found`` (see ``query_quality``), and ``error/CAUSE`` for each cause in ``ERRORS``:
     its share of the step's rollouts. ``plots.curves`` draws the rows.
     """
-    rows = []
-    for step in np.unique(table["step"][~np.isnan(table["step"])]):
-        here = table["step"] == step
-        finds, cause = table["first_query_found"][here & (table["known"] != 1)], table["error"][here]
-        judged = finds[~np.isnan(finds)]
-        rows.append(
-            {"step": int(step), "first_query_found": float(judged.mean()) if len(judged) else None}
-            | {f"error/{name}": float((cause == number).mean()) for name, number in _CAUSES.items()}
-        )
-    return rows
+    here = ~np.isnan(table["step"])
+    steps, at = np.unique(table["step"][here], return_inverse=True)
+    finds = np.where(table["known"] == 1, np.nan, table["first_query_found"])[here]
+    found, judged = np.bincount(at, np.nan_to_num(finds)), np.bincount(at, ~np.isnan(finds))
+    wrong = [np.bincount(at, table["error"][here] == number) / np.bincount(at) for number in _CAUSES.values()]
+    return [
+        {"step": int(step), "first_query_found": found[i] / judged[i] if judged[i] else None}
+        | {f"error/{cause}": float(share[i]) for cause, share in zip(_CAUSES, wrong)}
+        for i, step in enumerate(steps)
+    ]
 
 
 # ---- sureness --------------------------------------------------------------------------------------------
@@ -422,13 +410,12 @@ def by_setting(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
         the rows) and "n", of the runs that have it.
     """
     summaries = []
-    for members in metrics.grouped(rows, lambda row: repr([row["settings"].get(name) for name in names])).values():
+    for members in metrics.grouped(rows, lambda row: repr(_setting(row["settings"], names))).values():
         whole = [row["figures"] for row in members if not row["error"]]
         measured = dict.fromkeys(name for figures in whole for name in figures)
         figures = {name: _spread(name, [run[name] for run in whole if name in run]) for name in measured}
-        setting = {name: members[0]["settings"].get(name) for name in names}
         counts = {"runs": len(whole), "failed": len(members) - len(whole)}
-        summaries.append({"setting": setting, **counts, "figures": figures})
+        summaries.append({"setting": _setting(members[0]["settings"], names), **counts, "figures": figures})
     return sorted(summaries, key=lambda summary: [_order(value) for value in summary["setting"].values()])
 
 
@@ -478,18 +465,20 @@ def differences(
         rows of (setting, seeds that both have, mean difference, low, high); a setting that shares no seed with
         ``base`` is left out.
     """
-    seeds: dict[str, tuple[dict, dict]] = {}
-    for row in rows:
-        if not row["error"] and figure in row["figures"]:
-            setting = {name: row["settings"].get(name) for name in names}
-            seeds.setdefault(repr(setting), (setting, {}))[1][row["settings"].get("seed")] = row["figures"][figure]
-    _, first = seeds.get(repr({name: base.get(name) for name in names}), ({}, {}))
+    having = [row for row in rows if not row["error"] and figure in row["figures"]]
+    settings = metrics.grouped(having, lambda row: repr(_setting(row["settings"], names)))
+    seeds = {k: {r["settings"].get("seed"): r["figures"][figure] for r in runs} for k, runs in settings.items()}
+    first = seeds.pop(repr(_setting(base, names)), {})
     compared = []
-    for setting, values in seeds.values():
-        shared = [values[seed] - first[seed] for seed in values if seed in first]
-        if shared and values is not first:
+    for key, values in seeds.items():
+        if shared := [values[seed] - first[seed] for seed in values if seed in first]:
+            setting = _setting(settings[key][0]["settings"], names)
             compared.append((setting, len(shared), fmean(shared), *interval(shared)))
     return compared
+
+
+def _setting(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: settings.get(name) for name in names}
 
 
 def setting_table(groups: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> str:
@@ -497,10 +486,8 @@ def setting_table(groups: Sequence[Mapping[str, Any]], figures: Sequence[str]) -
     names = list(groups[0]["setting"]) if groups else []
 
     cell = lambda f: f and f"{f['mean']:.3f}" + f" ({f['low']:.3f} to {f['high']:.3f})" * (f["n"] > 1)
-    rows = [
-        (*map(str, g["setting"].values()), g["runs"], g["failed"], *(cell(g["figures"].get(f)) for f in figures))
-        for g in groups
-    ]
+    cells = lambda g: [cell(g["figures"].get(figure)) for figure in figures]
+    rows = ((*map(str, g["setting"].values()), g["runs"], g["failed"], *cells(g)) for g in groups)
     return markdown_table([*names, "runs", "failed", *figures], rows)
 
 
@@ -555,16 +542,13 @@ def gradient_agreement(products: np.ndarray, sizes: Sequence[int], *, seed: int 
     rng = np.random.default_rng(seed)
     if not all(1 <= n <= len(products) // 2 for n in sizes):
         raise ValueError(f"gradient_agreement: sizes must lie between 1 and {len(products) // 2}, got {list(sizes)}")
-    agreement = []
-    for n in sizes:
-        cosines = []
-        for _ in range(200):
-            order = rng.permutation(len(products))
-            a, b = order[:n], order[n : 2 * n]
-            length = math.sqrt(products[np.ix_(a, a)].sum() * products[np.ix_(b, b)].sum())
-            cosines.append(products[np.ix_(a, b)].sum() / length if length else 0.0)
-        agreement.append(float(np.mean(cosines)))
-    return agreement
+
+    def cosine(n: int) -> float:
+        a, b = np.split(rng.permutation(len(products))[: 2 * n], 2)
+        length = math.sqrt(products[np.ix_(a, a)].sum() * products[np.ix_(b, b)].sum())
+        return products[np.ix_(a, b)].sum() / length if length else 0.0
+
+    return [float(np.mean([cosine(n) for _ in range(200)])) for n in sizes]
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------
@@ -595,9 +579,8 @@ def _cell(value: Any) -> str:
 
 def change_table(figures: Iterable[Change]) -> str:
     """``changes`` as a Markdown table."""
-    rows = [
-        (c.name, c.n, c.before, c.after, f"{c.after - c.before:+.3f} ({c.low:+.3f} to {c.high:+.3f})") for c in figures
-    ]
+    told = lambda c: f"{c.after - c.before:+.3f} ({c.low:+.3f} to {c.high:+.3f})"
+    rows = ((c.name, c.n, c.before, c.after, told(c)) for c in figures)
     return markdown_table(["figure", "questions", "before", "after", "difference (95 % interval)"], rows)
 
 

@@ -22,27 +22,32 @@ and trained ones, each a fresh LoRA on the same NF4 weights, left to themselves:
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tqdm import tqdm
+
 from ..data import load_passages, load_questions
 from ..environment import protocol
 from ..environment.base import call_all
+from ..environment.limits import Amount, Count, Limits, Positive, Whole
 from ..environment.search import Search, SearchEnvironment, fit_observation
 from ..files import read_json, write_whole
+from ..metrics import grouped, right
 from ..records import ENVIRONMENT, Question, Segment, ToolCall, Trajectory
 from ..rewards import SearchR1Reward, score
 from ..worlds.almanac import world_of
+from ..worlds.prepare import check_out
 from .analysis import bootstrap, markdown_table
-from .evaluate import Report, evaluate, row_of
+from .evaluate import Report, add_fields, evaluate, hashes, row_of
 
 UNTRAINED = ("untrained", "direct", "always-search", "rag", "ircot")
 TRAINED = ("sft", "rejection", "no-search", "grpo")
@@ -74,17 +79,7 @@ def answer_with(method: str, policy, questions: Sequence[Question], engine, **ho
 
 
 def retrieve_first(
-    policy,
-    questions: Sequence[Question],
-    engine,
-    *,
-    rounds: int | None = None,
-    reward=None,
-    max_turns: int = 4,
-    topk: int = 3,
-    max_observation_tokens: int = 500,
-    search_timeout: float | None = 60.0,
-    **how: Any,
+    policy, questions: Sequence[Question], engine, *, rounds: int | None = None, reward=None, **how: Any
 ) -> Report:
     """Search with the question; then, round by round, with the last sentence that the model thought.
 
@@ -93,36 +88,30 @@ def retrieve_first(
 
     Args:
         rounds: searches at most (None: ``max_turns``); 1 is RAG.
-        how: other arguments of ``evaluate``.
+        how: limits, and other arguments of ``evaluate``.
     """
-    stories = [_Story(q, q.text) for q in questions]
-    rounds = rounds or max_turns
+    limits = Limits(**{name: how.pop(name) for name in Limits.model_fields if name in how})
+    environment = SearchEnvironment([Search(engine)], limits, policy.measure)
+    without_chat = copy.copy(policy)
+    without_chat.chat = lambda user: user
+    stories = [_Story(policy, q) for q in questions]
+    rounds = rounds or limits.max_turns
     for number in range(1, rounds + 1):
-        going = [s for s in stories if s.answered is None]
+        going = [s for s in stories if not s.over]
         if not going:
             break
-        calls = call_all(Search(engine), [s.query for s in going], topk, search_timeout)
+        calls = call_all(environment.tools[0], [s.query for s in going], limits.topk, limits.search_timeout)
         for s, call in zip(going, calls):
-            note = f"The search failed: {call.error}" if call.error else "Nothing was found."
-            seen = fit_observation(policy.measure, call.result, max_observation_tokens, note)
-            s.add_environment(policy, f"<search> {protocol.escape(s.query)} </search>{seen}")
-            s.calls.append(replace(call, seconds=0.0))
+            s.read(replace(call, seconds=0.0), environment.observe(call).text)
         last = number == rounds
-        begun = [_with_text(s.question, s.prompt(policy)) for s in going]
-        limits: dict[str, Any] = {"max_turns": 0, "topk": topk, "first_action": "answer" if last else None}
-        report = evaluate(_AsIs(policy), begun, engine, environment=_Whole, **limits, **how)
-        for s, t in zip(going, report.trajectories):
-            s.add_turn(t, last)
-    trajectories = [s.trajectory(policy) for s in stories]
+        bounds = limits.limits() | {"max_turns": 0, "first_action": "answer" if last else None}
+        begun = [Question(s.written.question.id, s.prompt, []) for s in going]
+        for s, t in zip(going, evaluate(without_chat, begun, engine, environment=_Whole, **bounds, **how).trajectories):
+            s.write(t, last)
+    trajectories = [s.written for s in stories]
     if reward is not None:
         score(reward, trajectories).keep(trajectories)
     return Report([row_of(t) for t in trajectories], trajectories)
-
-
-def _with_text(question: Question, text: str) -> Question:
-    """The same question in other words."""
-    fields = dict(vars(question), text=text)
-    return Question(fields.pop("id"), fields.pop("text"), fields.pop("answers"), **fields)
 
 
 class _Whole(SearchEnvironment):
@@ -132,78 +121,49 @@ class _Whole(SearchEnvironment):
         return question.text
 
 
-class _AsIs:
-    """A policy that takes a prompt as it is."""
-
-    def __init__(self, policy):
-        self._policy = policy
-
-    def __getattr__(self, name: str):
-        return getattr(self._policy, name)
-
-    def chat(self, user: str) -> str:
-        return user
-
-
-@dataclass
 class _Story:
-    """One rollout of ``retrieve_first`` in the making."""
+    """One rollout of ``retrieve_first`` in the making: ``written`` so far, and what is searched for next."""
 
-    question: Question
-    query: str
-    text: str = ""  # all that stands behind the prompt
-    written: Trajectory = field(init=False)
-    calls: list[ToolCall] = field(default_factory=list)
-    answered: bool | None = None  # None: it goes on
+    def __init__(self, policy, question: Question):
+        prompt = policy.prompt_text(question.text)
+        self.policy, self.query, self.over = policy, question.text, False
+        self.written = Trajectory(question, policy.encode(prompt), [], [], [], prompt=prompt)
 
-    def __post_init__(self):
-        self.written = Trajectory(self.question, [], [], [], [])
-
-    def prompt(self, policy) -> str:
-        return policy.prompt_text(self.question.text) + self.text
-
-    def add_environment(self, policy, text: str) -> None:
-        ids = policy.encode(text)
-        start, n = len(self.written.completion_ids), len(ids)
-        self.written.tokens += [policy.token_bytes[i].decode("utf-8", "replace") for i in ids]
-        self._add(
-            ids, [0] * n, [0.0] * n, [Segment(ENVIRONMENT, "information", text, self.written.turns, start, start + n)]
-        )
-
-    def add_turn(self, t: Trajectory, last: bool) -> None:
-        """Take over what the model wrote: all of it if it is the end, otherwise up to the end of its last thought."""
-        self.written.turns += 1
-        if t.answer is not None or last:
-            self.answered, self.written.answer = t.answer is not None, t.answer
-            self.written.finish_reason = "answer" if self.answered else t.finish_reason
-            kept = t.segments
-        else:
-            thoughts = [i for i, s in enumerate(t.segments) if s.kind == "think"]
-            kept = t.segments[: thoughts[-1] + 1] if thoughts else []
-        end, shift = (kept[-1].end if kept else 0), len(self.written.completion_ids)
-        self.written.tokens += t.tokens[:end]
-        self.written.seconds += t.seconds
-        self._add(
-            t.completion_ids[:end],
-            t.mask[:end],
-            t.logprobs[:end],
-            [replace(s, turn=self.written.turns - 1, start=s.start + shift, end=s.end + shift) for s in kept],
-        )
-        if self.answered is None and kept:
-            thought = kept[-1].text.removeprefix("<think>").removesuffix("</think>")
-            self.query = next((s.strip() for s in reversed(thought.split(". ")) if s.strip()), self.query)
-
-    def _add(self, ids: list[int], mask: list[int], logprobs: list[float], segments: list[Segment]) -> None:
-        self.written.completion_ids += ids
-        self.written.mask += mask
-        self.written.logprobs += logprobs
-        self.written.segments += segments
+    @property
+    def prompt(self) -> str:
         # a chat token that the model spelled out must not become a real one in the next prompt
-        self.text += "".join(s.text.replace("<|", "\u2039|") for s in segments)
+        return self.written.prompt + self.written.text.replace("<|", "\u2039|")
 
-    def trajectory(self, policy) -> Trajectory:
-        prompt = policy.prompt_text(self.question.text)
-        return replace(self.written, prompt=prompt, prompt_ids=policy.encode(prompt), calls=self.calls)
+    def read(self, call: ToolCall, observation: str) -> None:
+        """Add the search and what it gave."""
+        text = f"<search> {protocol.escape(call.argument)} </search>{observation}"
+        ids = self.policy.encode(text)
+        tokens = [self.policy.token_bytes[i].decode("utf-8", "replace") for i in ids]
+        unsampled = Trajectory(self.written.question, [], ids, [0] * len(ids), [0.0] * len(ids), tokens=tokens)
+        self._add(unsampled, [Segment(ENVIRONMENT, "information", text, 0, 0, len(ids))])
+        self.written.calls.append(call)
+
+    def write(self, t: Trajectory, last: bool) -> None:
+        """Take over what the model wrote: all of it if it is the end, otherwise up to the end of its last thought."""
+        self.over, kept = t.answer is not None or last, t.segments
+        if self.over:
+            self.written.answer, self.written.finish_reason = t.answer, t.finish_reason
+        else:
+            while kept and kept[-1].kind != "think":
+                kept = kept[:-1]
+            thought = kept[-1].text.removeprefix("<think>").removesuffix("</think>") if kept else ""
+            self.query = next((s.strip() for s in reversed(thought.split(". ")) if s.strip()), self.query)
+        self._add(t, kept)
+        self.written.seconds += t.seconds
+        self.written.turns += 1
+
+    def _add(self, t: Trajectory, segments: Sequence[Segment]) -> None:
+        """Append these segments of ``t``, its first ones, and their tokens."""
+        shift, end = len(self.written.mask), segments[-1].end if segments else 0
+        for name in ("completion_ids", "mask", "logprobs", "tokens"):
+            getattr(self.written, name).extend(getattr(t, name)[:end])
+        moved = [replace(s, turn=self.written.turns, start=s.start + shift, end=s.end + shift) for s in segments]
+        self.written.segments += moved
 
 
 # ---- supervised fine-tuning and rejection sampling -------------------------------------------------------
@@ -237,10 +197,7 @@ def demonstrations(
 
 def _written(policy, question: Question, pieces: Iterable) -> Trajectory:
     """A demonstration as a trajectory; mask 1 on what the model should write."""
-    prompt = policy.prompt_text(question.text)
-    t = Trajectory(
-        question, policy.encode(prompt), [], [], [], answer=question.answers[0], finish_reason="answer", prompt=prompt
-    )
+    t = Trajectory(question, policy.encode(policy.prompt_text(question.text)), [], [], [])
     for by_model, group in groupby(pieces, key=lambda piece: piece.writer != "environment"):
         ids = policy.encode("".join(piece.text for piece in group))
         t.completion_ids += ids
@@ -251,12 +208,8 @@ def _written(policy, question: Question, pieces: Iterable) -> Trajectory:
 
 def cheapest_right(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
     """Of each question the right rollout with the fewest searches, the first of several; none where none is right."""
-    best: dict[str, Trajectory] = {}
-    for t in trajectories:
-        kept = best.get(t.question.id)
-        if row_of(t)["em"] == 1 and (kept is None or len(t.searches) < len(kept.searches)):
-            best[t.question.id] = t
-    return list(best.values())
+    by_question = grouped(filter(right, trajectories), lambda t: t.question.id)
+    return [min(rollouts, key=lambda t: len(t.searches)) for rollouts in by_question.values()]
 
 
 def fine_tune(
@@ -292,19 +245,20 @@ def fine_tune(
     if not examples:
         raise ValueError("fine_tune: no examples (was no sampled rollout right?)")
 
-    def mean_loss(part: list[Trajectory], total: int):
+    def loss_of(part: list[Trajectory]):
         rows = Batch.of(part, policy)
         hidden = policy.decoder(input_ids=rows.ids, use_cache=False).last_hidden_state[:, :-1]
         head = {"bias": policy.lm_head.bias, "mask": rows.mask}
         logprobs, _ = token_logprobs_and_entropy(hidden, policy.lm_head.weight, rows.ids[:, 1:], **head)
-        return -(logprobs * rows.mask).sum() / total
+        return -(logprobs * rows.mask).sum()
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=0.0)
     orders = [random.Random(f"{seed}/{epoch}").sample(list(examples), len(examples)) for epoch in range(epochs)]
     batches = [order[i : i + batch_size] for order in orders for i in range(0, len(order), batch_size)]
     losses = []
-    for number, batch in enumerate(batches):
-        parts = map(partial(mean_loss, total=sum(sum(t.mask) for t in batch)), micro_batches(batch, token_budget))
+    for number, batch in enumerate(tqdm(batches, desc="fine-tuning", disable=None)):
+        total = sum(sum(t.mask) for t in batch)
+        parts = (loss_of(part) / total for part in micro_batches(batch, token_budget))
         rate = learning_rate * (1 - 0.9 * number / len(batches))
         losses.append(float(update(optimizer, policy.parameters(), rate, parts)))
     return losses
@@ -313,43 +267,37 @@ def fine_tune(
 # ---- the comparison --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Setup:
-    """Everything that the methods share, and what the trained ones may spend.
-
-    Attributes:
-        model: folder or name on the hub, see ``load_policy``.
-        adapter: folder of the adapter that the method grpo loads.
-        data: folder with passages.jsonl, train.jsonl and test.jsonl.
-        questions: test questions of ``data``, 0 for all.
-        comparisons: fill the comparisons up to so many with further ones of the almanac's test split.
-        train_questions: on which methods are trained, 0 for all.
-        steps: of GRPO in no-search, as many as in notebook 05.
-        num_generations: rollouts per question that rejection samples.
-        epochs, learning_rate: of fine-tuning; no-search learns at 1.5e-3.
-        temperature: when questions are answered; training samples at 1.
-        search_cost, topk, max_turns, max_turn_tokens, seed: as in notebook 05.
-    """
+class Setup(Limits, use_attribute_docstrings=True):
+    """Everything that the methods share, and what the trained ones may spend; the limits and costs of notebook 05."""
 
     model: str = "data/tiny_qwen"
+    """folder or name on the hub, see ``load_policy``"""
     adapter: str = "data/tiny_qwen_grpo"
+    """folder of the adapter that the method grpo loads"""
     data: str = "data/almanac"
-    questions: int = 0
-    comparisons: int = 50
-    train_questions: int = 0
-    steps: int = 150
-    num_generations: int = 16
-    epochs: int = 4
-    learning_rate: float = 1e-3
-    temperature: float = 0.0
-    search_cost: float = 0.15
-    topk: int = 3
-    max_turns: int = 4
-    max_turn_tokens: int = 128
-    seed: int = 0
-
-    def limits(self) -> dict[str, Any]:
-        return {"topk": self.topk, "max_turns": self.max_turns, "max_turn_tokens": self.max_turn_tokens}
+    """folder with passages.jsonl, train.jsonl and test.jsonl"""
+    questions: Whole = 0
+    """test questions of ``data``, 0 for all"""
+    comparisons: Whole = 50
+    """fill the comparisons up to so many with further ones of the almanac's test split"""
+    train_questions: Whole = 0
+    """on which methods are trained, 0 for all"""
+    steps: Count = 150
+    """of GRPO in no-search, which learns at 1.5e-3"""
+    num_generations: Count = 16
+    """rollouts per question that rejection samples"""
+    epochs: Count = 4
+    """of fine-tuning"""
+    learning_rate: Positive = 1e-3
+    """of fine-tuning"""
+    temperature: Amount = 0.0
+    """when questions are answered; training samples at 1"""
+    search_cost: Amount = 0.15
+    """what a search costs in the reward"""
+    max_turn_tokens: Count = 128
+    """tokens that the model may sample in one turn"""
+    seed: Whole = 0
+    """of all that is drawn"""
 
 
 def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str, float | int | None]]:
@@ -365,11 +313,10 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
     from ..training.rollout import rollout
     from ..training.trainer import Settings, Trainer
 
-    start = time.perf_counter()
-    spent: dict[str, float | int | None] = {"minutes": None, "rollouts": None, "examples": None}
+    start, rollouts = time.perf_counter(), None
     policy = load_policy(setup.model, adapter=setup.adapter if method == "grpo" else None, seed=setup.seed)
     if method in UNTRAINED or method == "grpo":
-        return policy, spent
+        return policy, dict.fromkeys(("minutes", "rollouts", "examples"))
     questions = load_questions(Path(setup.data) / "train.jsonl")[: setup.train_questions or None]
     if method == "no-search":
         how = setup.limits() | {"steps": setup.steps, "decay_steps": 2 * setup.steps // 3, "seed": setup.seed}
@@ -378,7 +325,7 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
         trainer.train()
         minutes = sum(row["seconds"] for row in trainer.metrics) / 60
         rollouts = setup.steps * settings.questions_per_step * settings.num_generations
-        return policy, spent | {"minutes": minutes, "rollouts": rollouts}
+        return policy, {"minutes": minutes, "rollouts": rollouts, "examples": None}
     if method == "sft":
         examples = demonstrations(policy, questions, setup.data, engine, topk=setup.topk)
     else:
@@ -386,12 +333,13 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
 
         generator = torch.Generator(device=policy.device).manual_seed(setup.seed)
         how = setup.limits() | {"num_generations": setup.num_generations, "generator": generator}
-        parts = [questions[i : i + 8] for i in range(0, len(questions), 8)]
-        sampled = [t for part in parts for t in rollout(policy, part, engine, **how)]
-        examples, spent["rollouts"] = cheapest_right(sampled), len(sampled)
+        starts = tqdm(range(0, len(questions), 8), desc="sampling", disable=None)
+        sampled = [t for i in starts for t in rollout(policy, questions[i : i + 8], engine, **how)]
+        examples, rollouts = cheapest_right(sampled), len(sampled)
     fine_tune(policy, examples, epochs=setup.epochs, learning_rate=setup.learning_rate, seed=setup.seed)
     policy.save_adapter(out / method)
-    return policy, spent | {"minutes": (time.perf_counter() - start) / 60, "examples": len(examples)}
+    minutes = (time.perf_counter() - start) / 60
+    return policy, {"minutes": minutes, "rollouts": rollouts, "examples": len(examples)}
 
 
 def group_of(question: Question) -> str:
@@ -418,46 +366,51 @@ def run_method(method: str, setup: Setup, questions: Sequence[Question], engine,
     """Train a method if it trains, and ask it all questions, group by group, so that each group has its own time.
 
     Returns:
-        the method's result: {"method", "setup", "training", "rows"}; a row a question with its "id", "group" and
-        ``FIGURES``, "seconds" being the group's mean.
+        the method's result: {"method", "training", "rows"}; a row a question with its "id", "group" and ``FIGURES``,
+        "seconds" being the group's mean.
     """
     policy, spent = trained(method, setup, engine, out)
     how = {"reward": SearchR1Reward(setup.search_cost), "temperature": setup.temperature, "seed": setup.seed}
     rows = []
-    for group, members in _grouped(questions, group_of).items():
+    for group, members in grouped(questions, group_of).items():
         start = time.perf_counter()
         report = answer_with(method, policy, members, engine, **how, **setup.limits())
         seconds = (time.perf_counter() - start) / len(members)
         for row in report.rows:
             figures = {name: row[name] for name in FIGURES} | {"seconds": seconds}
             rows.append({"id": row["id"], "group": group} | figures)
-    return {"method": method, "setup": vars(setup), "training": spent, "rows": rows}
+    return {"method": method, "training": spent, "rows": rows}
 
 
-def compare(
-    methods: Sequence[str], setup: Setup, out: str | Path, *, report: Callable[[str], None] = print
-) -> dict[str, dict[str, Any]]:
-    """Results by method. Each is kept in ``out/METHOD.json`` and not made again for the same setup.
+def compare(methods: Sequence[str], setup: Setup, out: str | Path) -> dict[str, dict[str, Any]]:
+    """Results by method. Each is kept in ``out/METHOD.json`` and not made again for the same setup and the same files.
 
     Raises:
-        ValueError: an unknown method, or ``out`` holds a result of another setup.
+        ValueError: an unknown method, no adapter where one is needed, or ``out`` holds a result of another setup.
     """
     from ..search import BM25Search
 
     if unknown := sorted(set(methods) - set(METHODS)):
         raise ValueError(f"unknown method {', '.join(unknown)}: choose from {', '.join(METHODS)}")
-    out = Path(out)
-    results = {method: result for method, result in load(out).items() if method in methods}
-    for method, result in results.items():
-        if differ := [k for k, v in vars(setup).items() if result["setup"].get(k) != v]:
-            raise ValueError(f"{out / method}.json was made with another {', '.join(differ)}: choose another folder")
+    if "grpo" in methods and not (Path(setup.adapter) / "adapter_config.json").exists():
+        raise ValueError(f"adapter must be a folder with an adapter_config.json, got {setup.adapter!r}")
+    own = [*(f"{method}.json" for method in METHODS), *METHODS, "baselines.md"]
+    own.sort(key=lambda name: not (Path(out) / name).exists())  # any of them marks the folder as ours
+    check_out(out, own, setup.model, setup.adapter, setup.data)
+    out, results = Path(out), load(out)
     missing = [method for method in methods if method not in results]
+    made_of = vars(setup) | {f"files in {name}": hashes(getattr(setup, name)) for name in ("model", "adapter", "data")}
+    for method in methods:
+        if differ := [
+            k for k, v in made_of.items() if method in results and results[method].get("setup", {}).get(k) != v
+        ]:
+            raise ValueError(f"{out / method}.json was made with another {', '.join(differ)}: choose another folder")
     if missing:
         engine = BM25Search(load_passages(Path(setup.data) / "passages.jsonl"))
         questions = questions_of(setup)
-    for method in missing:
-        report(f"{method} ...")
-        results[method] = run_method(method, setup, questions, engine, out)
+    for method in (bar := tqdm(missing, desc="baselines", disable=None)):
+        bar.set_postfix_str(method)
+        results[method] = run_method(method, setup, questions, engine, out) | {"setup": made_of}
         write_whole(out / f"{method}.json", json.dumps(results[method]) + "\n")
     return {method: results[method] for method in methods}
 
@@ -472,18 +425,11 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row a method and group ("all" last): n and the means of em, f1, searches, tokens, seconds and reward."""
     lines = []
     for method, result in results.items():
-        groups = _grouped(result["rows"], lambda row: row["group"]) | {"all": result["rows"]}
+        groups = grouped(result["rows"], lambda row: row["group"]) | {"all": result["rows"]}
         for group, rows in groups.items():
             means = {name: fmean(row[name] for row in rows) for name in FIGURES}
             lines.append({"method": method, "group": group, "n": len(rows), **means})
     return lines
-
-
-def _grouped(items: Iterable, key: Callable[[Any], str]) -> dict[str, list]:
-    groups: dict[str, list] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
 
 
 def verdicts(results: Mapping[str, Mapping[str, Any]], method: str = "grpo") -> list[str]:
@@ -522,12 +468,11 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/baselines"), help="folder for results (made if missing)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=", ".join(METHODS))
-    for name, value in vars(Setup()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default: {value}")
+    add_fields(parser, Setup)
 
 
 def run(args: argparse.Namespace) -> None:
     """Compare the methods, print the page and write it to ``baselines.md``."""
-    results = compare(args.methods, Setup(**{name: vars(args)[name] for name in vars(Setup())}), args.out)
+    results = compare(args.methods, Setup(**{name: vars(args)[name] for name in Setup.model_fields}), args.out)
     write_whole(args.out / "baselines.md", text := page(results))
     print(text)

@@ -7,14 +7,15 @@ never stopped.
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from ..files import write_json_lines
+from ..environment.limits import Amount, Checked, Count
+from ..files import read_json_lines, write_json_lines
 from ..records import Question
 from .evaluate import evaluate
 
@@ -33,8 +34,9 @@ class EvaluateEvery:
     """
 
     def __init__(self, every: int, questions: Sequence[Question], **how):
-        if every < 1 or not questions:
-            raise ValueError(f"EvaluateEvery needs questions ({len(questions)} given) and every >= 1 ({every} given)")
+        if not isinstance(every, int) or every < 1 or not questions:  # ``in range`` would count up to a float
+            given = f"{len(questions)} and {every} given"
+            raise ValueError(f"EvaluateEvery needs questions and a whole number every >= 1: {given}")
         self.every, self.questions, self.how = every, list(questions), how
         self.rows: list[dict[str, Any]] = []
 
@@ -45,26 +47,26 @@ class EvaluateEvery:
         how = {"engine": trainer.engine, "reward": trainer.reward, "seed": s.seed, **s.limits(), **self.how}
         report = evaluate(trainer.policy, self.questions, **how)
         file = trainer.run_dir / "evaluations.jsonl"
-        before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        self.rows = [row for row in map(json.loads, before) if row["step"] < step]  # a resumed run repeats some
+        before = read_json_lines(file) if file.exists() else ()
+        self.rows = [row for row in before if row["step"] < step]  # a resumed run repeats some
         self.rows.append({"step": step, **report.table()})
         write_json_lines(file, self.rows)
 
 
-class EarlyStopping:
-    """Ends a training whose metric has not improved for a while. Looks at the logged metrics only.
+class EarlyStopping(Checked, use_attribute_docstrings=True):
+    """Ends a training whose metric has not improved for a while. Looks at the logged metrics only."""
 
-    Args:
-        metric: a name in the metrics, higher is better.
-        patience: steps without improvement after which it stops.
-        window: steps whose mean is compared, since single steps are noisy.
-        min_delta: what counts as an improvement.
-    """
+    metric: str
+    """a name in the metrics, higher is better"""
+    patience: Count = 50
+    """steps without improvement after which it stops"""
+    window: Count = 10
+    """steps whose mean is compared, since single steps are noisy"""
+    min_delta: Amount = 0.01
+    """what counts as an improvement"""
 
-    def __init__(self, metric: str = "reward", *, patience: int = 50, window: int = 10, min_delta: float = 0.01):
-        if min(patience, window) < 1:
-            raise ValueError(f"EarlyStopping: patience ({patience}) and window ({window}) must be at least 1")
-        self.metric, self.patience, self.window, self.min_delta = metric, patience, window, min_delta
+    def __init__(self, metric: str = "reward", **how: Any):
+        super().__init__(metric=metric, **how)
 
     def __call__(self, trainer, metrics) -> bool:
         if self.metric not in metrics:
@@ -81,20 +83,18 @@ class EarlyStopping:
         return stop
 
 
-class NothingToLearn:
+class NothingToLearn(Checked, use_attribute_docstrings=True):
     """Ends a training whose gradient has been exactly 0 for a while: all rewards of each group were equal.
 
     So ends a collapse, and so may end a training that gets everything right. Where something else makes a gradient (no
     baseline or a critic, a KL term, an entropy bonus) equal rewards are no reason to stop.
-
-    Args:
-        patience: such steps in a row after which it stops.
     """
 
+    patience: Count
+    """such steps in a row after which it stops"""
+
     def __init__(self, patience: int = 10):
-        if patience < 1:
-            raise ValueError(f"NothingToLearn: patience ({patience}) must be at least 1")
-        self.patience = patience
+        super().__init__(patience=patience)
 
     def __call__(self, trainer, metrics) -> bool:
         last = trainer.metrics[-self.patience :]
@@ -105,23 +105,17 @@ class NothingToLearn:
 
 
 class TensorBoard:
-    """Writes every number of the metrics for TensorBoard (``pip install tensorboard``).
+    """Writes every number of the metrics into the run's ``tensorboard/`` (``pip install tensorboard``)."""
 
-    Args:
-        folder: where; None: ``tensorboard/`` in the run's folder.
-    """
+    def __init__(self):
+        from torch.utils.tensorboard import SummaryWriter  # here: without the package there is an error before any work
 
-    def __init__(self, folder=None):
-        self.folder, self.writer = folder, None
+        self.make, self.writer = SummaryWriter, None
 
     def __call__(self, trainer, metrics) -> None:
         if self.writer is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise ImportError("the package tensorboard is missing: pip install tensorboard") from None
             # what an interrupted run wrote after its last checkpoint is superseded
-            self.writer = SummaryWriter(self.folder or trainer.run_dir / "tensorboard", purge_step=metrics["step"])
+            self.writer = self.make(trainer.run_dir / "tensorboard", purge_step=metrics["step"])
         for name, value in metrics.items():
             if isinstance(value, (int, float)) and name != "step":
                 self.writer.add_scalar(name, value, metrics["step"])
@@ -136,7 +130,7 @@ class LivePlot:
     """
 
     def __init__(self, seconds: float = 10.0):
-        self.seconds, self.shown, self.handle = seconds, -math.inf, None
+        self.seconds, self.shown = seconds, -math.inf
 
     def __call__(self, trainer, metrics) -> None:
         last = metrics["step"] == trainer.settings.steps
@@ -147,17 +141,11 @@ class LivePlot:
         from . import plots
 
         picture = plots.Picture(plots.learning_curves(trainer.metrics, title=f"After {metrics['step']} steps"))
-        if self.handle is None:
-            self.handle = display(picture, display_id=True)
-        else:
-            self.handle.update(picture)
+        display(picture, display_id=f"learning curves {id(self)}", update=self.shown > -math.inf)
         self.shown = time.monotonic()
 
 
 def _in_notebook() -> bool:
     """Whether this is a Jupyter kernel (also under papermill and nbconvert), not a terminal."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    return getattr(get_ipython(), "kernel", None) is not None
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
 import sys
@@ -22,13 +21,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from ..environment.limits import Limits
+from tqdm import tqdm
+
+from .. import __version__
+from ..environment.limits import Amount, Count, Limits, Whole, check
 from ..files import TrajectoryLog, read_json, write_json
 from ..metrics import grouped, groups, means, row_of
 from ..records import Question, Trajectory
+from ..training.settings import DECIDING
+from ..worlds.prepare import check_out
 from ..worlds.public import SETS, load_questions, load_with_passages
 
 #: The sets of the paper's table by name (see ``public.SETS``): in which part of it they stand, and under which title.
@@ -41,7 +47,35 @@ PAPER = {
     "musique": ("Multi-hop QA", "MuSiQue"),
     "bamboogle": ("Multi-hop QA", "Bamboogle"),
 }
-_WEB = ("http://", "https://")
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Their versions, and ours; None for one that is not installed."""
+    found = {name: next(iter(distributions(name=name)), None) for name in packages}
+    return {"searchr1_lib": __version__, **{name: d.version if d else None for name, d in found.items()}}
+
+
+def hashes(place: str | os.PathLike, pattern: str = "*") -> dict[str, str]:
+    """SHA-256 of each file of a folder by its name there (of a file: its own); of one above 64 MiB that of 64 samples.
+
+    A name that is no path, such as one on the hub, has none; neither have hidden files, what only people read, and what
+    SQLite leaves beside a file that is open.
+
+    Args:
+        pattern: which files; "*" are those that stand in the folder itself.
+    """
+    place, found = Path(place), {}
+    home, files = (place.parent, [place]) if place.is_file() else (place, sorted(place.glob(pattern)))
+    for path in files:
+        if path.name.startswith(".") or path.name.endswith((".md", "-wal", "-shm")) or not path.is_file():
+            continue
+        digest, size = hashlib.sha256(), path.stat().st_size
+        with open(path, "rb") as file:
+            for at in range(0, size, max(2**20, size // 64)):
+                file.seek(at)
+                digest.update(file.read(2**20))
+        found[path.relative_to(home).as_posix()] = digest.hexdigest()
+    return found
 
 
 @dataclass
@@ -67,8 +101,8 @@ class Report:
             ValueError: the file is not a report.
         """
         try:
-            return cls(json.loads(Path(path).read_text(encoding="utf-8"))["rows"], [])
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            return cls(read_json(path)["rows"], [])
+        except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path} is not a saved report ({e})") from None
 
     def __str__(self) -> str:
@@ -89,7 +123,6 @@ def evaluate(
     num_generations: int = 1,
     batch_size: int = 64,
     seed: int = 0,
-    report: Callable[[str], None] | None = None,
     **rollout_settings,
 ) -> Report:
     """Roll out ``policy`` on every question and count.
@@ -99,7 +132,6 @@ def evaluate(
         temperature: 0 is greedy.
         batch_size: rollouts at a time.
         seed: of the sampling; the same call gives the same report.
-        report: is told of the progress, a line now and then.
         **rollout_settings: limits and ``first_action``, see ``searchr1_lib.training.rollout.rollout``.
 
     Raises:
@@ -109,25 +141,25 @@ def evaluate(
 
     from ..rewards import score
 
+    counts = {"num_generations": (num_generations, Count), "batch_size": (batch_size, Count), "seed": (seed, Whole)}
+    check(temperature=(temperature, Amount), **counts)
     if not questions:
         raise ValueError("evaluate: no questions")
     how = {"temperature": temperature, "generator": torch.Generator(device=policy.device).manual_seed(seed)}
     how |= {"num_generations": num_generations, **rollout_settings}
-    batches = _batches(policy, questions, engine, max(1, batch_size // num_generations), report, **how)
+    batches = _batches(policy, questions, engine, max(1, batch_size // num_generations), **how)
     trajectories = [t for batch in batches for t in batch]
     if reward is not None:
         score(reward, trajectories).keep(trajectories)
     return Report([row_of(t) for t in trajectories], trajectories)
 
 
-def _batches(policy, questions: Sequence[Question], engine, size: int, report, **how) -> Iterator[list[Trajectory]]:
-    """The rollouts, so many questions at a time; what was done with a batch is done before its progress is told."""
+def _batches(policy, questions: Sequence[Question], engine, size: int, **how) -> Iterator[list[Trajectory]]:
+    """The rollouts, so many questions at a time."""
     from ..training.rollout import rollout
 
-    for i in range(0, len(questions), size):
+    for i in tqdm(range(0, len(questions), size), desc="evaluate", unit="batch", disable=None):
         yield rollout(policy, questions[i : i + size], engine, **how)
-        if report:
-            report(f"answered {min(i + size, len(questions)):,} of {len(questions):,} questions")
 
 
 # -- the paper's table ----------------------------------------------------------------------------------------------
@@ -158,6 +190,7 @@ def paper_table(rows: Iterable[Mapping]) -> dict[str, dict]:
         raise ValueError("paper_table: no rows")
     averaged = [name for name in sets if name in PAPER] or list(sets)
     table: dict[str, dict] = {name: {"n": len(part)} for name, part in sets.items()} | {"average": {"n": len(averaged)}}
+    figure = lambda *values: dict(zip(("mean", "low", "high"), map(float, values)))
     ends: Callable[..., Iterable[float]] = lambda means: np.quantile(means, (0.025, 0.975))
     for metric in ("em", "f1", "searches"):
         rng, resampled = np.random.default_rng(0), {}
@@ -166,14 +199,10 @@ def paper_table(rows: Iterable[Mapping]) -> dict[str, dict]:
             # a sample at a time: all at once would be gigabytes for a set of 14,000 questions
             resampled[name] = np.array([values[rng.integers(0, n, n)].mean() for _ in range(1000)])
             interval = wilson(round(values.sum()), n) if metric == "em" else ends(resampled[name])
-            table[name][metric] = _figure(values.mean(), *interval)
+            table[name][metric] = figure(values.mean(), *interval)
         mean = fmean(table[name][metric]["mean"] for name in averaged)
-        table["average"][metric] = _figure(mean, *ends(np.mean([resampled[name] for name in averaged], axis=0)))
+        table["average"][metric] = figure(mean, *ends(np.mean([resampled[name] for name in averaged], axis=0)))
     return table
-
-
-def _figure(mean: float, low: float, high: float) -> dict[str, float]:
-    return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
 def format_paper_table(table: Mapping[str, Mapping]) -> str:
@@ -225,7 +254,7 @@ def answered(log: TrajectoryLog, questions: Sequence[Question]) -> dict[tuple[st
             raise ValueError(f"{log.path} answers another question {key[1]!r} of {key[0]}; choose another --out")
         t.question = wanted[key]
         rows[key] = row_of(t) | {"failed": sum(bool(c.error) for c in t.searches)}
-    return rows
+    return {key: rows[key] for key in wanted if key in rows}
 
 
 def key_of(question: Question) -> tuple[str, str]:
@@ -291,7 +320,7 @@ def open_engine(name: str, sources: Sequence[str] = (), limit: int | None = None
     """
     from .. import search
 
-    if name.startswith(_WEB):
+    if name.startswith(("http://", "https://")):
         return search.RemoteSearch(name)
     if name.startswith("web:"):
         return search.WebSearch(name.removeprefix("web:"))
@@ -309,22 +338,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", required=True, help=f"{engines} (BM25 over what the questions' own rows carry)")
     sets = f"{', '.join(SETS)}, all (the paper's seven), files, SET=FILE or hub:OWNER/NAME"
     add("--data", required=True, nargs="+", help=sets)
-    add("--limit", type=_positive, help="at most so many questions of each set")
+    add("--limit", type=Count, help="at most so many questions of each set")
     add("--out", type=Path, help="folder of the log and the report (default: runs/evaluate/NAME of the model)")
-    add("--batch-size", type=_positive, default=64, help="rollouts at a time")
+    add("--batch-size", type=Count, default=64, help="rollouts at a time")
     add("--prompt", type=Path, help="a file with the user message, {question} in it (default: the model's own)")
     add("--no-quantize", action="store_true", help="16 or 32 bits a weight instead of NF4's 4")
     add("--thinking", action="store_true", help="switch Qwen3's thinking mode on; give it a larger --max-turn-tokens")
-    for name in ("max_turns", "max_turn_tokens", "max_observation_tokens", "max_completion_length", "topk"):
-        field = Limits.model_fields[name]
-        how = {"type": int, "default": field.default, "help": f"default: {field.default}; {field.description}"}
-        add("--" + name.replace("_", "-"), **how)
+    add_fields(parser, Limits)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text!r}")
-    return int(text)
+def add_fields(parser: argparse.ArgumentParser, kind: type[Limits]) -> None:
+    """An argument for each field; its range is checked when ``kind`` is made of them."""
+    for name, field in kind.model_fields.items():
+        told = f"{field.description} (default: {field.default})"
+        how: dict[str, Any] = {"type": type(field.default), "default": field.default, "metavar": "VALUE", "help": told}
+        parser.add_argument("--" + name.replace("_", "-"), **how)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -335,21 +363,22 @@ def run(args: argparse.Namespace) -> None:
 
 def _evaluate_from_shell(args: argparse.Namespace) -> str:
     """The table's text; everything that can be refused is refused before the model is loaded."""
-    from ..environment.base import Limits
-    from ..search import RemoteSearch
     from ..training.policy import check_model_folder, load_policy
 
     say = lambda line: print(line, file=sys.stderr, flush=True)
-    limits = Limits(**{name: vars(args)[name] for name in Limits.model_fields if name in args}).limits()
+    limits = Limits(**{name: vars(args)[name] for name in Limits.model_fields}).limits()
+    check_out(args.out, ("settings.json", "trajectories.jsonl", "report.json"))
     questions = read_sets(args.data, args.limit)
     check_model_folder(args.model)
     prompt = args.prompt.read_text(encoding="utf-8") if args.prompt else None
     if prompt is not None and "{question}" not in prompt:
         raise ValueError(f"{args.prompt}: the prompt has no {{question}}")
-    engine_name = RemoteSearch(args.engine).address if args.engine.startswith(_WEB) else args.engine  # no password
+    with redirect_stdout(sys.stderr):  # what an engine says of itself is no part of the table
+        engine = open_engine(args.engine, args.data, args.limit)
     loading = {"prompt": prompt, "quantize": not args.no_quantize, "thinking": args.thinking}
-    weights = {"weights": _fingerprint(args.model), "adapter": _fingerprint(args.adapter)}
-    settings = {"model": args.model, **weights, "engine": engine_name, **loading, "limits": limits}
+    how = {"num_generations": 1, "temperature": 0.0, **limits}
+    settings = {"model": args.model, "weights": hashes(args.model), "adapter": args.adapter and hashes(args.adapter)}
+    settings |= {"engine": engine.identity, **loading, "limits": how, "versions": versions(DECIDING)}
     log = TrajectoryLog(args.out / "trajectories.jsonl")
     if log.path.exists():
         _check_same(args.out / "settings.json", settings)
@@ -357,12 +386,10 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
     left = [q for q in questions if key_of(q) not in done or done[key_of(q)]["failed"]]
     if left:
         say(f"{len(left):,} of {len(questions):,} questions to answer; the log is {log.path}")
-        with redirect_stdout(sys.stderr):  # what an engine says of itself is no part of the table
-            engine = open_engine(args.engine, args.data, args.limit)
         engine.search(left[0].text, k=1)  # an engine that is down must not cost an evaluation
         policy = load_policy(args.model, adapter=args.adapter, lora=bool(args.adapter), **loading)
         write_json(args.out / "settings.json", settings)
-        for batch in _batches(policy, left, engine, args.batch_size, say, num_generations=1, temperature=0.0, **limits):
+        for batch in _batches(policy, left, engine, args.batch_size, **how):
             log.append(batch)
         done = answered(log, questions)
     table, failed = paper_table(done.values()), sum(row["failed"] for row in done.values())
@@ -373,23 +400,10 @@ def _evaluate_from_shell(args: argparse.Namespace) -> str:
     return format_paper_table(table)
 
 
-def _check_same(file: Path, settings: dict) -> None:
+def _check_same(file: Path, settings: dict[str, Any]) -> None:
     """Raise ValueError where a folder holds the evaluation of something else."""
     before = read_json(file)
+    if not isinstance(before, dict):
+        raise ValueError(f"{file}: no settings of an evaluation; choose another --out")
     if differ := sorted(name for name in settings if before.get(name) != settings[name]):
         raise ValueError(f"{file.parent} holds an evaluation with another {', '.join(differ)}; choose another --out")
-
-
-def _fingerprint(folder: str | None) -> str | None:
-    """Tells the weights in a folder from others: a hash of at most 64 MiB of each file; None for a name on the hub."""
-    if folder is None or not Path(folder).is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(Path(folder).glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}".encode())
-        with open(file, "rb") as f:
-            for i in range(min(64, -(-size // 2**20))):
-                f.seek(i * size // 64 if size > 64 * 2**20 else i * 2**20)
-                digest.update(f.read(2**20))
-    return digest.hexdigest()

@@ -27,6 +27,8 @@ from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from ..metrics import groups as rows_by_group
+from ..metrics import mean as mean_of
 from ..metrics import need
 from ..records import FINISH_REASONS, Trajectory
 
@@ -41,23 +43,6 @@ KNOWN, LOOKUP, *_OTHERS = (
     dict(zip(("color", "marker", "linestyle"), look))
     for look in ((BLUE, "o", "-"), (RED, "s", "--"), (BLACK, "D", "-"), (GREEN, "^", "-."), (PURPLE, "v", ":"))
 )
-_STYLE = {
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "axes.axisbelow": True,
-    "errorbar.capsize": 3,
-    "lines.linewidth": 2,
-    "lines.markersize": 5,
-    "legend.fontsize": 9,
-    "legend.framealpha": 0.85,
-    "legend.edgecolor": "none",
-    "hatch.color": "white",
-}
 
 
 # ---- showing ---------------------------------------------------------------------------------------------
@@ -106,11 +91,11 @@ def png(fig: Figure) -> bytes:
 
 
 def _styled(draw):
-    """Run a drawing function in the project's style, whatever the notebook has set."""
+    """Run a drawing function in the project's style (``figures.mplstyle``), whatever the notebook has set."""
 
     @functools.wraps(draw)
     def styled(*args, **kwargs):
-        with context(["default", _STYLE]):
+        with context(["default", "searchr1_lib.study.figures"]):
             return draw(*args, **kwargs)
 
     return styled
@@ -122,32 +107,31 @@ def _axes(count: int, height: float, *, across: int = 4, row: float = 0.0, **kwa
     It is ``height`` inches high, and ``row`` more for each row of axes.
     """
     down = -(-count // across)
-    fig = Figure(figsize=(9, height + row * down), dpi=100, layout="constrained")
+    fig = Figure(figsize=(9, height + row * down))
     axes = fig.subplots(down, min(count, across), squeeze=False, **kwargs).ravel().tolist()
     for ax in axes[count:]:
         ax.remove()
-    fig.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     return fig, axes[:count]
 
 
-def _titled(fig: Figure, title: str, alt: str) -> Figure:
-    fig.suptitle(textwrap.fill(title, 88), x=0.01, ha="left", fontsize=12.5, fontweight="bold")
+def _finished(fig: Figure, title: str, alt: str, *, note: str = "", below: int = 0, **legend) -> Figure:
+    """A drawn figure with its takeaway, alt text and legends.
+
+    Args:
+        note: a grey line under the axes.
+        below: columns of one legend below all axes, that of the first.
+        **legend: how each axes' own legend looks, where none stands yet.
+    """
+    fig.suptitle(textwrap.fill(title, 88), x=0.01, ha="left")
     fig.alt = " ".join(f"{title}. {alt}".replace("..", ".").split())
+    fig.supxlabel(note, color=GREY)
+    if below:
+        fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=below)
+    elif not fig.legends and not any(ax.get_legend() for ax in fig.axes):
+        for ax in fig.axes:
+            if ax.get_legend_handles_labels()[1]:
+                ax.legend(**legend)
     return fig
-
-
-def _note(fig: Figure, text: str) -> None:
-    fig.supxlabel(text, fontsize=9, color=GREY)
-
-
-def _legend(ax, **kwargs) -> None:
-    if ax.get_legend_handles_labels()[1]:
-        ax.legend(**kwargs)
-
-
-def _legend_below(fig: Figure, ax, columns: int) -> None:
-    """One legend for all axes, that of the first."""
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower left", ncols=columns)
 
 
 def _looks(labels: Iterable[str]) -> list[dict[str, str]]:
@@ -160,8 +144,8 @@ def _says(name: str, value: float | None) -> str:
     return f"{name} {'not recorded' if value is None else f'{value:.2f}'}"
 
 
-def _value(value: Any) -> float:
-    return float(value) if _finite(value) else math.nan
+def _last(values: np.ndarray) -> float | None:
+    return float(values[-1]) if len(values) else None
 
 
 def _array(values) -> np.ndarray:
@@ -175,6 +159,15 @@ def _intervals(ax, at: Numbers, rows: Rows, keys: tuple[str, str, str], **look) 
     """A point for each row and its interval; ``keys`` are those of the value, the low end and the high end."""
     value, low, high = np.array([[row.get(key, math.nan) for key in keys] for row in rows]).reshape(-1, 3).T
     ax.errorbar(at, value, (value - low, high - value), **look)
+
+
+def _bars(ax, columns: Mapping[str, Numbers], looks: Iterable[tuple[str, str]], *, flat: bool = False) -> None:
+    """Bars side by side, a group a place, with their values: label -> one value a place; colour and hatch of each."""
+    thick = 0.8 / len(columns)
+    for i, ((label, values), (color, hatch)) in enumerate(zip(columns.items(), looks)):
+        at = np.arange(len(values)) + (i + 0.5) * thick - 0.4
+        bars = (ax.barh if flat else ax.bar)(at, values, 0.95 * thick, color=color, hatch=hatch, label=label)
+        ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
 
 
 def _map(ax, values: np.ndarray, texts: np.ndarray, columns: Sequence, rows: Sequence, **kwargs):
@@ -213,10 +206,9 @@ def smooth(values: Numbers, window: int | None = None) -> np.ndarray:
     """
     values = np.asarray(values, float)
     half = (window or _window(len(values))) // 2
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
+    sums, at = np.cumsum([0.0, *values]), np.arange(len(values))
     low, high = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
-    return (sums[high] - sums[low]) / np.maximum(high - low, 1)
+    return (sums[high] - sums[low]) / (high - low)
 
 
 def _window(steps: int) -> int:
@@ -239,18 +231,6 @@ def transition_step(metrics: Rows) -> int | None:
     if last - first < 0.3:
         return None
     return int(rows[np.flatnonzero(gap[:-tenth] < (first + last) / 2)[-1] + 1]["step"])
-
-
-def _runs(metrics) -> list[list[Mapping[str, Any]]]:
-    """One run or several as a list of runs."""
-    metrics = list(metrics)
-    return metrics if metrics and not isinstance(metrics[0], Mapping) else [metrics]
-
-
-def _how(runs) -> str:
-    if len(runs) > 1:
-        return f"mean of {len(runs)} runs, smoothed; band: least to greatest"
-    return f"faint: each step; bold: mean over {_window(len(runs[0]))} steps"
 
 
 def _curve(ax, runs, name: str, label: str | None, look: Mapping[str, str]) -> float | None:
@@ -278,13 +258,28 @@ def _step_axis(ax, title: str, last: Mapping[str, float | None]) -> str:
     return ", ".join(itertools.starmap(_says, last.items()))
 
 
-def _panel(ax, runs, title: str, lines: Mapping[str, str], **legend) -> str:
-    """A panel of curves, {metric: label}; returns their last values in words. A single line needs no label."""
-    labels = [label or title for label in lines.values()]
-    looks = _looks(labels)
-    last = {name: _curve(ax, runs, *line, look) for name, line, look in zip(labels, lines.items(), looks)}
-    _legend(ax, **legend)
-    return _step_axis(ax, title, last)
+def _runs(metrics) -> list[Rows]:
+    """One run or several as a list of runs."""
+    metrics = list(metrics)
+    return metrics if metrics and not isinstance(metrics[0], Mapping) else [metrics]
+
+
+def _over_steps(runs: Sequence[Rows], panels: Mapping[str, Mapping[str, str]], height: float):
+    """Panels of curves, {title: {metric: label}}; a single line needs no label.
+
+    Returns:
+        the figure, its axes, the last values of each panel in words, and a note on how the curves are drawn.
+    """
+    fig, axes = _axes(len(panels), height)
+    told = []
+    for ax, (title, lines) in zip(axes, panels.items()):
+        labels = [label or title for label in lines.values()]
+        drawn = zip(labels, lines.items(), _looks(labels))
+        told.append(_step_axis(ax, title, {name: _curve(ax, runs, *line, look) for name, line, look in drawn}))
+    note = f"faint: each step; bold: mean over {_window(len(runs[0]))} steps"
+    if len(runs) > 1:
+        note = f"mean of {len(runs)} runs, smoothed; band: least to greatest"
+    return fig, axes, told, note
 
 
 # ---- training --------------------------------------------------------------------------------------------
@@ -298,53 +293,50 @@ def learning_curves(metrics, *, title: str | None = None) -> Figure:
         metrics: rows of one run, or a list of runs (seeds).
         title: the takeaway; by default it names the transition, if there is one.
     """
+    panels = {
+        "Reward": {"reward": ""},
+        "Exact match": {"em_known": "known", "em_lookup": "look-up"},
+        "Searches": {"searches_known": "known: per question", "searches_per_need_lookup": "look-up: per hop needed"},
+    }
     runs = _runs(metrics)
-    fig, (left, middle, right) = _axes(3, 3.5)
+    fig, axes, (reward, em, searches), note = _over_steps(runs, panels, 3.5)
     moments = sorted({step for step in map(transition_step, runs) if step is not None})
-    for ax, moment in itertools.product(fig.axes, moments):
-        label = "known and look-up part" if ax is left and moment == moments[0] else None
-        ax.axvline(moment, color=GREEN, linewidth=1.5, linestyle="-.", zorder=1, label=label)
-    needed = {"searches_known": "known: per question", "searches_per_need_lookup": "look-up: per hop needed"}
-    reward = _panel(left, runs, "Reward", {"reward": ""}, loc="lower right")
-    em = _panel(middle, runs, "Exact match", {"em_known": "known", "em_lookup": "look-up"}, loc="lower right")
-    searches = _panel(right, runs, "Searches", needed, loc="upper left")
-    middle.set_ylim(-0.03, 1.03)
-    right.axhline(1, color=GREY, linewidth=1, linestyle=":")
-    right.set_ylim(-0.03, max(1.5, 1.25 * right.get_ylim()[1]))
-    _note(fig, _how(runs))
+    for ax, moment in itertools.product(axes, moments):
+        ax.axvline(moment, color=GREEN, linewidth=1.5, linestyle="-.", zorder=1)
+    axes[1].set_ylim(-0.03, 1.03)
+    axes[2].axhline(1, color=GREY, linewidth=1, linestyle=":")
+    axes[2].set_ylim(-0.03, max(1.5, 1.25 * axes[2].get_ylim()[1]))
+    note += "; dash-dotted: known and look-up questions part" * bool(moments)
     at = " to ".join(map(str, dict.fromkeys(moments[:1] + moments[-1:])))
     default = f"At step {at}, the policy learns when to search" if moments else "Reward, answers and searches"
     told = f"Three curves over training steps. At the end: {reward}; exact match {em}; searches {searches}."
-    return _titled(fig, title or default, told + f" A line marks the transition at step {at}." * bool(moments))
+    told += f" A line marks the transition at step {at}." * bool(moments)
+    return _finished(fig, title or default, told, note=note)
 
 
 _HEALTH = {
-    "entropy": "Entropy (nats)",
-    "kl": "KL to the start (nats)",
-    "clip_fraction": "Clipped tokens (share)",
-    "grad_norm": "Gradient norm",
-    "malformed": "Malformed (share)",
-    "completion_tokens": "Model tokens a rollout",
-    "zero_variance_groups": "No-variance groups",
+    "Entropy (nats)": {"entropy": ""},
+    "KL to the start (nats)": {"kl": ""},
+    "Clipped tokens (share)": {"clip_fraction": ""},
+    "Gradient norm": {"grad_norm": ""},
+    "Malformed (share)": {"malformed": ""},
+    "Model tokens a rollout": {"completion_tokens": ""},
+    "No-variance groups": {"zero_variance_groups": ""},
+    "How rollouts end": {f"finish_{reason}": reason for reason in FINISH_REASONS},
 }
 
 
 @_styled
 def training_health(metrics) -> Figure:
     """Entropy, KL, clip fraction, gradient norm, malformed rate, lengths, idle groups and finish reasons."""
-    runs = _runs(metrics)
-    fig, axes = _axes(8, 5.0)
-    told = []
-    for ax, (name, label) in zip(axes, _HEALTH.items()):
-        told.append(_panel(ax, runs, label, {name: ""}))
-        ax.set_ylim(bottom=None if name == "kl" else 0)
-    ends = {f"finish_{reason}": reason for reason in FINISH_REASONS}
-    _panel(axes[-1], runs, "How rollouts end", ends, loc="center left", fontsize=8)
+    fig, axes, told, note = _over_steps(_runs(metrics), _HEALTH, 5.0)
+    for ax in axes:
+        ax.set_ylim(bottom=None if ax is axes[1] else 0)
     axes[-1].set_ylim(-0.03, 1.03)
     for ax in axes[:4]:
         ax.set_xlabel("")
-    _note(fig, _how(runs))
-    return _titled(fig, "Health of the training", f"Eight curves over training steps. At the end: {'; '.join(told)}.")
+    words = f"Eight curves over training steps. At the end: {'; '.join(told[:-1])}."
+    return _finished(fig, "Health of the training", words, note=note, loc="center left", fontsize=8)
 
 
 @_styled
@@ -357,11 +349,9 @@ def curves(metrics, panels: Mapping[str, Mapping[str, str]], *, title: str) -> F
             say "known" or "look-up" have the look that they have in every figure.
         title: the takeaway.
     """
-    runs = _runs(metrics)
-    fig, axes = _axes(len(panels), 3.5)
-    told = [f"{name}, {_panel(ax, runs, name, lines)}" for ax, (name, lines) in zip(axes, panels.items())]
-    _note(fig, _how(runs))
-    return _titled(fig, title, f"Curves over training steps. At the end: {'; '.join(told)}.")
+    fig, _, told, note = _over_steps(_runs(metrics), panels, 3.5)
+    words = "; ".join(f"{name}, {last}" for name, last in zip(panels, told))
+    return _finished(fig, title, f"Curves over training steps. At the end: {words}.", note=note)
 
 
 @_styled
@@ -385,12 +375,11 @@ def side_by_side(
         for (run, rows), look in zip(runs.items(), (KNOWN, LOOKUP, *_OTHERS[1:])):
             steps, values = series(rows, metric)
             ax.plot(steps, values, **look, label=run)
-            last[run] = float(values[-1]) if len(values) else None
+            last[run] = _last(values)
         if metric in logarithmic:
             ax.set_yscale("log", nonpositive="mask")
         told.append(f"{name}: {_step_axis(ax, name, last)}")
-    _legend_below(fig, axes[0], len(runs))
-    return _titled(fig, title, f"Curves over training steps. At the end: {'; '.join(told)}.")
+    return _finished(fig, title, f"Curves over training steps. At the end: {'; '.join(told)}.", below=len(runs))
 
 
 @_styled
@@ -416,21 +405,19 @@ def methods(
         ax.plot(at, mean, color=BLUE, linewidth=2.5, label=f"mean of the seeds, {label}")
         ax.plot(*reference, ":", color=GREY, label=f"the same of {against}")
         ax.set_title(name)
-        told.append(_says(name, float(mean[-1]) if len(mean) else None))
+        told.append(_says(name, _last(mean)))
     for ax in axes[-4:]:
         ax.set_xlabel(over)
         ax.tick_params(labelbottom=True)
-    _legend_below(fig, axes[0], 2)
-    scale = "training steps" if over == "step" else over
-    return _titled(fig, title, f"{label} over {scale}, a small picture a method. At the end: {'; '.join(told)}.")
+    words = f"{label} over {'training steps' if over == 'step' else over}, a small picture a method. At the end: "
+    return _finished(fig, title, f"{words}{'; '.join(told)}.", below=2)
 
 
-def _mean_curve(runs: Sequence[Rows], metric: str, over: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where every run has a value, the runs' mean there; the axis too is the mean of the runs at a step."""
+def _mean_curve(runs: Sequence[Rows], metric: str, over: str) -> np.ndarray:
+    """Where every run has a value, the runs' mean there, (2, N); the axis too is the mean of the runs at a step."""
     courses = [dict(zip(series(run, metric)[0], zip(*series(run, metric, over)))) for run in runs]
     steps = sorted(set.intersection(*map(set, courses))) if courses else []
-    means = np.array([np.mean([points[step] for points in courses], axis=0) for step in steps]).reshape(-1, 2)
-    return means[:, 0], means[:, 1]
+    return np.array([np.mean([points[step] for points in courses], axis=0) for step in steps]).reshape(-1, 2).T
 
 
 @_styled
@@ -445,37 +432,40 @@ def reward_distribution(steps: Numbers, rewards: Numbers, *, slices: int = 8, ti
     Raises:
         ValueError: no rollout has both.
     """
-    both = np.array([steps, rewards], float)
-    steps, rewards = both[:, np.isfinite(both).all(axis=0)]
-    if not len(steps):
-        raise ValueError("no rollout has both a step and a reward: pass the columns of a training log")
+    steps, rewards = _complete("no rollout has both a step and a reward", steps, rewards)
     parts = _slices(steps, slices)
     pad = max(np.ptp(rewards) * 0.03, 0.02)
     edges = np.linspace(rewards.min() - pad, rewards.max() + pad, 61)
-    middles = (edges[:-1] + edges[1:]) / 2
     fig, (ax,) = _axes(1, 1.5 + 0.42 * len(parts))
     told = []
     for row, (name, here) in enumerate(parts.items()):
         ridge = 1.6 * np.histogram(rewards[here], edges)[0] / here.sum() - row
         color = colormaps["cividis"](0.85 * row / max(1, len(parts) - 1))
-        ax.fill_between(middles, -row, ridge, step="mid", color=color, alpha=0.85, zorder=row)
-        ax.step(middles, ridge, where="mid", color=BLACK, linewidth=0.8, zorder=row)
+        ax.stairs(ridge, edges, baseline=-row, fill=True, color=color, alpha=0.85, zorder=row)
+        ax.stairs(ridge, edges, baseline=None, color=BLACK, linewidth=0.8, zorder=row)
         told.append(f"steps {name}: mean {rewards[here].mean():.2f}, standard deviation {rewards[here].std():.2f}")
     means, rows = [rewards[here].mean() for here in parts.values()], -np.arange(len(parts))
     ax.plot(means, rows, "D", color=ORANGE, markeredgecolor=BLACK, markersize=7, zorder=99, label="mean")
+    ax.use_sticky_edges = False
     ax.set_yticks(rows, list(parts))
     ax.set(ylabel="steps", xlabel="reward of a rollout; height: share of the slice's rollouts")
     ax.grid(False, axis="y")
-    _legend(ax, loc="upper left")
     default = "Which rewards the rollouts earn, from the first steps (top) to the last"
-    return _titled(fig, title or default, f"Ridges of rewards. {'; '.join(told)}.")
+    return _finished(fig, title or default, f"Ridges of rewards. {'; '.join(told)}.")
+
+
+def _complete(lacking: str, *columns: Numbers) -> np.ndarray:
+    """The columns of a training log where all are numbers; ``lacking`` is said where none is left."""
+    table = np.array(columns, float)
+    table = table[:, np.isfinite(table).all(axis=0)]
+    if not table.size:
+        raise ValueError(f"{lacking}: pass the columns of a training log")
+    return table
 
 
 def _slices(steps: np.ndarray, count: int) -> dict[str, np.ndarray]:
     """Steps cut into parts of equal length: "first–last" -> which rollouts; empty parts are left out."""
-    if not len(steps):
-        return {}
-    edges = np.unique(np.linspace(steps.min(), steps.max() + 1, count + 1).astype(int))
+    edges = np.unique(np.linspace(steps.min(), steps.max() + 1, count + 1).astype(int)) if len(steps) else []
     parts = {
         f"{first}–{end - 1}" if end - 1 > first else f"{first}": (steps >= first) & (steps < end)
         for first, end in itertools.pairwise(edges)
@@ -502,10 +492,7 @@ def outcomes(steps: Numbers, right: Numbers, searches: Numbers, known: Numbers) 
     Raises:
         ValueError: no rollout has all four.
     """
-    columns = np.array([steps, right, searches, known], float)
-    columns = columns[:, np.isfinite(columns).all(axis=0)]
-    if not columns.size:
-        raise ValueError("no rollout has a step and a known or look-up question: pass the columns of a training log")
+    columns = _complete("no rollout has a step and a known or look-up question", steps, right, searches, known)
     fig, axes = _axes(2, 3.6, sharey=True)
     told = []
     for ax, value, name in zip(axes, (1, 0), ("Known questions", "Look-up questions")):
@@ -523,12 +510,12 @@ def outcomes(steps: Numbers, right: Numbers, searches: Numbers, known: Numbers) 
         ax.set(title=name, xlabel="steps", ylim=(0, 1))
         ax.grid(False)
     axes[0].set_ylabel("share of the rollouts")
-    _legend_below(fig, axes[0], 4)
-    return _titled(fig, "What the rollouts did, and what came of it", f"Stacked bars over steps. {'; '.join(told)}.")
+    words = f"Stacked bars over steps. {'; '.join(told)}."
+    return _finished(fig, "What the rollouts did, and what came of it", words, below=4)
 
 
 @_styled
-def calibration(sides: Mapping[str, Rows], *, title: str | None = None) -> Figure:
+def calibration(sides: Mapping[str, Rows], *, title: str = "Answers without a search") -> Figure:
     """How often answers given without searching are right, over how sure the model was of them.
 
     Args:
@@ -542,14 +529,12 @@ def calibration(sides: Mapping[str, Rows], *, title: str | None = None) -> Figur
     for (label, bins), look, shift in zip(sides.items(), (LOOKUP, KNOWN, _OTHERS[0]), (-0.011, 0.011, 0)):
         sure = np.array([row["sure"] for row in bins])
         _intervals(ax, sure, bins, ("right", "low", "high"), **look, label=label)
-        count.bar(sure + shift, [row["n"] for row in bins], 0.022, color=look["color"], label=label)
+        count.bar(sure + shift, [row["n"] for row in bins], 0.022, color=look["color"])
         told += [f"{label}: sure {row['sure']:.2f}, right {row['right']:.2f} of {row['n']}" for row in bins]
     ax.set(ylabel="share right (95 % interval)", ylim=(-0.04, 1.04))
-    _legend(ax, loc="upper left")
     count.set(yscale="log", ylabel="answers (log)", xlabel="how sure: probability of its own words", xlim=(-0.03, 1.03))
     count.set_ylim(bottom=0.8)
-    default = "How sure the model was when it did not search, and how often it was right"
-    return _titled(fig, title or default, f"Points with intervals. {'; '.join(told)}.")
+    return _finished(fig, title, f"Points with intervals. {'; '.join(told)}.")
 
 
 # ---- before and after ------------------------------------------------------------------------------------
@@ -562,47 +547,34 @@ def before_after(report_before, report_after) -> Figure:
     Where nobody knows which questions are known (public sets), the bars are those of all questions.
 
     Args:
-        report_before, report_after: objects whose ``table()`` maps a group ("known", "look-up", "all") to its
-            metrics ("em", "searches", "searches_per_need", "reward"). A dotted line in the middle panel
-            is the number of searches that a question needs. Reports without rewards get two panels.
+        report_before, report_after: of ``evaluate``, on the same questions. A dotted line in the middle panel is the
+            number of searches that a question needs. Reports without rewards get two panels.
     """
-    before, after = tables = report_before.table(), report_after.table()
+    before, after = report_before.table(), report_after.table()
     shared = [g for g in ("known", "look-up", "all") if g in before and g in after]
     names = [g for g in shared if g != "all"] or shared
     if not names:
         raise ValueError("a report is empty: there is nothing to compare")
     panels = {"em": "Exact match", "searches": "Searches per question", "reward": "Reward"}
-    if not any(_finite(table[g].get("reward")) for table in tables for g in names):
+    if all(table[g]["reward"] is None for table in (before, after) for g in names):
         del panels["reward"]
     fig, axes = _axes(len(panels), 3.5)
-    over_line = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.8}, "zorder": 5}
-    x = np.arange(len(names))
+    told = []
     for ax, (metric, label) in zip(axes, panels.items()):
-        for shift, table, color, hatch, when in ((-0.2, before, SKY, "//", "before"), (0.2, after, BLUE, "", "after")):
-            values = [_value(table[g].get(metric)) for g in names]
-            bars = ax.bar(x + shift, values, 0.38, color=color, hatch=hatch, label=when)
-            ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=9, **over_line)
-        ax.set_xticks(x, names)
+        first, last = (np.array([table[g][metric] for g in names], float) for table in (before, after))
+        _bars(ax, {"before": first, "after": last}, ((SKY, "//"), (BLUE, "")))
+        ax.set_xticks(range(len(names)), names)
         ax.set(title=label, ymargin=0.16)
         ax.grid(False, axis="x")
+        pairs = zip(names, first, last)
+        told += [f"{label.lower()} on {g} questions {b:.2f} before, {a:.2f} after" for g, b, a in pairs]
     axes[0].set_ylim(0, 1.15)
     axes[1].margins(y=0.4)
-    needs = [_needed(g, tables) for g in names]
+    x, members = np.arange(len(names)), rows_by_group(report_after.rows)
+    needs = np.array([mean_of(members[g], "need") for g in names], float)
     axes[1].hlines(needs, x - 0.45, x + 0.45, BLACK, ":", label="needed" if np.isfinite(needs).any() else None)
-    _legend(axes[1], loc="upper left")
-    told = "; ".join(
-        f"{label.lower()} on {g} questions {_value(before[g].get(m)):.2f} before, {_value(after[g].get(m)):.2f} after"
-        for g, (m, label) in itertools.product(names, panels.items())
-    )
-    return _titled(fig, "Before and after training", f"Bars: {told}.")
-
-
-def _needed(group: str, tables: Iterable[Mapping]) -> float:
-    """Searches needed per question of a group: none where the model knows, else searches over searches per need."""
-    if group == "known":
-        return 0.0
-    pairs = [(_value(table[group].get("searches")), _value(table[group].get("searches_per_need"))) for table in tables]
-    return next((searches / ratio for searches, ratio in pairs if ratio > 0), math.nan)
+    axes[1].legend(loc="upper left")
+    return _finished(fig, "Before and after training", f"Bars: {'; '.join(told)}.")
 
 
 @_styled
@@ -618,27 +590,25 @@ def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = 
         raise ValueError("no trajectories to count searches in")
     pairs = [(len(t.searches), need(t.question)) for t in trajectories if need(t.question) is not None]
     made, needed = np.array(pairs, int).reshape(-1, 2).T
-    left_out = len(trajectories) - len(pairs)
-    needs, column = np.unique(needed, return_inverse=True)
-    most = max([*made, *needs], default=0)
-    fig, (ax,) = _axes(1, 1.4 + 0.55 * (most + 1))
+    needs = np.unique(needed)
+    rows = range(max([*made, *needs], default=0) + 1)
+    fig, (ax,) = _axes(1, 1.4 + 0.55 * len(rows))
     ax.set(xlabel="searches needed", ylabel="searches made")
-    counts = np.zeros((most + 1, len(needs)), int)
-    np.add.at(counts, (made, column), 1)
-    share = counts / counts.sum(axis=0)
-    texts = np.array([f"{s:.0%} ({n})" for s, n in zip(share.flat, counts.flat)]).reshape(counts.shape)
-    columns = ["known: 0" if n == 0 else f"look-up: {n}" for n in needs]
-    if len(made):
-        picture = _map(ax, share, texts, columns, range(most + 1), vmin=0, vmax=1, origin="lower")
+    if pairs:
+        counts = np.array([[np.sum((made == row) & (needed == n)) for n in needs] for row in rows])
+        share = counts / counts.sum(axis=0)
+        texts = np.vectorize(lambda part, count: f"{part:.0%} ({count})")(share, counts)
+        columns = ["known: 0" if n == 0 else f"look-up: {n}" for n in needs]
+        picture = _map(ax, share, texts, columns, rows, vmin=0, vmax=1, origin="lower")
         fig.colorbar(picture, ax=ax, label="share of the column")
     for x, n in enumerate(needs):
         ax.add_patch(Rectangle((x - 0.48, n - 0.46), 0.96, 0.92, fill=False, edgecolor=ORANGE, linewidth=3))
     judged = {"just right": made == needed, "too many": made > needed, "too few": made < needed}
-    told = ", ".join(f"{name} {rollouts.mean():.0%}" for name, rollouts in judged.items() if len(made))
+    told = ", ".join(f"{name} {rollouts.mean():.0%}" for name, rollouts in judged.items() if pairs)
+    left_out = len(trajectories) - len(pairs)
     unknown = f"Rollouts left out: {left_out}; nobody knows how many searches their questions need. " * bool(left_out)
-    _note(fig, unknown)
-    words = f"Grid of {len(made)} rollouts; framed cells are where both agree. {unknown}{told}."
-    return _titled(fig, title or f"Searches made against searches needed: {told or 'unknown'}", words)
+    words = f"Grid of {len(pairs)} rollouts; framed cells are where both agree. {unknown}{told}."
+    return _finished(fig, title or f"Searches made against searches needed: {told or 'unknown'}", words, note=unknown)
 
 
 # ---- designing rewards -----------------------------------------------------------------------------------
@@ -659,30 +629,27 @@ def reward_histograms(columns: Mapping[str, Numbers], known: Numbers) -> Figure:
     if not columns or any(len(values) != len(known) for values in columns.values()):
         raise ValueError("reward_histograms needs at least one reward, and a value of each for every rollout")
     fig, axes = _axes(len(columns), 0.8, row=1.7)
+    parts = {"known": known, "look-up": ~known}
     told = []
-    for ax, (name, values) in zip(axes, columns.items()):
-        values = np.asarray(values, float)
-        low, high = min(0.0, values.min()), max(1.0 if values.max() > 0 or not values.any() else 0.0, values.max())
-        edges = np.linspace(low, high, 12)
-        width = (edges[1] - edges[0]) * 0.42
-        for shift, part, color, hatch, label in ((0, known, BLUE, "", "known"), (1, ~known, RED, "//", "look-up")):
-            if part.any():
-                share = np.histogram(values[part], edges)[0] / part.sum()
-                middles = (edges[:-1] + edges[1:]) / 2 + (shift - 0.5) * width
-                ax.bar(middles, share, width, color=color, hatch=hatch, label=label)
-                told.append(f"{name}, {label}: mean {values[part].mean():.2f}")
+    for ax, (name, column) in zip(axes, columns.items()):
+        values = np.asarray(column, float)
+        high = max(1.0 if values.max() > 0 or not values.any() else 0.0, values.max())
+        edges = np.linspace(min(0.0, values.min()), high, 12)
+        shares = [np.full(part.sum(), 1 / max(1, part.sum())) for part in parts.values()]
+        look = {"color": (BLUE, RED), "hatch": ("", "//"), "rwidth": 0.84, "label": list(parts)}
+        ax.hist([values[part] for part in parts.values()], edges, weights=shares, **look)
+        told += [f"{name}, {label}: mean {values[part].mean():.2f}" for label, part in parts.items() if part.any()]
         ax.set(title=name, ylim=(0, 1.05))
         ax.grid(False, axis="x")
-    _legend_below(fig, axes[0], 2)
-    fig.supylabel("share of the rollouts", fontsize=9)
-    return _titled(fig, "How each reward is spread over the rollouts", f"Histograms. {'; '.join(told)}.")
+    fig.supylabel("share of the rollouts")
+    return _finished(fig, "How each reward is spread over the rollouts", f"Histograms. {'; '.join(told)}.", below=2)
 
 
 @_styled
-def correlations(matrix: Mapping[str, Mapping[str, float]], *, title: str | None = None) -> Figure:
+def correlations(matrix: Mapping[str, Mapping[str, float]], *, title: str = "Which rewards say the same") -> Figure:
     """A square of correlation coefficients, ``matrix[row][column]``; NaN (a constant column) is shown as "–"."""
     names = list(matrix)
-    values = np.array([[_value(matrix[a][b]) for b in names] for a in names])
+    values = np.array([[matrix[a][b] for b in names] for a in names], float)
     fig, (ax,) = _axes(1, 1.6 + 0.36 * len(names))
     texts = np.vectorize(lambda value: "–" if math.isnan(value) else f"{value:.2f}")(values)
     fig.colorbar(_map(ax, values, texts, names, names, vmin=-1, vmax=1), ax=ax, label="correlation")
@@ -690,7 +657,7 @@ def correlations(matrix: Mapping[str, Mapping[str, float]], *, title: str | None
     told = "; ".join(f"{name} {value:.2f}" for name, value in zip(names[1:], values[0, 1:]) if not math.isnan(value))
     size = f"{len(names)} by {len(names)}"
     words = f"A square of {size} correlation coefficients. {names[0]} with the others: {told or 'none'}."
-    return _titled(fig, title or "Which rewards say the same", words)
+    return _finished(fig, title, words)
 
 
 @_styled
@@ -703,8 +670,7 @@ def lines(x: Numbers, panels: Mapping[str, Mapping[str, Numbers]], *, xlabel: st
             ax.plot(x, values, **look, label=label, markevery=max(1, len(x) // 10))
             told.append(f"{name}, {label}: from {values[0]:.2f} at {x[0]:g} to {values[-1]:.2f} at {x[-1]:g}")
         ax.set(title=name, xlabel=xlabel)
-        _legend(ax)
-    return _titled(fig, title, f"Lines over {xlabel}. {'; '.join(told)}.")
+    return _finished(fig, title, f"Lines over {xlabel}. {'; '.join(told)}.")
 
 
 # ---- comparing runs and methods --------------------------------------------------------------------------
@@ -733,20 +699,20 @@ def trade_off(points: Rows, *, x: str, y: str, title: str | None = None) -> Figu
         if not front or height > front[-1][1]:
             front.append((at, height))
     ax.plot(*zip(*front), ":", color="#8c8c8c", linewidth=1.5, drawstyle="steps-post", zorder=1)
+    with_runs = any("runs" in p for p in points)
     looks = itertools.cycle(zip("os^vDPX", (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, BLACK)))
     for point, (marker, color) in zip(points, looks):
-        look = dict(fmt=marker, color=color, markersize=9, elinewidth=1.2, label=str(point["label"]))
+        look = dict(fmt=marker, color=color, markersize=9, elinewidth=1.2, label=point["label"] if with_runs else None)
         _intervals(ax, [point["x"]], [point], ("y", "y_low", "y_high"), **look)
-        if runs := point.get("runs"):
-            ax.plot(*zip(*runs), marker, color=color, markersize=4, alpha=0.5, zorder=1)
-    if any("runs" in p for p in points):
+        ax.plot(*np.reshape(point.get("runs", []), (-1, 2)).T, marker, color=color, markersize=4, alpha=0.5, zorder=1)
+    if with_runs:
         fig.legend(loc="outside right center", frameon=False, title="small: single runs")
     else:
         ax.margins(0.16)
         _spread_labels(ax, [str(p["label"]) for p in points], places)
     ax.set(xlabel=x, ylabel=y)
     said = "; ".join(f"{p['label']}: {p['x']:.2f}, {p['y']:.2f}" for p in points)
-    return _titled(fig, title or f"{y} against {x}", f"Points of {x} and {y}. {said}.")
+    return _finished(fig, title or f"{y} against {x}", f"Points of {x} and {y}. {said}.")
 
 
 def _spread_labels(ax, labels: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
@@ -762,9 +728,9 @@ def _spread_labels(ax, labels: Sequence[str], points: Sequence[tuple[float, floa
             box = text.get_window_extent()
             met = any(map(box.overlaps, taken)) or any(box.contains(*mark) for mark in marks)
             if offset == offsets[-1] or (not met and ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1):
-                taken.append(box)
                 break
             text.remove()
+        taken.append(box)
 
 
 @_styled
@@ -801,13 +767,12 @@ def by_setting(groups: Rows, panels: Mapping[str, Sequence[str]], name: str, *, 
             told += [f"{figure} at {settings[i]}: {row['mean']:.2f}" for i, row in zip(at, rows)]
         ax.set_xticks(range(len(groups)), [f"{v:g}" if isinstance(v, float) else str(v) for v in settings])
         ax.set(title=heading, xlabel=name)
-        if inside:
+        if inside:  # wide intervals must not flatten the rest; above, room for the legend
             height = max(np.ptp(inside), 0.1)
             ax.set_ylim(min(inside) - 0.15 * height, max(inside) + (0.15 + 0.12 * len(figures)) * height)
-        _legend(ax, loc="upper left", fontsize=8.5)
     count = " to ".join(map(str, sorted({pick(group["runs"] for group in groups) for pick in (min, max)})))
-    _note(fig, f"runs a setting: {count}, small dots; their mean, and its 95 % interval where the picture holds it")
-    return _titled(fig, title or f"What {name} changes", f"Points over {name}. {'; '.join(told)}.")
+    note = f"runs a setting: {count}, small dots; their mean, and its 95 % interval where the picture holds it"
+    return _finished(fig, title or f"What {name} changes", f"Points over {name}. {'; '.join(told)}.", note=note)
 
 
 @_styled
@@ -839,7 +804,7 @@ def grid(groups: Rows, figures: Sequence[str], across: str, upward: str, *, titl
                 told.append(f"{figure} at {across} {x}, {upward} {y}: {mean:.2f}")
         _map(ax, values, texts, xs, ys, origin="lower")
         ax.set(title=figure, xlabel=across, ylabel=upward if ax is axes[0] else "")
-    return _titled(fig, title or f"What {across} and {upward} change together", f"Maps. {'; '.join(told)}.")
+    return _finished(fig, title or f"What {across} and {upward} change together", f"Maps. {'; '.join(told)}.")
 
 
 # ---- explaining GRPO, retrieval and NF4 ------------------------------------------------------------------
@@ -854,18 +819,16 @@ def clip_objective(epsilon: float = 0.2, epsilon_high: float | None = None, *, t
     low, high = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
     r = np.linspace(max(0.0, 3 * low - 2), 3 * high - 2, 400)
     fig, axes = _axes(2, 3.4)
-    panels = ((1, "more", (high, r[-1]), "upper left"), (-1, "less", (r[0], low), "lower left"))
-    for ax, (a, word, flat, corner) in zip(axes, panels):
+    for ax, a, word, flat in zip(axes, (1, -1), ("more", "less"), ((high, r[-1]), (r[0], low))):
         ax.axvspan(*flat, color=ORANGE, alpha=0.2, label="no gradient")
         ax.plot(r, r * a, "--", color=GREY, linewidth=1.5, label="ratio × A, not clipped")
         ax.plot(r, np.minimum(r * a, np.clip(r, low, high) * a), color=BLUE, linewidth=2.5, label="clipped objective")
         ax.plot([1], [a], "o", color=BLACK, label="first update: ratio 1")
         ax.set(title=f"A = {a:+d}: {word} of what was done", xlabel="ratio new / old probability", xlim=(r[0], r[-1]))
-        _legend(ax, loc=corner)
     axes[0].set_ylabel("objective of one token")
     told = f"Two lines of the objective over the ratio: for A = +1 flat above {high:g}, for A = -1 flat below {low:g}."
     default = "Clipping takes the gradient away where a token has already moved far enough"
-    return _titled(fig, title or default, told)
+    return _finished(fig, title or default, told)
 
 
 def _one_group(first, second) -> tuple[np.ndarray, np.ndarray]:
@@ -879,31 +842,30 @@ def _one_group(first, second) -> tuple[np.ndarray, np.ndarray]:
 def advantages_of_group(rewards: Numbers, advantages: Numbers) -> Figure:
     """Rewards of one group with their mean, and the advantages made of them."""
     rewards, advantages = _one_group(rewards, advantages)
-    fig, (left, right) = _axes(2, 3.2)
+    fig, axes = _axes(2, 3.2)
     x = np.arange(1, len(rewards) + 1)
     mean = rewards.mean()
     panels = (
-        (left, "Reward", rewards, mean, ":", f"mean {mean:.2f}", "above the mean", "below the mean"),
-        (right, "Advantage", advantages, 0, "-", None, "made more likely", "made less likely"),
+        ("Reward", rewards, mean, f"mean {mean:.2f}", "above the mean", "below the mean"),
+        ("Advantage", advantages, 0, None, "made more likely", "made less likely"),
     )
-    for ax, name, values, middle, style, label, more, less in panels:
+    for ax, (name, values, middle, label, more, less) in zip(axes, panels):
         up, down = values > middle + 1e-9, values < middle - 1e-9
         looks = ((up, BLUE, "", more), (down, ORANGE, "//", less), (~up & ~down, "#999999", "", None))
         for part, color, hatch, said in looks:
             if part.any():
                 bars = ax.bar(x[part], values[part], color=color, hatch=hatch, label=said)
                 ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
-        ax.axhline(middle, color=BLACK, linestyle=style, linewidth=1.25, label=label)
+        ax.axhline(middle, color=BLACK, linestyle=":" if label else "-", linewidth=1.25, label=label)
         ax.margins(y=0.2)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(title=name, xlabel="rollout of the group")
         ax.grid(False, axis="x")
-        if not values.any():
-            ax.set_ylim(-1, 1)
-        ax.set_ylim(top=ax.get_ylim()[1] + 0.4 * np.ptp(ax.get_ylim()))
-        _legend(ax, loc="upper left", ncols=3, fontsize=8.5, columnspacing=1)
+        low, high = ax.get_ylim() if values.any() else (-1, 1)
+        ax.set_ylim(low, high + 0.4 * (high - low))
     pairs = ", ".join(f"{r:.2f} becomes {a:.2f}" for r, a in zip(rewards, advantages))
-    return _titled(fig, "An advantage says how a rollout compares with its own group", f"Bars: {pairs}.")
+    title = "An advantage says how a rollout compares with its own group"
+    return _finished(fig, title, f"Bars: {pairs}.", loc="upper left", ncols=3, fontsize=8.5, columnspacing=1)
 
 
 @_styled
@@ -927,10 +889,9 @@ def step_effect(advantages: Numbers, changes: Numbers) -> Figure:
     ax.axvline(0, color=BLACK, linewidth=1)
     ax.set(xlim=(-wide, wide), ylim=(-high, high))
     ax.set(xlabel="advantage of the rollout", ylabel="change of log π a token (nats)")
-    _legend(ax, loc="upper left")
     pairs = ", ".join(f"{a:+.2f} led to {c:+.3f}" for a, c in zip(pushed, changed))
     title = f"{(pushed * changed > 0).sum()} of {len(pushed)} rollouts went the way their advantage pushed them"
-    return _titled(fig, title, f"Points, one a rollout. Advantage and change of log-probability: {pairs}.")
+    return _finished(fig, title, f"Points, one a rollout. Advantage and change of log-probability: {pairs}.")
 
 
 @_styled
@@ -944,32 +905,25 @@ def retrieval_comparison(rows: Rows) -> Figure:
     qualities = [k for k in (rows[0] if rows else ()) if k.startswith("recall@") or k == "mrr"]
     if not qualities or any("engine" not in row for row in rows):
         raise ValueError('each row needs "engine" and a "recall@K", as in {"engine": "BM25", "recall@3": 0.9}')
-    names = [str(row["engine"]) for row in rows]
-    times = [_value(row.get("ms_per_query")) for row in rows]
+    columns = {name: np.array([row.get(name) for row in rows], float) for name in (*qualities, "ms_per_query")}
+    times = columns.pop("ms_per_query")
     timed = not np.isnan(times).all()
     fig, (ax, *clock) = _axes(1 + timed, 1.7 + 0.26 * len(rows) * len(qualities), sharey=True)
-    looks = itertools.cycle(zip((SKY, BLUE, ORANGE, GREEN, PURPLE, YELLOW), ("", "//", "..", "\\\\", "xx", "--")))
-    thick, y = 0.8 / len(qualities), np.arange(len(rows))
-    words: list[list[str]] = [[] for _ in rows]
-    for i, (quality, (color, hatch)) in enumerate(zip(qualities, looks)):
-        values = [_value(row.get(quality)) for row in rows]
-        bars = ax.barh(y + (i + 0.5) * thick - 0.4, values, thick * 0.92, color=color, hatch=hatch, label=quality)
-        ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=9)
-        words = [[*said, f"{quality} {value:.2f}"] for said, value in zip(words, values)]
-    ax.set_yticks(y, names)
+    looks = zip((SKY, BLUE, ORANGE, GREEN, PURPLE, YELLOW), ("", "//", "..", "\\\\", "xx", "--"))
+    _bars(ax, columns, looks, flat=True)
+    ax.set_yticks(range(len(rows)), [str(row["engine"]) for row in rows])
     ax.set(title="Quality", xlim=(0, 1.12))
     ax.invert_yaxis()
     ax.grid(False, axis="y")
     if timed:
-        clock[0].plot(times, y, "D", color=BLACK, markersize=8)
+        clock[0].plot(times, range(len(rows)), "D", color=BLACK, markersize=8)
         clock[0].set(title="Milliseconds per query (log scale)", xscale="log")
         clock[0].margins(x=0.25)
-        for place in zip(times, y):
-            clock[0].annotate(f"{place[0]:.3g}", place, (9, 0), textcoords="offset points", va="center", fontsize=9)
-        words = [[*said, f"{value:.3g} ms"] for said, value in zip(words, times)]
-    _legend_below(fig, ax, 6)
-    told = "; ".join(f"{name}: {', '.join(said)}" for name, said in zip(names, words))
-    return _titled(fig, "How well and how fast the engines find the gold passage", f"Bars: {told}.")
+        for y, ms in enumerate(times):
+            clock[0].annotate(f"{ms:.3g}", (ms, y), (9, 0), textcoords="offset points", va="center", fontsize=9)
+    say = lambda row: ", ".join(f"{k} {row[k]:.3g}" for k in (*qualities, "ms_per_query") if _finite(row.get(k)))
+    told = "; ".join(f"{row['engine']}: {say(row)}" for row in rows).replace("_", " ")
+    return _finished(fig, "How well and how fast the engines find the gold passage", f"Bars: {told}.", below=6)
 
 
 @_styled
@@ -1002,7 +956,6 @@ def nf4_quantisation(weights, dequantised) -> Figure:
     stairs.plot(one, "o", color=ORANGE, markersize=4, label="weight")
     stairs.step(range(len(one)), its, where="mid", color=BLUE, label=f"NF4, {levels} of 16 levels used")
     stairs.set(title=f"One block of {len(one)} weights, sorted", xlabel="rank in the block")
-    _legend(stairs, loc="upper left")
     error = (q - w).ravel()
     relative = np.sqrt((error**2).mean() / (w**2).mean())
     edges = np.linspace(*np.quantile(w, (0.001, 0.999)), 60)
@@ -1010,23 +963,19 @@ def nf4_quantisation(weights, dequantised) -> Figure:
     errors.hist(error, edges, histtype="step", color=BLUE, label="errors")
     errors.set(title=f"Error: {relative:.1%} of the weights' size (root mean square)", xlabel="value", ylabel="count")
     errors.xaxis.set_major_locator(MaxNLocator(nbins=5))
-    _legend(errors, loc="upper left")
-    told = (
-        f"A corner of the matrix before and after; a block of {len(one)} weights becomes a staircase "
-        f"of {levels} levels; the errors are {relative:.1%} of the weights' root mean square."
-    )
-    return _titled(fig, f"NF4 keeps 16 levels a block and moves the weights by {relative:.1%}", told)
+    told = f"A corner before and after; a block of {len(one)} weights becomes a staircase of {levels} levels."
+    return _finished(fig, f"NF4 keeps 16 levels a block and moves the weights by {relative:.1%}", told)
 
 
 @_styled
-def warm_start_loss(log: Rows, *, title: str | None = None) -> Figure:
+def warm_start_loss(log: Rows, *, title: str) -> Figure:
     """The loss of the warm start over its steps, from ``training_log.jsonl``, on a logarithmic scale."""
-    steps, losses = [row["step"] for row in log], [row["loss"] for row in log]
+    steps, losses = series(log, "loss")
     fig, (ax,) = _axes(1, 3.0)
     ax.plot(steps, losses, color=BLUE, marker="o", markersize=4, linewidth=1.5)
     ax.set(yscale="log", xlabel="optimiser step", ylabel="loss per weighted token, nats")
-    told = f"A line that falls from {losses[0]:.2f} at step {steps[0]} to {losses[-1]:.2f} at step {steps[-1]}."
-    return _titled(fig, title or "The loss of the warm start", told)
+    told = f"A line that falls from {losses[0]:.2f} at step {steps[0]:g} to {losses[-1]:.2f} at step {steps[-1]:g}."
+    return _finished(fig, title, told)
 
 
 @_styled
@@ -1044,4 +993,4 @@ def targets(figures: Mapping[str, float], ranges: Mapping[str, tuple[float, floa
     ax.set_yticks(range(len(figures)), list(figures))
     ax.set(ylim=(len(figures) - 0.4, -0.8), xlim=(-0.03, 1.05))
     ax.set_xlabel("grey: where it should lie; circle: inside, cross: outside")
-    return _titled(fig, title, "; ".join(told) + ".")
+    return _finished(fig, title, "; ".join(told) + ".")

@@ -14,8 +14,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Literal
 
 from ..environment.base import call_all
+from ..environment.limits import Amount, Count, Seconds, Whole, check, valid
 from ..environment.search import Search
 from ..records import Hit, ToolCall, Trajectory
 
@@ -78,6 +80,7 @@ class ReplayReport:
         and parted_at_token (trajectories that part from their record there).
         """
         calls = [pair for r in self.rows for pair in zip(r.trajectory.searches, r.searches)]
+        documents = [(map(_document, old.result), set(map(_document, new.result))) for old, new in calls]
         scored = [
             (r.trajectory.completion_ids[i], r.trajectory.logprobs[i], r.logprobs[i], choice)
             for r in self.rows
@@ -88,9 +91,7 @@ class ReplayReport:
         return {
             "searches": len(calls),
             "same_observation": _mean(_read(old) == _read(new) for old, new in calls),
-            "shared_documents": _mean(
-                _document(h) in map(_document, new.result) for old, new in calls for h in old.result
-            ),
+            "shared_documents": _mean(d in found for wanted, found in documents for d in wanted),
             "failed": sum(new.error is not None for _, new in calls),
             "parted_at_search": sum(r.search_parts is not None for r in self.rows),
             "tokens": len(scored),
@@ -138,7 +139,7 @@ def replay(
         policy: a ``Policy`` with the recording one's tokenizer.
         topk: documents asked of the engine (None: as many as the record holds for any search).
         temperature: the one that the record was sampled with; 0 is read as 1, as ``rollout`` records it.
-        search_timeout: seconds to wait for the engine's answer to one batch, None for ever.
+        search_timeout: seconds to wait for one batch, and once more in all where it is asked one by one; None for ever.
         batch_size: trajectories that go at a time: their searches in one batch, their tokens in one forward.
 
     Raises:
@@ -147,15 +148,10 @@ def replay(
     """
     if engine is None and policy is None:
         raise ValueError("replay: give it an engine, a policy, or both")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative, got {temperature}")
+    check(batch_size=(batch_size, Count), temperature=(temperature, Amount), topk=(topk, Count | None))
+    valid(Seconds | None, search_timeout, "search_timeout")
     rows = [Replayed(t) for t in trajectories]
-    if topk is None:
-        topk = max([1, *(len(call.result) for r in rows for call in r.trajectory.searches)])
-    if topk < 1:
-        raise ValueError(f"topk must be at least 1, got {topk}")
+    topk = topk or max([1, *(len(call.result) for r in rows for call in r.trajectory.searches)])
     for i in range(0, len(rows), batch_size):
         part = rows[i : i + batch_size]
         if engine is not None:
@@ -231,25 +227,21 @@ def _search_line(r: Replayed, number: int) -> str:
     pairs = enumerate(zip(old.result, new.result))
     rank = next((i for i, (a, b) in pairs if _document(a) != _document(b)), min(len(old.result), len(new.result)))
     return (
-        f"{r.trajectory.question.id}, search {number + 1}, rank {rank + 1}: {_cut(old.argument)} "
+        f"{_id(r)}, search {number + 1}, rank {rank + 1}: {_cut(old.argument)} "
         f"gave {_name(old, rank)}, now {_name(new, rank)}"
     )
 
 
 def _name(call: ToolCall, rank: int) -> str:
     if call.error is not None:
-        return f"an error ({call.error})"
-    return (
-        _cut(call.result[rank].passage.title or call.result[rank].passage.text)
-        if rank < len(call.result)
-        else "nothing"
-    )
+        return f"an error ({_cut(call.error, 200)})"
+    return _cut(next(filter(None, _document(call.result[rank])), "")) if rank < len(call.result) else "nothing"
 
 
 def _token_line(r: Replayed, place: int) -> str:
     t, before = r.trajectory, "".join(r.trajectory.tokens[:place])[-30:]
     return (
-        f"{t.question.id}, token {place + 1} of {len(t.completion_ids)}: after {_cut(before)} stood "
+        f"{_id(r)}, token {place + 1} of {len(t.completion_ids)}: after {_cut(before)} stood "
         f"{_cut(t.tokens[place])} (log-probability now {r.logprobs[place]:.2f}), likelier is {_cut(r.instead)}"
     )
 
@@ -264,6 +256,10 @@ def _first_five(lines: Iterable[str]) -> list[str]:
 
 def _cut(text: str, size: int = 60) -> str:
     return repr(text if len(text) <= size else text[: size - 1] + "…")
+
+
+def _id(r: Replayed) -> str:
+    return _cut(r.trajectory.question.id)[1:-1]
 
 
 def _mean(values: Iterable[float]) -> float | None:
@@ -286,15 +282,10 @@ class ReplayBuffer:
     """
 
     def __init__(self, capacity: int, *, max_age: int | None = None, by: str = "uniform", seed: int = 0):
-        if capacity < 1:
-            raise ValueError(f"capacity must be at least 1, got {capacity}")
-        if max_age is not None and max_age < 0:
-            raise ValueError(f"max_age must not be negative, got {max_age}")
-        if by not in ("uniform", "reward", "advantage"):
-            raise ValueError(f"by must be 'uniform', 'reward' or 'advantage', got {by!r}")
-        self.max_age, self.by = max_age, by
-        self._held: deque[Trajectory] = deque(maxlen=capacity)
-        self._random = random.Random(seed)
+        self.max_age = valid(Whole | None, max_age, "max_age")
+        self.by = valid(Literal["uniform", "reward", "advantage"], by, "by")
+        self._held: deque[Trajectory] = deque(maxlen=valid(Count, capacity, "capacity"))
+        self._random = random.Random(valid(Whole, seed, "seed"))
 
     def __len__(self) -> int:
         return len(self._held)
@@ -325,9 +316,9 @@ class ReplayBuffer:
         Weighted drawing without replacement by exponential keys (Efraimidis and Spirakis 2006).
 
         Raises:
-            ValueError: fewer are held.
+            ValueError: fewer are held, or ``size`` is no whole number from 0.
         """
-        if not 0 <= size <= len(self):
+        if valid(Whole, size, "size") > len(self):
             raise ValueError(f"cannot draw {size} of the {len(self)} trajectories in the buffer")
         held, draw = list(self._held), self._random.random
         keys = [((-math.log(1.0 - draw()) / w if w else math.inf), draw(), i) for i, w in enumerate(self._weights())]

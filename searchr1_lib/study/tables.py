@@ -53,8 +53,7 @@ def read_parquet(path: str | os.PathLike) -> list[Trajectory]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(256):
-                for row in batch.to_pylist():
-                    trajectories.append(from_row(row))
+                trajectories.extend(map(from_row, batch.to_pylist()))
     except (ValueError, pa.ArrowException) as e:
         raise ValueError(f"{path}, row {len(trajectories) + 1}: {e}") from None
     return trajectories
@@ -75,12 +74,12 @@ def from_row(row: dict[str, Any]) -> Trajectory:
     return Trajectory.from_dict(row | named)
 
 
-def _tables(log: TrajectoryLog, rows: int = 256) -> Iterator[Any]:
-    """The log as Arrow tables of so many rows."""
+def _tables(log: TrajectoryLog) -> Iterator[Any]:
+    """The log as Arrow tables of a few rows."""
     import pyarrow as pa
 
     trajectories, schema = iter(log), arrow_schema()
-    while part := [to_row(t) for t in islice(trajectories, rows)]:
+    while part := [to_row(t) for t in islice(trajectories, 256)]:
         try:
             yield pa.Table.from_pylist(part, schema=schema)
         except UnicodeEncodeError:

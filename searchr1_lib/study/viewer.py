@@ -17,22 +17,30 @@ import html
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby, islice
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 
+from ..environment.limits import Positive, valid
 from ..metrics import first_act, grouped, knowledge, no_variance, pairs, right
 from ..records import Segment, ToolCall, Trajectory
 from ..rewards import record_choice
 
 #: Questions longer than this are cut where they only name a row of a list.
 _ROW = 90
+#: Characters: a name, an answer or a title is cut here, and a text that is read at the second one.
+_NAME, _TEXT = 2_000, 200_000
 #: Observations up to this many characters are shown unfolded, except where rollouts are compared.
 _SHORT = 700
+_STYLE = Path(__file__).with_suffix(".css").read_text(encoding="utf-8").strip()
+#: The kinds that have a style of their own; another tool looks like text.
+_KINDS = ("think", "search", "information", "answer", "invalid", "text")
 
 
 # ---- colours ---------------------------------------------------------------------------------------------
@@ -45,8 +53,7 @@ _MEANINGS = {
 }
 
 
-@dataclass(frozen=True)
-class _Scale:
+class _Scale(NamedTuple):
     """How a value becomes one of five strengths: ``bounds[i]`` is the least magnitude of strength i + 1.
 
     ``digits`` are the decimals on hover: few, to keep the page small.
@@ -165,11 +172,13 @@ def _group_html(group: Sequence[Trajectory], scale: _Scale, labels: Sequence[str
 def _facts(group: Sequence[Trajectory]) -> str:
     q = group[0].question
     hops = f"{_e(q.hops)} hop{'s' * (q.hops != 1)}"
-    facts = (
-        [f"gold answer: <b>{' / '.join(map(_e, q.answers))}</b>", hops] if q.answers else ["no gold answer is known"]
-    )
-    facts += [knowledge(q) if q.known is not None else "", _e(q.source)]
-    facts += [f"step {_e(group[0].step)}" if group[0].step is not None else "", f"<code>{_e(q.id)}</code>"]
+    gold = f"gold answer: <b>{_e(' / '.join(map(str, q.answers)))}</b> · {hops}"
+    facts = [gold if q.answers else "no gold answer is known", knowledge(q) if q.known is not None else ""]
+    facts += [
+        _e(q.source),
+        f"step {_e(group[0].step)}" if group[0].step is not None else "",
+        f"<code>{_e(q.id)}</code>",
+    ]
     return " · ".join(filter(None, facts))
 
 
@@ -260,7 +269,7 @@ def _prompt_html(t: Trajectory) -> str:
 
 
 def _ids(ids: Sequence[int]) -> str:
-    return _e(" ".join(map(str, ids)))
+    return _e(" ".join(map(str, ids)), sys.maxsize)
 
 
 def _segment_html(segment: Segment, inside: str) -> str:
@@ -352,8 +361,8 @@ def render_text(trajectories: Iterable[Trajectory]) -> str:
         for i, t in enumerate(group, 1):
             said = "no answer" if t.answer is None else f"{answered(t)}: {t.answer}"
             out.append(f"  #{i} reward {_number(t.reward)}, {len(t.searches)} search(es), {t.finish_reason}, {said}")
-            out += [f"     {s.kind:>11} | {' '.join(s.text.split())}" for s in t.segments if s.text.strip()]
-    return _UNSEEN.sub(lambda m: f"‹U+{ord(m[0]):04X}›", "\n".join(out))
+            out += [f"     {s.kind:>11} | {' '.join(s.text[:_TEXT].split())}" for s in t.segments if s.text.strip()]
+    return _seen("\n".join(out), sys.maxsize)
 
 
 class Drawing:
@@ -430,6 +439,7 @@ def _row(t: Trajectory) -> str:
     return f"{mark} {_number(t.reward)} · {len(t.searches)} searches · {step}{t.question.text[:_ROW]}"
 
 
+_WIDE = {"width": "auto"}
 #: A list in a widget holds at most this many rows; the filters narrow down the rest.
 LIST_LIMIT = 500
 #: The value of a filter that lets all through. (A browser shows a choice whose value is None as blank.)
@@ -450,7 +460,7 @@ def browse(trajectories: Iterable[Trajectory]):
     low, high = min(rewards), max(rewards)
     controls = {}
     for name, feature in _FEATURES.items():
-        values = [(str(value), value) for value in sorted({feature(t) for t in trajectories})]
+        values = [(_seen(value), value) for value in sorted({feature(t) for t in trajectories})]
         controls[name] = widgets.Dropdown(description=name, options=[(ANY, ANY), *values])
     span = controls["reward"] = widgets.FloatRangeSlider(
         description="reward", min=low, max=max(high, low + 1e-6), value=(low, high), step=(high - low) / 100 or 0.01
@@ -459,8 +469,8 @@ def browse(trajectories: Iterable[Trajectory]):
     controls["sort"] = widgets.Dropdown(description="sort", options=list(SORTS))
     color = controls["color"] = widgets.Dropdown(description="colour", options=colors(trajectories))
     whole = controls["group"] = widgets.Checkbox(description="whole group", value=True)
-    top = widgets.HBox(list(controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
-    rows = controls["rows"] = widgets.Select(rows=8, layout=_wide())
+    top = widgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap"})
+    rows = controls["rows"] = widgets.Select(rows=8, layout=_WIDE)
     count = widgets.Label()
     shown: list[Trajectory] = []
 
@@ -481,13 +491,9 @@ def browse(trajectories: Iterable[Trajectory]):
     return _Box([top, count, rows], controls, draw, count)
 
 
-def _wide():
-    return widgets.Layout(width="auto")
-
-
 def _fill(rows, labels: Iterable[str]) -> None:
     """Put labels into a list, of which the first is chosen then."""
-    rows.options = [(label, i) for i, label in enumerate(islice(labels, LIST_LIMIT))]
+    rows.options = [(_seen(label), i) for i, label in enumerate(islice(labels, LIST_LIMIT))]
     rows.index = 0 if rows.options else None
 
 
@@ -611,7 +617,7 @@ def compare(before: Iterable[Trajectory], after: Iterable[Trajectory]):
     names = [f"{name} ({len(some)})" for name, some in outcomes.items()]
     outcome = widgets.Dropdown(description="outcome", options=list(zip(names, outcomes)))
     color = widgets.Dropdown(description="colour", options=colors(before + after))
-    rows = widgets.Select(rows=8, layout=_wide())
+    rows = widgets.Select(rows=8, layout=_WIDE)
 
     def draw(changed) -> str:
         if changed not in (rows, color):
@@ -634,14 +640,19 @@ def weighted(group: Sequence[Trajectory], weights: Mapping[str, float]) -> tuple
     """Rewards ``sum(weight * t.rewards[name])`` of one group of G rollouts, and GRPO's advantages: G floats each.
 
     Raises:
-        ValueError: a rollout was not scored with one of the rewards; names those it has.
+        ValueError: a weight that is no finite number; a rollout was not scored with one of the rewards: names those it
+            has.
     """
     from ..training.grpo import group_advantages
 
     if missing := sorted({name for t in group for name in weights.keys() - t.rewards.keys()}):
         raise ValueError(f"no reward {missing[0]!r} in the trajectories, they have: {', '.join(group[0].rewards)}")
-    rewards = [math.fsum(w * t.rewards[name] for name, w in weights.items()) for t in group]
+    rewards = [math.fsum(w * t.rewards[name] for name, w in _numbers(weights).items()) for t in group]
     return rewards, group_advantages(rewards, len(group)).tolist()
+
+
+def _numbers(weights: Mapping[str, float]) -> dict[str, float]:
+    return {name: valid(float, w, f"the weight of {name!r}") for name, w in weights.items()}
 
 
 def render_weights(group: Sequence[Trajectory], weights: Mapping[str, float]) -> str:
@@ -671,18 +682,27 @@ def render_weights(group: Sequence[Trajectory], weights: Mapping[str, float]) ->
 
 
 def weigh(trajectories: Iterable[Trajectory], weights: Mapping[str, float], *, most: float = 2.0):
-    """A widget with a slider for each weight (0 to ``most``) that redraws ``render_weights`` for a group at once.
+    """A widget with a slider for each weight that redraws ``render_weights`` for a group at once.
 
-    Without widgets the cell shows the first group under the weights given. Controls are attributes of the box
-    (``box.controls["search_cost"].value = 0.5``; ``box.controls["group"]`` chooses the question).
+    A slider goes from 0 to ``most``, further where the weight given lies further. Without widgets the cell shows the
+    first group under the weights given. Its controls are attributes (``box.controls["search_cost"].value = 0.5``;
+    ``box.controls["group"]`` chooses the question).
+
+    Raises:
+        ValueError: no trajectories; a weight, or ``most``, that cannot be.
     """
     by_question = groups(trajectories)
     if not by_question:
         raise ValueError("nothing to weigh: the list of trajectories is empty")
-    look = {"max": most, "step": 0.05, "style": {"description_width": "9em"}}
-    sliders = {name: widgets.FloatSlider(description=name, value=w, **look) for name, w in weights.items()}
-    options = [(f"{knowledge(g[0].question)}: {g[0].question.text[:_ROW]}", i) for i, g in enumerate(by_question)]
-    group = widgets.Dropdown(description="group", options=options, layout=_wide())
+    most, look = valid(Positive, most, "most"), {"step": 0.05, "style": {"description_width": "9em"}}
+    sliders = {
+        name: widgets.FloatSlider(description=name, value=w, min=min(0.0, w), max=max(most, w), **look)
+        for name, w in _numbers(weights).items()
+    }
+    options = [
+        (_seen(f"{knowledge(g[0].question)}: {g[0].question.text[:_ROW]}"), i) for i, g in enumerate(by_question)
+    ]
+    group = widgets.Dropdown(description="group", options=options, layout=_WIDE)
 
     def draw(_) -> str:
         return render_weights(by_question[group.value], {name: s.value for name, s in sliders.items()})
@@ -739,7 +759,7 @@ def ask(answer: Callable[[str], str], question: str = ""):
     ``answer`` must escape what it shows, as ``render_html`` does. What it raises is shown in its place. Without
     widgets the cell shows the answer to ``question``, which is asked at once.
     """
-    look = {"description": "question", "placeholder": "type a question and press Enter", "layout": _wide()}
+    look = {"description": "question", "placeholder": "type a question and press Enter", "layout": _WIDE}
     typed = widgets.Text(question, continuous_update=False, **look)
 
     def draw(_) -> str:
@@ -762,73 +782,23 @@ _UNSEEN = re.compile(
 _MATHS = re.compile(r"([$\\])")
 
 
-def _e(text: Any) -> str:
-    """Untrusted text as HTML: tags, formulas (``$``, backslash) and unseen characters lose their power."""
-    shown = _UNSEEN.sub(lambda m: f"‹U+{ord(m[0]):04X}›", str(text))
-    return _MATHS.sub(r"<span>\1</span>", html.escape(shown))
+def _seen(text: Any, most: int = _NAME) -> str:
+    """Untrusted text whose unseen characters are shown by their number; of a long one the beginning."""
+    text = str(text)
+    more = f" … ({len(text) - most:,} more characters)" * (len(text) > most)
+    return _UNSEEN.sub(lambda m: f"‹U+{ord(m[0]):04X}›", text[:most]) + more
+
+
+def _e(text: Any, most: int = _NAME) -> str:
+    """``_seen`` as HTML: tags and formulas (``$``, backslash) lose their power."""
+    return _MATHS.sub(r"<span>\1</span>", html.escape(_seen(text, most)))
 
 
 def _lines(text: str) -> str:
     """``_e``, with line breaks shown; a run of them breaks once."""
-    return re.sub("\n+", lambda m: "↵" * len(m[0]) + "<br>", _e(text))
-
-
-# ---- style -----------------------------------------------------------------------------------------------
-
-_LIGHT = "--fg:#1f2328;--dim:#59636e;--bg:#fff;--box:#f6f8fa;--line:#d1d9e0;--good:#00664b;--bad:#a33b00;--a:1"
-_DARK = "--fg:#e6e8eb;--dim:#a3adb8;--bg:#16181d;--box:#20242b;--line:#444c56;--good:#4fd1ab;--bad:#ff9d66;--a:.8"
-# Okabe-Ito colours, told apart by the kind of line as well.
-_KINDS = {
-    "think": "dashed #8c8c8c",
-    "search": "solid #56b4e9",
-    "information": "dotted #e69f00",
-    "answer": "double #009e73",
-    "invalid": "solid #d55e00",
-    "text": "dotted #8c8c8c",
-}
-_HUES = {"u": ("230,159,0", "solid"), "p": ("0,114,178", "solid"), "n": ("213,94,0", "dashed")}
-_STYLE = """
-.sr1{color:var(--fg);background:var(--bg);font:14px/1.5 system-ui,sans-serif;padding:8px 12px;border-radius:6px}
-.sr1 h3{font-size:18px;margin:4px 0}.sr1 h4{font-size:16px;margin:0 0 4px}.sr1 h5{font-size:14px;margin:0 0 6px}
-.sr1 p{margin:4px 0}.sr1 small,.sr1 .turn,.sr1 .legend,.sr1 .ids,.sr1 summary{color:var(--dim);font-size:12px}
-.sr1 .group{border-top:2px solid var(--line);padding:10px 0;margin:10px 0 0}
-.sr1 .side{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:10px}
-.sr1 .side{padding:8px 0;align-items:start}
-.sr1 article{min-width:0;max-width:760px;background:var(--box);border:1px solid var(--line)}
-.sr1 article{border-radius:6px;padding:8px}
-.sr1 table{border-collapse:collapse;margin:6px 0;color:var(--fg);font-size:13px;display:block;overflow-x:auto}
-.sr1 tr,.sr1 tr:nth-child(even){background:none}
-.sr1 table th,.sr1 table td{border:1px solid var(--line);padding:2px 8px;text-align:left}
-.sr1 th{white-space:nowrap;font-weight:600;background:var(--box)}
-.sr1 h3,.sr1 h4,.sr1 h5{font-weight:700}
-.sr1 .turn{margin:6px 0 2px;text-transform:uppercase;letter-spacing:.05em}
-.sr1 .seg{padding:1px 0 1px 8px;margin:4px 0}.sr1 .kind{font-size:12px}
-.sr1 .said{white-space:pre-wrap;overflow-wrap:anywhere;margin:0;font:13px/1.6 ui-monospace,monospace}
-.sr1 .ids{overflow-wrap:anywhere;font-family:ui-monospace,monospace}
-.sr1 ol{margin:2px 0;padding-left:22px}.sr1 summary{cursor:pointer}
-.sr1 .good{color:var(--good)}.sr1 .bad{color:var(--bad)}.sr1 i{color:var(--dim)}
-.sr1 ins{text-decoration:none;color:var(--fg)}.sr1 b,.sr1 .good,.sr1 .bad{unicode-bidi:isolate}
-.sr1 mark{white-space:nowrap;background:#f0e442;color:#1f2328;padding:0 4px;border-radius:3px}
-.sr1 .badge{display:inline-block;border:2px solid #d55e00;border-radius:10px;padding:0 8px;font-size:12px}
-.sr1 .m{background:rgba(86,180,233,.25)}"""
-
-
-def _css() -> str:
-    rules = [
-        f".sr1{{{_LIGHT}}}",
-        f"@media (prefers-color-scheme:dark){{.sr1{{{_DARK}}}}}",
-        f":is([data-jp-theme-light=true],[data-vscode-theme-kind=vscode-light],html[theme=light]) .sr1{{{_LIGHT}}}",
-        f":is([data-jp-theme-light=false],[data-vscode-theme-kind=vscode-dark],html[theme=dark]) .sr1{{{_DARK}}}",
-        _STYLE.strip(),
-        *(f".sr1 .seg.{kind}{{border-left:4px {line}}}" for kind, line in _KINDS.items()),
-    ]
-    for name, (rgb, line) in _HUES.items():
-        for i in range(1, 6):
-            tint, under = f"rgba({rgb},calc(var(--a)*{i * 0.12:.2f}))", f"{(i + 1) // 2}px {line} rgb({rgb})"
-            rules.append(f".sr1 .{name}{i}{{background:{tint};border-bottom:{under}}}")
-    return "\n".join(rules)
+    return re.sub("\n+", lambda m: "↵" * len(m[0]) + "<br>", _e(text, _TEXT))
 
 
 def _page(body: str, title: str = "") -> str:
     heading = f"<h3>{_e(title)}</h3>" if title else ""
-    return f'<meta charset="utf-8"><div class=sr1><style>{_css()}</style>{heading}{body}</div>'
+    return f'<meta charset="utf-8"><div class=sr1><style>{_STYLE}</style>{heading}{body}</div>'

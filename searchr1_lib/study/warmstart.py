@@ -24,14 +24,21 @@ import random
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic.dataclasses import dataclass
+from tqdm import tqdm
 
 from ..environment import protocol
+from ..environment.limits import Amount, Checked, Count, Positive, Share, Whole
 from ..files import write_json, write_json_lines
+from ..metrics import grouped
 from ..records import Question
 from ..worlds.almanac import MONTHS, Hop, Part, World, build_world
+from ..worlds.prepare import check_out
 
 #: Qwen2.5's chat template, for messages without tools: a default system message, then the turns.
 CHAT_TEMPLATE = (
@@ -45,10 +52,15 @@ CHAT_TEMPLATE = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 #: What of a ``Recipe`` is the model's shape.
+#: What stands in a folder that was made here.
+OWN = (
+    "recipe.json search_r1.json training_log.jsonl config.json generation_config.json model.safetensors tokenizer.json "
+    "tokenizer_config.json chat_template.jinja"
+).split()
 SHAPE = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
 
 
-@dataclass(frozen=True)
+@dataclass(config=Checked.model_config)
 class Recipe:
     """Everything that decides what the warm start makes.
 
@@ -64,31 +76,33 @@ class Recipe:
             so that the skills survive 4-bit loading.
         topk: documents an observation holds.
         world_steps: a fresh world every so many steps.
+
+    Raises:
+        ValueError: a value of another type, or out of its range.
     """
 
-    seed: int = 0
-    vocab_size: int = 2048
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    steps: int = 3000
-    batch: int = 32
-    lr: float = 1.5e-3
-    warmup: int = 60
-    weight_decay: float = 0.01
-    known_share: float = 0.4
-    search_share: float = 0.5
-    context_weight: float = 0.3
-    context_steps: int = 1500
-    quantised_steps: int = 400
-    topk: int = 3
-    world_steps: int = 60
+    seed: Whole = 0
+    vocab_size: Count = 2048
+    hidden_size: Count = 128
+    intermediate_size: Count = 384
+    num_hidden_layers: Count = 4
+    num_attention_heads: Count = 4
+    num_key_value_heads: Count = 2
+    steps: Count = 3000
+    batch: Count = 32
+    lr: Positive = 1.5e-3
+    warmup: Whole = 60
+    weight_decay: Amount = 0.01
+    known_share: Share = 0.4
+    search_share: Share = 0.5
+    context_weight: Amount = 0.3
+    context_steps: Whole = 1500
+    quantised_steps: Whole = 400
+    topk: Count = 3
+    world_steps: Count = 60
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A part of a demonstration. ``writer``: "model", "environment", or "guess" (never any loss)."""
 
     text: str
@@ -166,9 +180,7 @@ def demonstrations(
 
 def _by_kind(questions: Iterable[Question]) -> tuple[list[list[Question]], list[float]]:
     """Questions grouped by kind, with the weight of each group: plain facts evenly, then bridges, comparisons."""
-    kinds: dict[str, list[Question]] = {}
-    for q in questions:
-        kinds.setdefault(q.source, []).append(q)
+    kinds = grouped(questions, lambda q: q.source)
     weight = {"almanac/bridge": 0.3, "almanac/comparison": 0.2}
     return list(kinds.values()), [weight.get(kind, 0.5 / len(kinds.keys() - weight)) for kind in kinds]
 
@@ -187,16 +199,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
     from transformers import Qwen2Tokenizer
 
     bpe, alphabet = Qwen2Tokenizer().backend_tokenizer, sorted(pre_tokenizers.ByteLevel.alphabet())
-    how: dict[str, Any] = {
-        "vocab_size": vocab_size - len(SPECIAL),
-        "initial_alphabet": alphabet,
-        "show_progress": False,
-    }
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(**how))
+    size = vocab_size - len(SPECIAL)
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
     model = json.loads(bpe.to_str())["model"]
-    vocabulary = {"vocab": model["vocab"], "merges": list(map(tuple, model["merges"])), "unk_token": None}
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": list(SPECIAL[1:])}
-    tokenizer = Qwen2Tokenizer(**vocabulary, **special, model_max_length=2048)
+    merges = list(map(tuple, model["merges"]))
+    tokenizer = Qwen2Tokenizer(model["vocab"], merges, unk_token=None, **special, model_max_length=2048)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
@@ -218,31 +226,23 @@ def new_model(recipe: Recipe, tokenizer):
 def encode(tokenizer, question: Question, pieces: list[Piece], context_weight: float) -> tuple[list[int], list[float]]:
     """Token ids of a demonstration, and the loss weight of each. Turns are encoded one by one, as in a rollout."""
     ids = tokenizer.encode(prompt_text(question.text))
-    weights = [context_weight] * len(ids)
-    for writer, group in _turns(pieces):
+    weights, by_writer = [context_weight] * len(ids), {"environment": context_weight, "guess": 0.0, "model": 1.0}
+    for _, neighbours in itertools.groupby(pieces, key=lambda p: p.writer == "environment"):  # a guess is the model's
+        group = list(neighbours)
         tokens = tokenizer("".join(p.text for p in group), return_offsets_mapping=True, add_special_tokens=False)
         ids += tokens["input_ids"]
-        if writer == "environment":
-            weights += [context_weight] * len(tokens["input_ids"])
-        else:
-            guessed = [p.writer == "guess" for p in group for _ in p.text]  # one a character
-            weights += [0.0 if any(guessed[start:end]) else 1.0 for start, end in tokens["offset_mapping"]]
+        letters = [by_writer[p.writer] for p in group for _ in p.text]
+        weights += [min(letters[start:end]) for start, end in tokens["offset_mapping"]]
     if pieces[-1].text.endswith("</answer>"):
         ids.append(tokenizer.eos_token_id)
         weights.append(1.0)
     return ids, weights
 
 
-def _turns(pieces: list[Piece]) -> Iterator[tuple[str, list[Piece]]]:
-    """Neighbouring pieces of one writer together; a guess belongs to the model's turn."""
-    for environment, group in itertools.groupby(pieces, key=lambda p: p.writer == "environment"):
-        yield "environment" if environment else "model", list(group)
-
-
 def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[list[int], list[float]]]]:
     """Endless batches of encoded demonstrations, a fresh world every ``world_steps`` batches."""
-    rng, number = random.Random(recipe.seed), 0
-    while True:
+    rng = random.Random(recipe.seed)
+    for number in itertools.count():
         world = fresh_world(number, avoid)
         need = recipe.batch * recipe.world_steps
         context_weight = recipe.context_weight if number * recipe.world_steps < recipe.context_steps else 0.0
@@ -250,7 +250,6 @@ def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[l
         examples = [encode(tokenizer, question, pieces, context_weight) for question, pieces in drawn]
         for i in range(recipe.world_steps):
             yield examples[i * recipe.batch : (i + 1) * recipe.batch]
-        number += 1
 
 
 def weighted_loss(model, part: list, pad: int):
@@ -268,27 +267,19 @@ def weighted_loss(model, part: list, pad: int):
     return (F.cross_entropy(logits.float(), ids[:, 1:][use], reduction="none") * weight[use]).sum()
 
 
-class NF4Rounding:
-    """Rounds the linear layers to NF4 in the forward pass, and lets gradients through unchanged.
+@contextmanager
+def nf4_rounded(model) -> Iterator[None]:
+    """Within, the linear layers are rounded to NF4 and let gradients through; afterwards the exact weights are back."""
+    import bitsandbytes.functional as bnb
+    import torch
 
-    ``apply`` swaps rounded weights in, ``restore`` swaps the exact ones back before the optimiser's step.
-    """
-
-    def __init__(self, model):
-        import torch
-
-        self.weights = [m.weight for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
-
-    def apply(self) -> None:
-        import bitsandbytes.functional as bnb
-
-        self.exact = [w.data for w in self.weights]
-        for w in self.weights:
-            w.data = bnb.dequantize_4bit(*bnb.quantize_4bit(w.data, quant_type="nf4", compress_statistics=True))
-
-    def restore(self) -> None:
-        for w, exact in zip(self.weights, self.exact):
-            w.data = exact
+    weights = [m.weight for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    exact = [w.data for w in weights]
+    for w in weights:
+        w.data = bnb.dequantize_4bit(*bnb.quantize_4bit(w.data, quant_type="nf4", compress_statistics=True))
+    yield
+    for w, data in zip(weights, exact):
+        w.data = data
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -334,7 +325,7 @@ def update(optimizer, parameters: Iterable, lr: float, losses: Iterable):
     return total
 
 
-def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, report=print, every: int = 100):
+def train(recipe: Recipe, *, device: str = "cpu", report=tqdm.write, every: int = 100):
     """Run the recipe. Returns ``(model, tokenizer, log)``; ``log`` has one row of losses every ``every`` steps."""
     import torch
 
@@ -346,18 +337,16 @@ def train(recipe: Recipe, *, device: str = "cpu", token_budget: int = 3000, repo
     matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-    rounding, log, started, running = NF4Rounding(model), [], time.perf_counter(), []
+    log, started, running = [], time.perf_counter(), []
 
     def losses(batch, quantised: bool):
         total = sum(sum(weights[1:]) for _, weights in batch)
-        if quantised:
-            rounding.apply()
-        for part in micro_batches(batch, token_budget, length=lambda example: len(example[0])):
-            yield weighted_loss(model, part, tokenizer.pad_token_id) / total
-        if quantised:
-            rounding.restore()
+        with nf4_rounded(model) if quantised else nullcontext():  # until the last loss has been differentiated
+            for part in micro_batches(batch, 3000, length=lambda example: len(example[0])):
+                yield weighted_loss(model, part, tokenizer.pad_token_id) / total
 
-    for step, batch in zip(range(recipe.steps), batches(tokenizer, recipe, avoid)):
+    steps = tqdm(range(recipe.steps), desc="warm start", disable=None)
+    for step, batch in zip(steps, batches(tokenizer, recipe, avoid)):
         parts = losses(batch, quantised=step >= recipe.steps - recipe.quantised_steps)
         running.append(update(optimizer, model.parameters(), learning_rate(step, recipe), parts))
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
@@ -380,9 +369,7 @@ TARGETS = {
 }
 
 
-def measure(
-    policy, questions: list[Question], engine, *, topk: int = 3, seed: int = 0, report=None
-) -> dict[str, float]:
+def measure(policy, questions: list[Question], engine, *, topk: int = 3, seed: int = 0) -> dict[str, float]:
     """The figures of ``TARGETS`` for a policy: can it search, can it answer, and does it choose by chance.
 
     "Made to" search or answer: the model thinks, then the opening tag is put into its mouth; greedy.
@@ -390,7 +377,7 @@ def measure(
     """
     from .evaluate import evaluate
 
-    how = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80, "report": report}
+    how: dict[str, Any] = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80}
     figures: dict[str, Any] = {}
     for act in ("search", "answer"):
         table = evaluate(policy, questions, engine, first_action=act, **how).table()
@@ -413,16 +400,16 @@ def save(out: Path, model, tokenizer, recipe: Recipe, log: list[dict]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("data/tiny_qwen"), help="default: data/tiny_qwen")
-    parser.add_argument("--steps", type=int, help="fewer steps, for a trial")
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="fewer steps, for a trial")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
 
 
 def run(args: argparse.Namespace) -> None:
     """Train the tiny Qwen and write it, with its tokenizer, recipe and log."""
-    recipe = Recipe(seed=args.seed)
-    if args.steps:
-        recipe = replace(recipe, steps=args.steps, quantised_steps=min(recipe.quantised_steps, args.steps // 4))
+    check_out(args.out, OWN)
+    quantised_steps = min(Recipe.quantised_steps, args.steps // 4)
+    recipe = Recipe(seed=args.seed, steps=args.steps, quantised_steps=quantised_steps)
     model, tokenizer, log = train(recipe, device=args.device)
     save(args.out, model.cpu(), tokenizer, recipe, log)
     print(f"wrote {args.out}")

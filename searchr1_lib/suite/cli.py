@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
+from typing import Annotated, Any, get_args, get_origin
 
 COMMANDS = {
     "run": ("suite.runs", "run the notebooks in reading order"),
@@ -27,8 +30,24 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
+    def add_argument(self, *names, **how):
+        """A type may be ``Count`` or ``Whole`` of ``environment.limits``: its range is checked with it."""
+        if get_origin(kind := how.get("type")) is Annotated:
+            how["type"] = partial(_number, kind)
+        return super().add_argument(*names, **how)
+
     def error(self, message: str):
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _number(kind: Any, text: str) -> int:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_strings(text)
+    except ValidationError:
+        least = get_args(kind)[1].metadata[0].ge
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, not {text!r}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,8 +56,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: all went well; 1: something failed on the way; 2: refused before any work; 130: interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        args, module = _read(arguments)
+        return module.run(args) or 0
+    except (ValueError, OSError, RuntimeError) as e:  # the last: a notebook of a seed, an engine that cannot answer
+        print(f"error: {e}", file=sys.stderr)
+        return 1 if isinstance(e, RuntimeError) else 2
+    except KeyboardInterrupt as e:
+        print(f"interrupted: go on with: {str(e) or shlex.join(['searchr1', *arguments])}", file=sys.stderr)
+        return 130
+
+
+def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
+    """The arguments of a command line, and the module of its subcommand."""
     parser = _Parser("searchr1", description="Search-R1: train, measure and study agents that search.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    module = None
     for name, (home, help) in COMMANDS.items():
         command = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
         if arguments[:1] == [name]:
@@ -47,15 +80,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.formatter_class = argparse.RawDescriptionHelpFormatter
             command.epilog = "examples:\n" + "\n".join(f"  {line}" for line in lines)
             module.add_arguments(command)
-    args = parser.parse_args(arguments)
-    try:
-        return module.run(args) or 0
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except RuntimeError as e:  # a notebook of a seed, an engine that cannot answer
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as e:
-        print(f"interrupted: {e or 'what is complete stays, and the same command goes on'}", file=sys.stderr)
-        return 130
+    return parser.parse_args(arguments), module

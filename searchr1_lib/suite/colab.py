@@ -96,11 +96,8 @@ def _installed() -> dict[str, str]:
     """Version of each package by its canonical name; of two copies that of the first on the path, as import does."""
     from packaging.utils import canonicalize_name
 
-    installed: dict[str, str] = {}
-    for d in distributions():
-        if d.metadata["Name"]:
-            installed.setdefault(canonicalize_name(d.metadata["Name"]), d.version)
-    return installed
+    found = [d for d in distributions() if d.metadata["Name"]]
+    return {canonicalize_name(d.metadata["Name"]): d.version for d in reversed(found)}
 
 
 def missing(requirements: Sequence[str], installed: Mapping[str, str]) -> list[str]:
@@ -195,7 +192,7 @@ def _stamped_notebook(path: Path, repository: str) -> str:
     """The notebook's file as ``nbformat`` would write it, which is not needed for that."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     cells = notebook["cells"]
-    cells[0]["source"] = _lines(_badges("".join(cells[0]["source"]), repository))
+    cells[0]["source"] = _badges("".join(cells[0]["source"]), repository).splitlines(keepends=True)
     if f"github/{repository}/blob/main/notebooks/{path.name}" not in "".join(cells[0]["source"]):
         raise ValueError(f"{path.name}: the first cell has no Colab badge for this notebook")
     first = next(i for i, cell in enumerate(cells) if cell["cell_type"] == "code")
@@ -203,22 +200,10 @@ def _stamped_notebook(path: Path, repository: str) -> str:
         executed = [cell for cell in cells if cell.get("execution_count")]
         for part in [*executed, *(o for cell in executed for o in cell["outputs"] if o.get("execution_count"))]:
             part["execution_count"] += 1
-        cells.insert(
-            first,
-            {
-                "cell_type": "code",
-                "id": "colab-setup",
-                "metadata": {"tags": [TAG]},
-                "outputs": [],
-                "execution_count": 1 if executed else None,
-            },
-        )
-    cells[first]["source"] = _lines(CELL.format(address=repository))
+        cell = {"cell_type": "code", "id": "colab-setup", "metadata": {"tags": [TAG]}, "outputs": []}
+        cells.insert(first, cell | {"execution_count": 1 if executed else None})
+    cells[first]["source"] = CELL.format(address=repository).splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-def _lines(text: str) -> list[str]:
-    return text.splitlines(keepends=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,9 @@ from .. import suite
 from ..environment.limits import Amount, Count, Whole
 from ..training.settings import Settings
 
+#: Which of the parameters below change only what a reader is shown: they may differ within a run.
+SHOWN = ("query", "others", "runs")
+
 
 class Profile(Settings, use_attribute_docstrings=True):
     """All parameters of the notebooks: those of a training (``Settings``) and these. The defaults are for a CPU.
@@ -101,6 +104,11 @@ class Profile(Settings, use_attribute_docstrings=True):
     def _buildable(self):
         self.make_reward()
         return self
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All parameters but the names of the profile and of the run."""
+        return self.model_dump(exclude={"profile", "run"})
 
     @property
     def run_dir(self) -> Path:
@@ -231,29 +239,28 @@ def parameters(profile: str, run: str = "", **cell: Any) -> Profile:
     >>> p.profile, p.run_dir, p.steps, p.learning_rate, p.settings(), p.limits(), p.make_reward()
 
     Changes into the repository's root, so that paths agree wherever the kernel was started; makes the run's folder
-    and its manifest; prints the profile, why it was chosen, and the values that matter here: those of the cell, and
-    what differs from the profile.
+    and its manifest, or takes the parameters of the run that stands there; prints the profile, why it was chosen, and
+    the values that matter here: those of the cell, and what differs from the profile.
 
     Args:
         profile: a profile's name or "auto", see ``resolve_profile``.
         run: the name of the run's folder under ``runs/`` (or under SEARCHR1_RUNS); "" is the profile's name.
-        cell: every other name of the parameters cell with its value, None for "as the profile says". Names that
-            papermill injected need not be among them.
+        cell: every other name of the parameters cell with its value, None for "as the run or else the profile says".
+            Names that papermill injected need not be among them.
 
     Raises:
-        ValueError: an unknown profile or name, a value that cannot be, or a folder of another version or profile.
+        ValueError: an unknown profile or name, a value that cannot be, or the folder of another run (``open_run``).
     """
     from .runs import open_run
 
     os.chdir(suite.ROOT)
     name, why = resolve_profile(profile)
-    plain = load_profile(name)
+    plain = load_profile(name).values
     explicit = {key: value for key, value in cell.items() if value is not None} | _injected()
-    p = load_profile(name, run=run, **explicit)
-    open_run(p.run_dir, name, explicit)
+    p = open_run(folder_of(run or name), name, explicit, working=True)
     print(f"profile {name} ({why}); the run's folder is {p.run_dir}")
-    for key in {**cell, **explicit}:
-        value, usual = getattr(p, key), getattr(plain, key)
+    for key in {**cell, **explicit, **{k: v for k, v in p.values.items() if v != plain[k]}}:
+        value, usual = p.values[key], plain[key]
         print(f"  {key:<24} {value!r}" + (f"  (the profile says {usual!r})" if value != usual else ""))
     print(f"  all else: notebooks/profiles/{name}.yaml, and where that is silent searchr1_lib/suite/profiles.py")
     return p

@@ -7,7 +7,7 @@ searchr1 run --profile cpu --run mine --only 06 --overwrite
 from __future__ import annotations
 
 import argparse
-import hashlib
+import ast
 import json
 import logging
 import os
@@ -17,21 +17,26 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import nbformat
+from tqdm import tqdm
 
 from .. import __version__, suite
 from ..files import write_json
-from .profiles import folder_of, load_profile, read_given, resolve_profile, shown
+from ..study.evaluate import hashes, versions
+from ..training.settings import DECIDING
+from .profiles import SHOWN, Profile, folder_of, load_profile, read_given, resolve_profile, shown
 
-_PACKAGES = (
-    "torch transformers peft bitsandbytes numpy faiss-cpu bm25s sentence-transformers datasets papermill ipykernel"
-).split()
+_PACKAGES = [*DECIDING, *"numpy faiss-cpu bm25s sentence-transformers datasets papermill ipykernel".split()]
+#: The parameters that name what a run reads.
+_INPUTS = ("data", "model", "demo_model", "demo_adapter", "tiny_model", "almanac")
 
 
 # -- the folder -------------------------------------------------------------------------------------------------------
@@ -48,25 +53,70 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def open_run(run_dir: str | os.PathLike, profile: str, given: dict[str, Any]) -> None:
-    """Make a run's folder with its ``manifest.json``, or check that the one there belongs to us.
+def open_run(run_dir: str | os.PathLike, profile: str, given: dict[str, Any], *, working: bool = False) -> Profile:
+    """Make a run's folder with its ``manifest.json``, or go on in the one that stands there.
 
-    The manifest holds the versions of Python and the main packages, the git commit ("-dirty" if changed), the profile,
-    the explicitly given parameters, and the SHA-256 of every file under ``data/``.
+    The manifest holds what decides the run's results: the profile, the explicitly given parameters and the values of
+    all, the versions of Python and the main packages, the git commit ("-dirty" if changed; each under which the run
+    went on), and the SHA-256 of every file under ``data/`` and of the other inputs.
+
+    Args:
+        given: explicit parameters; where a run stands there, its own apply to the others.
+        working: notebooks are about to run: the commit is noted.
+
+    Returns:
+        the run's parameters.
 
     Raises:
-        ValueError: the folder was made by another version (for 0.x another x counts) or under another profile.
+        ValueError: the folder was made by another version (for 0.x another x counts), under another profile, with
+            another value of a parameter, from other inputs or with another version of a package that decides.
     """
     path = suite.ROOT / run_dir / "manifest.json"
     if not path.exists():
-        return write_json(path, _manifest(profile, given))
+        p = load_profile(profile, **given, run=path.parent.name)
+        write_json(path, _manifest(p, given))
+        return p
+    manifest, p, commit = _held_against(path, profile, given, adopt=True)
+    commits = str(manifest.get("git_commit")).split(", ")
+    if working and commit not in commits:
+        write_json(path, {**manifest, "git_commit": ", ".join([*commits, commit])})
+    return p
+
+
+def check_run(run_dir: Path, profile: str, given: dict[str, Any]) -> None:
+    """Refuse parameters that cannot be, and a folder that holds a run with others than these and the profile's.
+
+    Raises:
+        ValueError: as ``open_run``.
+    """
+    load_profile(profile, **given)
+    if (path := suite.ROOT / run_dir / "manifest.json").exists():
+        _held_against(path, profile, given, adopt=False)
+
+
+def _held_against(path: Path, profile: str, given: dict[str, Any], adopt: bool) -> tuple[dict[str, Any], Profile, str]:
+    """The manifest there, the parameters now and the commit now; ``adopt`` takes the run's own where none are given.
+
+    Raises:
+        ValueError: as ``open_run``.
+    """
     manifest = read_json(path)
-    theirs = str(manifest.get("searchr1_lib", "unknown"))
+    theirs, begun = str(manifest.get("searchr1_lib", "unknown")), manifest.get("parameters", {})
     if _era(theirs) != _era(__version__):
         ours = f"this is {__version__}: choose another run, or move the folder away"
         raise ValueError(f"{shown(path)}: made by searchr1_lib {theirs}, {ours}")
     if (before := manifest.get("profile")) != profile:
         raise ValueError(f"{shown(path)}: made under the profile {before!r}, not {profile!r}: choose another run")
+    p = load_profile(profile, **(begun if adopt else {}) | given, run=path.parent.name)
+    now, values = _manifest(p, given), load_profile(profile, **begun).values | manifest.get("values", {})
+    told = {**values, **manifest.get("data", {}), **manifest.get("packages", {})}
+    wanted = {**now["values"], **now["data"], **{name: now["packages"][name] for name in DECIDING}}
+    differ = [n for n, value in wanted.items() if n not in SHOWN and told.get(n, value) != value]
+    if differ:
+        named = [n for n in differ if n in begun or n in given] or differ  # not also what follows from them
+        said = "; ".join(f"{n} = {told[n]!r:.80}, not {wanted[n]!r:.80}" for n in named)
+        raise ValueError(f"{shown(path.parent)} was run with {said}: move it away, or choose another run")
+    return manifest, p, str(now["git_commit"])
 
 
 def _era(release: str) -> list[str]:
@@ -75,26 +125,21 @@ def _era(release: str) -> list[str]:
     return parts[:2] if parts[0] == "0" else parts[:1]
 
 
-def _manifest(profile: str, given: dict[str, Any]) -> dict[str, Any]:
-    files = sorted(p for p in (suite.ROOT / "data").rglob("*") if p.is_file())
+def _manifest(p: Profile, given: dict[str, Any]) -> dict[str, Any]:
+    places = {value: hashes(suite.ROOT / value) for name in _INPUTS if (value := getattr(p, name))}
+    places["data"] = hashes(suite.ROOT / "data", "**/*")
     return {
-        "searchr1_lib": __version__,
+        **versions([]),
         "made": datetime.now().astimezone().isoformat(timespec="seconds"),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "profile": profile,
+        "packages": versions(_PACKAGES),
+        "profile": p.profile,
         "parameters": given,
-        "data": {p.relative_to(suite.ROOT).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+        "values": p.values,
+        "data": {f"{at}/{name}": sha for at, files in places.items() for name, sha in files.items()},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _git_commit() -> str | None:
@@ -134,8 +179,7 @@ def _run_predecessor(run_dir: Path, path: Path, notebook: str, making: list[str]
 
     The names go along in SEARCHR1_MAKING, so that its kernel does the same for its own predecessor.
     """
-    manifest = read_json(suite.ROOT / run_dir / "manifest.json")
-    profile = manifest["profile"]
+    profile = read_json(suite.ROOT / run_dir / "manifest.json")["profile"]
     if notebook.startswith("05") and profile not in ("smoke", "cpu"):
         raise FileNotFoundError(
             f"{path} is missing or empty: it comes from the training, {notebook}, which takes hours under the profile "
@@ -144,7 +188,7 @@ def _run_predecessor(run_dir: Path, path: Path, notebook: str, making: list[str]
         )
     why = "this is Colab, where each notebook begins on an empty machine"
     print(f"{path} is missing, and {why}: running {notebook} first", flush=True)
-    command = command_of(profile, run_dir.name, [notebook], manifest["parameters"])
+    command = command_of(profile, run_dir.name, [notebook])
     env = {**os.environ, "SEARCHR1_MAKING": " ".join([*making, notebook])}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=suite.ROOT, env=env, stdout=pipe, stderr=subprocess.STDOUT, text=True) as run:
@@ -152,11 +196,10 @@ def _run_predecessor(run_dir: Path, path: Path, notebook: str, making: list[str]
             print(line, end="", flush=True)
 
 
-def command_of(profile: str, run: str, only: Sequence[str], values: dict[str, Any]) -> list[str]:
-    """The command that runs some notebooks, anew, in a process of its own."""
-    given = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
+def command_of(profile: str, run: str, only: Sequence[str]) -> list[str]:
+    """The command that runs some notebooks, anew, in a process of its own, with the parameters of their run."""
     command = [sys.executable, "-m", "searchr1_lib", "run", "--profile", profile, "--run", run, "--overwrite"]
-    return [*command, "--only", *only, *(word for text in given for word in ("-p", text))]
+    return [*command, "--only", *only]
 
 
 def record(run_dir: str | os.PathLike, notebook: str, figures: dict[str, Any]) -> None:
@@ -174,16 +217,12 @@ def record(run_dir: str | os.PathLike, notebook: str, figures: dict[str, Any]) -
 def results_table(run_dir: str | os.PathLike) -> str:
     """The figures in a run's ``summary.json`` as aligned text, one a line; "" if there are none."""
     path = Path(run_dir) / "summary.json"
-    rows = []
+    rows, told = [], lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
     for notebook, figures in sorted(read_json(path).items()) if path.exists() else ():
         for name, value in figures.items():
             columns = value.items() if isinstance(value, dict) else [("", value)]
-            rows.append((notebook, name, "   ".join(f"{key} {_figure(v)}".strip() for key, v in columns)))
+            rows.append((notebook, name, "   ".join(f"{key} {told(v)}".strip() for key, v in columns)))
     return table_of(rows)
-
-
-def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def table_of(rows: Sequence[Sequence[str]]) -> str:
@@ -194,8 +233,7 @@ def table_of(rows: Sequence[Sequence[str]]) -> str:
 # -- its notebooks ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a notebook ended: minutes it took, and the cell and the error if it failed."""
 
     notebook: str
@@ -258,19 +296,21 @@ def run_suite(
     load_profile(profile, **values)
     run_dir = folder_of(run or f"{profile}-{datetime.now():%Y%m%d-%H%M%S}")
     _clear_way(suite.ROOT / run_dir, paths, bool(only), overwrite)
-    open_run(run_dir, profile, values)
+    open_run(run_dir, profile, values, working=True)
+    values = read_json(suite.ROOT / run_dir / "manifest.json").get("parameters", {}) | values
     print(f"profile {profile} ({why}), {len(paths)} notebooks, into {run_dir}", flush=True)
     outcomes: list[Outcome] = []
     try:
         for path in paths:
             print(f"  {path.stem} ...", flush=True)
+            _forget(path, suite.ROOT / run_dir)
             outcomes.append(_execute(path, suite.ROOT / run_dir, {**values, "profile": profile, "run": run_dir.name}))
             if outcomes[-1].error:
                 break
     except KeyboardInterrupt:
         words = ["--profile", profile, "--run", run_dir.name, *(word for text in given for word in ("-p", text))]
         left = [path.stem[:2] for path in paths[len(outcomes) :]]
-        raise KeyboardInterrupt(f"go on with: searchr1 run {shlex.join([*words, '--only', *left])}") from None
+        raise KeyboardInterrupt(f"searchr1 run {shlex.join([*words, '--only', *left])}") from None
     return run_dir, outcomes
 
 
@@ -289,6 +329,51 @@ def _clear_way(run_dir: Path, paths: Sequence[Path], inside: bool, overwrite: bo
         shutil.rmtree(run_dir)
 
 
+def _forget(path: Path, run_dir: Path) -> None:
+    """Remove what a notebook left that ran to its end, so that running it again takes nothing old for new.
+
+    What one left that was interrupted stays: it goes on from there.
+    """
+    copy, summary = run_dir / "notebooks" / path.name, run_dir / "summary.json"
+    if not copy.exists():
+        return
+    copy.unlink()
+    for name in promised(path) - {summary.name}:
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+        (run_dir / name).unlink(missing_ok=True)
+    if summary.exists():
+        write_json(summary, {name: figures for name, figures in read_json(summary).items() if name != path.stem})
+
+
+def promised(path: Path) -> set[str]:
+    """The names in a run's folder that a notebook says that it leaves: what it requires of itself, at its end."""
+    cells = nbformat.read(path, as_version=4).cells
+    trees = [ast.parse(c.source) for c in cells if c.cell_type == "code" and f'made_by="{path.stem}"' in c.source]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    own = [call for call in calls if f"made_by='{path.stem}'" in map(ast.unparse, call.keywords)]
+    words = [word for call in own for argument in call.args for word in ast.walk(argument)]
+    names = {Path(w.value).parts[0] for w in words if isinstance(w, ast.Constant) and isinstance(w.value, str)}
+    return names - {"/", ".."}
+
+
+@contextmanager
+def _bar(path: Path) -> Iterator[tqdm]:
+    """On a terminal, the cell and the time within a notebook; a thread moves the clock while a cell of minutes runs."""
+    cells, over = len(nbformat.read(path, as_version=4).cells), threading.Event()
+    how = {"bar_format": "  {desc}: cell {n_fmt} of {total_fmt} {bar} {elapsed}", "disable": None, "leave": False}
+
+    def move_clock():
+        while not over.wait(1):
+            bar.refresh()
+
+    with tqdm(total=cells + 1, desc=path.stem, **how) as bar:  # one more: the values that papermill puts in
+        threading.Thread(target=move_clock, daemon=True).start()
+        try:
+            yield bar
+        finally:
+            over.set()
+
+
 def _execute(path: Path, run_dir: Path, values: dict[str, Any]) -> Outcome:
     """Run one notebook with those values, in a kernel of this very interpreter.
 
@@ -304,17 +389,19 @@ def _execute(path: Path, run_dir: Path, values: dict[str, Any]) -> Outcome:
     done, start, error = run_dir / "notebooks" / path.name, time.monotonic(), None
     copy = done.with_suffix(".unfinished.ipynb")
     copy.parent.mkdir(exist_ok=True)
-    done.unlink(missing_ok=True)
     how = {
         "kernel_name": "python3",
         "language": "python",
         "cwd": str(suite.ROOT),
-        "progress_bar": sys.stderr.isatty(),
+        "progress_bar": False,
         "iopub_timeout": 300,  # a busy machine may be late with a cell's last output
+        "extra_arguments": ["--log-level=CRITICAL"],  # what a kernel says of being stopped says nothing
         "config": Config(KernelManager={"transport_encryption": "auto"}),  # nobody else on the machine listens
     }
     try:
-        papermill.execute_notebook(path, copy, values, **how)
+        with _bar(path) as bar:
+            at = lambda cell, cell_index: bar.update(cell_index + 1 - bar.n)
+            papermill.execute_notebook(path, copy, values, **how, on_cell_execute=at)
     except (papermill.PapermillExecutionError, DeadKernelError, CellTimeoutError):
         error = f"{_why(copy)} (see {shown(copy)})"
     except ValueError as e:
@@ -332,13 +419,14 @@ def failure_of(run_dir: str | os.PathLike) -> str | None:
 
 def _why(copy: Path) -> str:
     """The cell and the error with which an executed copy ends."""
-    import nbformat
-
-    for cell in nbformat.read(copy, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                what = f"{output.ename}: {output.evalue}".splitlines()[0][:300]
-                return f"cell In [{cell.execution_count}]: {what}"
+    try:
+        cells = nbformat.read(copy, as_version=4).cells
+    except ValueError:
+        cells = []  # killed while it was written
+    outputs = [(cell, output) for cell in cells for output in cell.get("outputs", [])]
+    for cell, output in outputs:
+        if output.output_type == "error":
+            return f"cell In [{cell.execution_count}]: " + f"{output.ename}: {output.evalue}".splitlines()[0][:300]
     return "the kernel died (out of memory?) or was stopped"
 
 

@@ -13,9 +13,10 @@ from statistics import fmean
 from typing import Any
 
 from .. import suite
+from ..environment.limits import Whole
 from ..files import write_whole
 from .profiles import folder_of, resolve_profile, shown
-from .runs import lacking, notebooks, open_run, read_json, run_suite
+from .runs import check_run, lacking, notebooks, read_json, run_suite
 
 SEED_NOTEBOOKS = ("01", "05")
 """Beginnings of the notebooks that a seed needs: the index, and the training whose figures are compared."""
@@ -30,10 +31,12 @@ def run_seeds(profile: str = "auto", seeds: Sequence[int] = (0, 1, 2)) -> str:
         The section that was written, in Markdown.
 
     Raises:
-        ValueError: unknown profile, or a folder made by another version or under another profile.
+        ValueError: unknown profile, a seed that cannot be, or the folder of another run (see ``open_run``).
         RuntimeError: a notebook failed; the measurements stay as they were.
     """
     profile, _ = resolve_profile(profile)
+    for seed in seeds:
+        check_run(folder_of(f"{profile}-seed-{seed}"), profile, {"seed": seed})
     runs = {seed: _run_seed(profile, seed) for seed in dict.fromkeys(seeds)}
     command = f"searchr1 seeds --profile {profile} --seeds {' '.join(map(str, runs))}"
     commits = {str(read_json(run / "manifest.json").get("git_commit")) for run in runs.values()}
@@ -50,7 +53,6 @@ def _run_seed(profile: str, seed: int) -> Path:
     run_dir = folder_of(f"{profile}-seed-{seed}")
     rest = [path.stem for path in lacking(run_dir, notebooks(SEED_NOTEBOOKS))]
     if not rest:
-        open_run(run_dir, profile, {})
         print(f"seed {seed}: {run_dir} is complete", flush=True)
         return suite.ROOT / run_dir
     _, outcomes = run_suite(profile, run_dir.name, [f"seed={seed}"], only=rest, overwrite=True)
@@ -64,18 +66,18 @@ def _seed_table(figures: dict[int, dict[str, Any]]) -> str:
 
     What is no number is left out.
     """
-    from ..study.analysis import interval
+    from ..study.analysis import interval, markdown_table
 
     by_seed = {seed: dict(flat(values)) for seed, values in figures.items()}
     shared = [name for name in next(iter(by_seed.values())) if all(name in values for values in by_seed.values())]
     last = "95 % interval" if len(by_seed) > 2 else "range"
-    lines = [["figure", *(f"seed {seed}" for seed in by_seed), "mean", last], ["---"] * (len(by_seed) + 3)]
+    lines = []
     for name in shared:
         values = [by_name[name] for by_name in by_seed.values()]
         low, high = interval(values)
         spread = f"{low:.4g} to {high:.4g}" if len(values) > 1 else "–"
         lines.append([name, *(f"{v:.4g}" for v in values), f"{fmean(values):.4g}", spread])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown_table(["figure", *(f"seed {seed}" for seed in by_seed), "mean", last], lines) + "\n"
 
 
 def flat(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
@@ -107,9 +109,12 @@ def write_section(path: str | os.PathLike, name: str, text: str) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="auto", help="smoke, cpu, t4, gpu or auto (default)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--seeds", nargs="+", type=Whole, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
 
 
 def run(args: argparse.Namespace) -> None:
     """Train once per seed, and print the section that was written."""
-    print("\n" + run_seeds(args.profile, args.seeds))
+    try:
+        print("\n" + run_seeds(args.profile, args.seeds))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None  # this command goes on, too, and not the one of the run alone

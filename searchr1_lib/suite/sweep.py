@@ -10,7 +10,6 @@ same in all runs).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -18,25 +17,24 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
 
 from .. import suite
-from ..environment.limits import Whole, problem
-from ..files import write_json_lines
+from ..environment.limits import Count, Whole, problem
+from ..files import read_json_lines, write_json_lines
+from ..metrics import mean
 from .profiles import load_profile, read_yaml, resolve_profile, shown
-from .runs import command_of, failure_of, lacking, notebooks, open_run, read_json, table_of
+from .runs import check_run, command_of, failure_of, lacking, notebooks, open_run, read_json, table_of
 from .seeds import flat
 
 
-@dataclass(frozen=True)
-class Experiment:
+class Experiment(NamedTuple):
     """What an experiment's file asks for: every one of ``settings`` with every one of ``seeds``.
 
     Attributes:
@@ -174,38 +172,27 @@ def run_sweep(experiment: Experiment, jobs: int = 1) -> dict[Path, tuple[float, 
         folder -> (minutes that it took now, 0 if it was complete; why it failed, or None).
 
     Raises:
-        ValueError: ``jobs`` is not positive, or a folder holds a run with other parameters, under another profile or
-            of another version; nothing has run then.
+        ValueError: ``jobs`` is not positive, or a folder holds another run (``open_run``); nothing has run then.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     runs = experiment.runs()
     for run_dir, values in runs.items():
-        _check_run(run_dir, experiment.profile, values)
+        check_run(run_dir, experiment.profile, values)
     size = f"{len(experiment.settings)} settings x {len(experiment.seeds)} seeds"
     print(f"{experiment.name}: {size} under the profile {experiment.profile}, into {experiment.folder}", flush=True)
     pool, outcomes = ThreadPoolExecutor(jobs), {}
     try:
         pending = {pool.submit(_sweep_one, experiment, *one, jobs): one[0] for one in runs.items()}
-        for number, future in enumerate(as_completed(pending), 1):
+        done = tqdm(as_completed(pending), desc=experiment.name, total=len(runs), unit="run", disable=None)
+        for number, future in enumerate(done, 1):
             minutes, error = outcomes[pending[future]] = future.result()
             said = f"FAILED: {error}" if error else f"{minutes:.1f} min" if minutes else "complete already"
-            print(f"  {number}/{len(runs)}  {pending[future].name}: {said}", flush=True)
+            with tqdm.external_write_mode():
+                print(f"  {number}/{len(runs)}  {pending[future].name}: {said}", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C: what runs ends, what waits does not begin
     return {run_dir: outcomes[run_dir] for run_dir in runs}
-
-
-def _check_run(run_dir: Path, profile: str, values: dict[str, Any]) -> None:
-    """Refuse a folder that holds another run than ours."""
-    if not (suite.ROOT / run_dir / "manifest.json").exists():
-        return
-    open_run(run_dir, profile, values)
-    before = read_json(suite.ROOT / run_dir / "manifest.json").get("parameters", {})
-    differ = [name for name in {**before, **values} if before.get(name) != values.get(name)]
-    if differ:
-        said = "; ".join(f"{name} = {before.get(name)!r}, not {values.get(name)!r}" for name in differ)
-        raise ValueError(f"{shown(run_dir)} was run with {said}: move it away")
 
 
 def _sweep_one(experiment: Experiment, run_dir: Path, values: dict[str, Any], jobs: int) -> tuple[float, str | None]:
@@ -213,11 +200,11 @@ def _sweep_one(experiment: Experiment, run_dir: Path, values: dict[str, Any], jo
     rest = [path.stem for path in lacking(run_dir, experiment.notebooks)]
     if not rest:
         return 0.0, None
-    command, start = command_of(experiment.profile, run_dir.name, rest, values), time.monotonic()
+    open_run(run_dir, experiment.profile, values)
+    command, start = command_of(experiment.profile, run_dir.name, rest), time.monotonic()
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     env = {**os.environ, "SEARCHR1_RUNS": str(run_dir.parent), "OMP_NUM_THREADS": threads}
     log, error = suite.ROOT / run_dir / "sweep.log", None
-    log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as out:
         done = subprocess.run(command, cwd=suite.ROOT, stdout=out, stderr=out, env=env)
     if done.returncode:
@@ -257,9 +244,8 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
         if (path := folder / "after.json").exists():
             for group, metrics in read_json(path).get("table", {}).items():
                 figures |= {f"{_WORDS.get(m, m)}, {group}": v for m, v in metrics.items() if v is not None}
-        profile, given = manifest.get("profile", ""), manifest.get("parameters", {})
-        row = {"run": folder.name, "profile": profile}
-        row["settings"] = load_profile(profile).model_dump(exclude={"profile", "run"}) | given
+        row: dict[str, Any] = {"run": folder.name, "profile": manifest.get("profile", "")}
+        row["settings"] = manifest.get("values") or load_profile(row["profile"], **manifest["parameters"]).values
         row |= {"commit": manifest.get("git_commit"), "error": failure_of(folder), "figures": figures}
         rows.append(row | {"curve": _curve(folder / "train" / "metrics.jsonl")})
     return rows
@@ -273,19 +259,17 @@ _CURVE = (
 
 def _curve(path: Path, every: int = 5) -> list[dict[str, float]]:
     """The means of every so many steps of a training's metrics, each with the step in their middle; [] without any."""
-    rows = _read_json_lines(path) if path.exists() else []
+    rows = list(read_json_lines(path)) if path.exists() else []
     parts = [rows[i : i + every] for i in range(0, len(rows), every)]
-    means = [{name: [row[name] for row in part if row.get(name) is not None] for name in _CURVE} for part in parts]
-    return [
-        {"step": part[len(part) // 2]["step"]} | {n: float(f"{fmean(v):.4g}") for n, v in mean.items() if v}
-        for part, mean in zip(parts, means)
-    ]
+    means = [{n: float(f"{m:.4g}") for n in _CURVE if (m := mean(part, n)) is not None} for part in parts]
+    return [{"step": part[len(part) // 2]["step"]} | values for part, values in zip(parts, means)]
 
 
 def experiment_runs(path: str | os.PathLike, profile: str = "") -> tuple[list[dict[str, Any]], str]:
     """The runs of an experiment (see ``read_runs``), and in words where they come from.
 
-    Those under ``profile``, else those of its own profile, else the results that ship beside the file, else none.
+    Those under ``profile``, else those of its own profile, else the results that ship beside the file, else none. A run
+    with other parameters than the file has now is left out.
 
     Raises:
         ValueError: the experiment's file or a run's is broken; names it.
@@ -293,22 +277,18 @@ def experiment_runs(path: str | os.PathLike, profile: str = "") -> tuple[list[di
     path = Path(path)
     whole = read_experiment(path)
     for experiment in ([read_experiment(path, profile)] if profile else []) + [whole]:
-        if rows := read_runs(sorted(experiment.runs())):
+        if rows := _of(experiment, read_runs(sorted(experiment.runs()))):
             return rows, f"{len(rows)} of {len(experiment.runs())} runs in {experiment.folder}"
     shipped = path.parent / "results" / f"{whole.name}.jsonl"
-    if shipped.exists():
-        return _read_json_lines(shipped), str(shipped)
+    if shipped.exists() and (rows := _of(whole, read_json_lines(shipped))):
+        return rows, str(shipped)
     return [], f"not run yet: searchr1 sweep {path}"
 
 
-def _read_json_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as e:
-            raise ValueError(f"{shown(path)}, line {number} is broken ({e}): mend or move the file away") from None
-    return rows
+def _of(experiment: Experiment, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the runs that have the parameters for which the experiment asks now."""
+    asked = {run_dir.name: values.items() for run_dir, values in experiment.runs().items()}
+    return [row for row in rows if row["run"] in asked and asked[row["run"]] <= row["settings"].items()]
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
@@ -316,9 +296,9 @@ def _read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", metavar="FILE", help="such as experiments/search_cost.yaml")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
+    parser.add_argument("--jobs", type=Count, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument("--profile", default="", help="instead of the file's")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help="instead of the file's")
+    parser.add_argument("--seeds", nargs="+", type=Whole, default=[], metavar="N", help="instead of the file's")
 
 
 def run(args: argparse.Namespace) -> int:

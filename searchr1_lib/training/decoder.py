@@ -14,13 +14,13 @@ Another decoder (a server) can stand in its place: a context manager with ``writ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from .logits import head_logits
+from .logits import head_logits, padded
 from .policy import Policy
 
 #: A stop string lies in at most this many tokens: one a byte, and the tokens that straddle its ends.
@@ -55,21 +55,20 @@ class Decoder:
 
     def __init__(self, policy: Policy, temperature: float = 1.0, generator: torch.Generator | None = None):
         self.policy, self.temperature, self.generator = policy, temperature, generator
-        self.closers = torch.tensor([b">" in b for b in policy.token_bytes], device=policy.device)
-        for i in policy.stop_ids:
-            self.closers[i] = True
+        closers = [b">" in b or i in policy.stop_ids for i, b in enumerate(policy.token_bytes)]
+        self.closers = torch.tensor(closers, device=policy.device)
 
     def __enter__(self) -> Decoder:
         self.cache: RowCache | None = None
         self.held: list[list[int]] = []  # the rows in the cache, in its order
         self.filled: list[int] = []  # how many tokens of each are in it
-        self._inside = ExitStack()
-        self._inside.enter_context(self.policy.sampling())
+        self._sampling = self.policy.sampling()
+        self._sampling.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
         self.cache, self.held = None, []
-        self._inside.close()
+        self._sampling.__exit__(*error)
 
     @torch.no_grad()
     def write(self, rows: Sequence[list[int]], stops: Sequence[bytes], room: Sequence[int]) -> list[Written]:
@@ -86,12 +85,11 @@ class Decoder:
 
     def _prefill(self, rows: Sequence[list[int]]) -> torch.Tensor:
         """Encode each distinct row once, and expand the cache; the logits (A, V) behind each."""
-        distinct = {tuple(row): None for row in rows}
-        places = {row: i for i, row in enumerate(distinct)}
-        ids, lengths = self._padded(list(distinct))
-        self.cache, self.position, self.longest = RowCache(len(distinct)), torch.zeros_like(lengths), 0
+        places: dict[tuple[int, ...], int] = {}
+        chosen = [places.setdefault(tuple(row), len(places)) for row in rows]
+        ids, lengths = self._padded(list(places))
+        self.cache, self.position, self.longest = RowCache(len(places)), torch.zeros_like(lengths), 0
         logits = self._forward(ids, lengths)
-        chosen = [places[tuple(row)] for row in rows]
         self.cache, self.held = self.cache.take(chosen), list(rows)
         self._stand_at([len(row) for row in rows])
         return logits[chosen]
@@ -114,9 +112,8 @@ class Decoder:
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of token ids as a tensor (A, N), filled up on the right, and their lengths (A,)."""
-        lengths = [len(row) for row in rows]
-        ids = [[*row, *[self.policy.pad_id] * (max(lengths) - len(row))] for row in rows]
-        return torch.tensor(ids, device=self.policy.device), torch.tensor(lengths, device=self.policy.device)
+        device = self.policy.device
+        return padded(rows, self.policy.pad_id, device), torch.tensor([len(row) for row in rows], device=device)
 
     def _forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Feed ``ids`` (A, N) behind the rows' ends; of each row the first ``lengths`` (A,) are tokens.
@@ -143,15 +140,13 @@ class Decoder:
         places = torch.arange(self.longest, device=positions.device)
         # the cache's index is the position, so this also hides what padding wrote behind a shorter row's end
         hidden = places > positions[:, None, :, None]
-        blank = torch.zeros(hidden.shape, dtype=self.policy.lm_head.weight.dtype, device=positions.device)
-        low = torch.finfo(blank.dtype).min
+        dtype = self.policy.lm_head.weight.dtype
+        low = torch.finfo(dtype).min
+        full = torch.zeros(hidden.shape, dtype=dtype, device=positions.device).masked_fill_(hidden, low)
         if "sliding_attention" not in (getattr(self.policy.config, "layer_types", None) or ()):
-            return blank.masked_fill_(hidden, low)
+            return full
         passed = places <= positions[:, None, :, None] - self.policy.config.sliding_window
-        return {
-            "full_attention": blank.masked_fill(hidden, low),
-            "sliding_attention": blank.masked_fill(hidden | passed, low),
-        }
+        return {"full_attention": full, "sliding_attention": full.masked_fill(passed, low)}
 
     def _sample(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Token (A,), its log-probability (A,) and the entropy (A,) of the sampling distribution."""
@@ -230,8 +225,8 @@ class RowCache(DynamicCache):
         """Make room for rows of this length; the next forward pass looks at so many places."""
         self.length = length
         if length > self.places:
-            self.places = length * 3 // 2 + 16
-            self.rooms = [_enlarged(room, self.places) for room in self.rooms]
+            before, self.places = self.places, length * 3 // 2 + 16
+            self.rooms = [pad(room, (0, 0, 0, 0, 0, self.places - before)) for room in self.rooms]
 
     def write_at(self, rows: slice, positions: torch.Tensor) -> None:
         """The next forward pass is over these rows, its tokens go to ``positions`` (rows, N)."""
@@ -261,12 +256,6 @@ class RowCache(DynamicCache):
         self.reserve(other.length)
         for room, new in zip(self.rooms, other.rooms):
             room[:, rows, : other.length] = new[:, :, : other.length]
-
-
-def _enlarged(room: torch.Tensor, places: int) -> torch.Tensor:
-    larger = room.new_zeros(*room.shape[:2], places, *room.shape[3:])
-    larger[:, :, : room.shape[2]] = room
-    return larger
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:

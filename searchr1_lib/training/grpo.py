@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from ..environment.limits import Amount, Share, check
 from ..metrics import EQUAL_REWARDS
 from .settings import BASELINES, KL_ESTIMATORS, LOSS_TYPES
 
@@ -74,20 +75,18 @@ def group_advantages(
     _one_of("baseline", baseline, BASELINES)
     _one_of(f"scale_rewards (with baseline={baseline!r})", scale_rewards, BASELINES[baseline])
     grouped = _grouped(rewards, group_size)
-    if baseline in ("group_mean", "leave_one_out") and group_size < 2:
+    in_group = baseline in ("group_mean", "leave_one_out")
+    if in_group and group_size < 2:
         raise ValueError(f"group_size is {group_size}: baseline={baseline!r} needs at least 2 rollouts a question")
     if scale_rewards == "batch" and grouped.numel() < 2:
         raise ValueError("scale_rewards='batch' needs at least 2 rewards")
-    if baseline in ("group_mean", "leave_one_out"):
-        centred = grouped - grouped.mean(1, keepdim=True)
-    else:
-        centred = grouped - grouped.mean() if baseline == "batch_mean" else grouped
+    usual = grouped.mean(1, keepdim=True) if in_group else grouped.mean()
+    centred = grouped if baseline == "none" else grouped - usual
     if baseline == "leave_one_out":  # the mean of the others is further away by just this factor
         centred = centred * (group_size / (group_size - 1))
-    if scale_rewards == "group":
-        centred = centred / (grouped.std(1, keepdim=True) + ADVANTAGE_EPS)
-    elif scale_rewards == "batch":
-        centred = centred / (grouped.std() + ADVANTAGE_EPS)
+    if scale_rewards != "none":
+        spread = grouped.std(1, keepdim=True) if scale_rewards == "group" else grouped.std()
+        centred = centred / (spread + ADVANTAGE_EPS)
     return centred.flatten().float()
 
 
@@ -133,9 +132,8 @@ def turn_advantages(
     """
     _one_of("scale_rewards", scale_rewards, ("group", "batch", "none"))
     if turn_rewards.dim() != 2 or turns.dim() != 2 or len(turn_rewards) != len(turns):
-        raise ValueError(
-            f"turn_rewards must be (B, K) and turns (B, T), not {tuple(turn_rewards.shape)}, {tuple(turns.shape)}"
-        )
+        shapes = f"{tuple(turn_rewards.shape)}, {tuple(turns.shape)}"
+        raise ValueError(f"turn_rewards must be (B, K) and turns (B, T), not {shapes}")
     count = turn_rewards.shape[1]
     if turns.numel() and not -1 <= turns.min() <= turns.max() < count:
         raise ValueError(f"turns must lie in -1..{count - 1} for {count} rewards a rollout")
@@ -171,16 +169,18 @@ def gae(
         advantages and returns (targets of the value head, ``A + V``), each (B, T), 0 where the mask is 0.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, or gamma or lam is not from 0 to 1.
         FloatingPointError: a reward or value on a sampled token is NaN or infinite.
 
     >>> gae(torch.tensor([1.]), torch.tensor([[0.5, 9., 0.75]]), torch.tensor([[1, 0, 1]]))
     (tensor([[0.5000, 0.0000, 0.2500]]), tensor([[1., 0., 1.]]))
     """
+    check(gamma=(gamma, Share), lam=(lam, Share))
     kept = mask.bool()
     values = _on_mask("values", values, kept)
     if rewards.dim() == 1:
-        rewards = torch.where(_last_sampled(kept), rewards.to(values).unsqueeze(1), 0.0)
+        last = kept & (kept.flip(1).cumsum(1).flip(1) == 1)
+        rewards = torch.where(last, rewards.to(values).unsqueeze(1), 0.0)
     rewards = _on_mask("rewards", rewards, kept)
     advantages = torch.zeros_like(values)
     next_value, next_advantage = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
@@ -273,6 +273,8 @@ def policy_loss(
     >>> round(metrics["clip_high"].item(), 4), metrics["tokens"].item()
     (0.3333, 3.0)
     """
+    numbers = {"epsilon": (epsilon, Amount), "epsilon_high": (epsilon_high, Amount | None)}
+    check(**numbers, beta=(beta, Amount), entropy_coef=(entropy_coef, Amount))
     _check_loss(loss_type, kl_estimator, beta, ref_logprobs, entropy_coef, entropy, max_completion_length)
     kept = mask.bool()
     if advantages.dim() == 1 and kept.dim() == 2 and len(advantages) == len(kept):
@@ -302,12 +304,12 @@ def policy_loss(
         measured["entropy"] = entropy = _on_mask("entropy", entropy, kept)
         loss = loss - entropy_coef * entropy.sum() / num_tokens if entropy_coef else loss
     if not (loss.isfinite() and ratio.isfinite().all()):  # an infinite ratio has NaN gradients, even if clipped
-        raise FloatingPointError(
-            f"the loss is {loss.item()}, from finite inputs: log-ratios reach {log_ratio.abs().max().item():.3g}. "
-            "The policy has moved too far from the one that sampled; lower the learning rate or do fewer updates."
-        )
-    metrics = {name: _mean(value.detach(), kept) for name, value in measured.items()}
-    return loss, {"loss": loss.detach(), "tokens": kept.sum().float(), **metrics}
+        far = "The policy has moved too far from the one that sampled; lower the learning rate or do fewer updates."
+        reach = f"log-ratios reach {log_ratio.abs().max().item():.3g}"
+        raise FloatingPointError(f"the loss is {loss.item()}, from finite inputs: {reach}. {far}")
+    count = kept.sum()
+    metrics = {name: (value.detach() * kept).sum() / count.clamp(min=1) for name, value in measured.items()}
+    return loss, {"loss": loss.detach(), "tokens": count.float(), **metrics}
 
 
 def _check_loss(loss_type, kl_estimator, beta, ref_logprobs, entropy_coef, entropy, max_completion_length) -> None:
@@ -358,7 +360,7 @@ def value_loss(
         num_tokens: sampled tokens of the whole batch where this call is one micro-batch of it.
 
     Raises:
-        ValueError: shapes do not fit, or cliprange_value is negative.
+        ValueError: shapes do not fit, or cliprange_value is negative or not finite.
         FloatingPointError: NaN or infinity on a sampled token.
 
     The value went from 0 to 0.5, but only 0.2 of it counts; the return is 1:
@@ -366,8 +368,7 @@ def value_loss(
     >>> value_loss(torch.tensor([[0.5]]), torch.tensor([[0.0]]), torch.tensor([[1.0]]), torch.tensor([[1]]))
     tensor(0.3200)
     """
-    if cliprange_value < 0:
-        raise ValueError(f"cliprange_value must not be negative, got {cliprange_value}")
+    check(cliprange_value=(cliprange_value, Amount))
     kept = mask.bool()
     values = _on_mask("values", values, kept)
     old_values, returns = _on_mask("old_values", old_values, kept).detach(), _on_mask("returns", returns, kept).detach()
@@ -426,15 +427,9 @@ def _on_mask(name: str, values: torch.Tensor, kept: torch.Tensor) -> torch.Tenso
     values = values.to(torch.promote_types(values.dtype, torch.float32)).masked_fill(~kept, 0.0)
     if not (finite := values.isfinite()).all():
         b, t = (~finite).nonzero()[0].tolist()
-        raise FloatingPointError(
-            f"{name} is {values[b, t].item()} at rollout {b}, token {t} (and at {int((~finite).sum()) - 1} more)"
-        )
+        more = int((~finite).sum()) - 1
+        raise FloatingPointError(f"{name} is {values[b, t].item()} at rollout {b}, token {t} (and at {more} more)")
     return values
-
-
-def _last_sampled(kept: torch.Tensor) -> torch.Tensor:
-    """(B, T) bool: the last kept position of each row."""
-    return kept & (kept.flip(1).cumsum(1).flip(1) == 1)
 
 
 def _log_ratio(logprobs, old_logprobs, kept: torch.Tensor, *, by_rollout: bool) -> torch.Tensor:
@@ -458,10 +453,4 @@ def _clip_range(loss_type: str, epsilon: float, epsilon_high: float | None) -> t
 
 def _kl(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
     x = ref_logprobs - logprobs
-    if estimator == "k1":
-        return -x
-    return x.square() / 2 if estimator == "k2" else x.exp() - x - 1
-
-
-def _mean(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    return (values * kept).sum() / kept.sum().clamp(min=1)
+    return {"k1": -x, "k2": x.square() / 2, "k3": x.exp() - x - 1}[estimator]

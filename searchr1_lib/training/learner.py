@@ -10,14 +10,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from ..records import Trajectory
 from .grpo import ADVANTAGE_EPS, gae, group_advantages, merge_metrics, policy_loss, turn_advantages, value_loss
-from .logits import token_logprobs_and_entropy
+from .logits import padded, token_logprobs_and_entropy
 from .policy import Policy
 from .settings import Settings
 
@@ -27,8 +26,6 @@ VALUE_HEAD_SPEED = 10
 LOSS_SCALE = 2.0**12
 #: The settings that ``policy_loss`` takes as they are.
 _OF_LOSS = {"loss_type", "epsilon", "epsilon_high", "beta", "kl_estimator", "entropy_coef", "max_completion_length"}
-
-T = TypeVar("T")
 
 
 class TrainingError(RuntimeError):
@@ -43,6 +40,9 @@ class Learner:
         settings: see ``Settings``; all but those of sampling and of files are used here.
         report: is told when memory runs short.
 
+    Raises:
+        ValueError: nothing to train, something that no adapter holds, or an adapter that was made for dropout.
+
     Attributes:
         value_head: with ``baseline="value"``, a linear map from last hidden states to the expected reward, else None.
         token_budget: padded tokens a micro-batch, lowered by itself when memory runs out.
@@ -51,6 +51,7 @@ class Learner:
 
     def __init__(self, policy: Policy, settings: Settings, report: Callable[[str], None] = lambda line: None):
         self.policy, self.settings, self.report = policy, settings, report
+        _check_trainable(policy.model)
         self.token_budget = settings.tokens_per_micro_batch
         self.value_head = self._new_value_head() if settings.baseline == "value" else None
         self.optimizer = self._new_optimizer()
@@ -67,42 +68,38 @@ class Learner:
         """Set the ``advantages`` of scored rollouts, one a token; the G of a question stand next to each other."""
         s = self.settings
         if s.baseline == "value":
-            rows = self._by_value(trajectories).tolist()
+            rows = self._by_value(trajectories)
         elif s.credit == "turn":
-            rows = self._by_turn(trajectories).tolist()
+            rows = self._by_turn(trajectories)
         else:
             how = {"scale_rewards": s.scale_rewards, "baseline": s.baseline}
-            each = group_advantages([t.reward for t in trajectories], s.num_generations, **how).tolist()
-            rows = [[advantage] * len(t.mask) for t, advantage in zip(trajectories, each)]
+            each = group_advantages([t.reward for t in trajectories], s.num_generations, **how)
+            rows = each.unsqueeze(1).expand(-1, max(len(t.mask) for t in trajectories))
             if s.top_entropy_quantile < 1:
-                rows = self._only_where_undecided(trajectories, rows)
-        for t, row in zip(trajectories, rows):
+                rows = rows * self._is_undecided(trajectories)
+        for t, row in zip(trajectories, rows.tolist()):
             t.advantages = row[: len(t.mask)]
 
-    def _only_where_undecided(self, trajectories: Sequence[Trajectory], rows: list[list[float]]) -> list[list[float]]:
-        """The advantages, but 0 for the sampled tokens of lower entropy, seen over all of the step."""
-        entropy = [t.token_values["entropy"] for t in trajectories]
-        sampled = torch.tensor([e for row, t in zip(entropy, trajectories) for e, m in zip(row, t.mask) if m])
-        least = float(sampled.quantile(1 - self.settings.top_entropy_quantile))
-        return [
-            [a * (not m or e >= least) for a, e, m in zip(row, undecided, t.mask)]
-            for row, undecided, t in zip(rows, entropy, trajectories)
-        ]
+    def _is_undecided(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
+        """False for the sampled tokens of lower entropy, seen over all of the step, (B, T)."""
+        mask = padded([t.mask for t in trajectories], 0).bool()
+        entropy = padded([t.token_values["entropy"] for t in trajectories], 0.0)
+        return ~mask | (entropy >= entropy[mask].quantile(1 - self.settings.top_entropy_quantile))
 
     def _by_turn(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
-        turns = _padded([[-1] * len(t.mask) for t in trajectories], -1)
+        turns = padded([[-1] * len(t.mask) for t in trajectories], -1)
         for row, t in zip(turns, trajectories):
             for segment in t.segments:
                 row[segment.start : segment.end] = segment.turn
-        rewards = _padded([t.turn_rewards for t in trajectories], 0.0)
+        rewards = padded([t.turn_rewards for t in trajectories], 0.0)
         return turn_advantages(rewards, turns, self.settings.num_generations, scale_rewards=self.settings.scale_rewards)
 
     def _by_value(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         """Advantages by GAE (B, T); leaves each token's "value" and "return" in ``token_values``."""
         s = self.settings
         estimates = self._by_token(trajectories, lambda hidden, batch: self._values(hidden))
-        mask = _padded([t.mask for t in trajectories], 0)
-        values = _padded([estimates[id(t)] for t in trajectories], 0.0)
+        mask = padded([t.mask for t in trajectories], 0)
+        values = padded([estimates[id(t)] for t in trajectories], 0.0)
         rewards = torch.tensor([t.reward for t in trajectories])
         advantages, returns = gae(rewards, values, mask, gamma=s.gamma, lam=s.lam)
         for t, row in zip(trajectories, returns.tolist()):
@@ -189,8 +186,7 @@ class Learner:
         old = recorded([t.logprobs for t in part])  # before the first update equal to logprobs: every ratio is 1
         reference = recorded([references[id(t)] for t in part]) if references else None
         advantages = batch.column([t.advantages for t in part])
-        if batch.forced.any():
-            advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
+        advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
         how = {**s.model_dump(include=_OF_LOSS), **counts, "ref_logprobs": reference, "entropy": entropy}
         loss, metrics = policy_loss(logprobs, old, advantages, batch.mask, **how)
         if self.value_head is not None:
@@ -203,11 +199,6 @@ class Learner:
         return loss, metrics
 
     # -- forward passes ------------------------------------------------------------------------------
-
-    def token_logprobs(self, part: Sequence[Trajectory]) -> tuple[torch.Tensor, torch.Tensor, Batch]:
-        """Log-probabilities and entropy of every sampled token under the policy as it is now, (B, T) each."""
-        hidden, batch = self._hidden(part)
-        return (*self._logprobs(hidden, batch), batch)
 
     def references(self, trajectories: Sequence[Trajectory]) -> dict[int, list[float]]:
         """Log-probabilities under the reference, by ``id`` of the trajectory; 0.0 where the model wrote nothing."""
@@ -265,10 +256,8 @@ class Learner:
                 return compute()
             except torch.OutOfMemoryError:
                 if self.token_budget < 256:
-                    raise TrainingError(
-                        "out of memory with one rollout at a time; lower max_completion_length or "
-                        "num_generations, or set gradient_checkpointing=True"
-                    ) from None
+                    lower = "lower max_completion_length or num_generations, or set gradient_checkpointing=True"
+                    raise TrainingError(f"out of memory with one rollout at a time; {lower}") from None
                 self.token_budget //= 2
                 torch.cuda.empty_cache()
                 self.report(f"out of memory: going on with micro-batches of {self.token_budget} tokens")
@@ -279,7 +268,6 @@ class Learner:
         if not self.settings.gradient_checkpointing:
             yield
             return
-        self.policy.model.enable_input_require_grads()
         self.policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         try:
             yield
@@ -290,8 +278,8 @@ class Learner:
 
     def _new_value_head(self) -> torch.nn.Linear:
         head = torch.nn.Linear(self.policy.lm_head.in_features, 1, device=self.policy.device, dtype=torch.float32)
-        torch.nn.init.zeros_(head.weight)
-        torch.nn.init.zeros_(head.bias)
+        for p in head.parameters():
+            torch.nn.init.zeros_(p)
         return head
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
@@ -299,15 +287,13 @@ class Learner:
         groups = [{"params": self.policy.parameters(), "speed": 1}]
         if self.value_head is not None:
             groups.append({"params": list(self.value_head.parameters()), "speed": VALUE_HEAD_SPEED})
-        if s.optim == "adamw_torch":
-            return torch.optim.AdamW(groups, lr=s.learning_rate, weight_decay=0.0)
         if s.optim == "paged_adamw_8bit" and self.policy.device.type != "cuda":
-            raise ValueError(
-                "optim 'paged_adamw_8bit' pages out a GPU's memory: here choose 'adamw_8bit' or 'adamw_torch'"
-            )
-        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+            raise ValueError(f"optim={s.optim!r} pages out a GPU's memory: here choose 'adamw_8bit' or 'adamw_torch'")
+        kind: Any = torch.optim.AdamW
+        if s.optim != "adamw_torch":
+            from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
-        kind = AdamW8bit if s.optim == "adamw_8bit" else PagedAdamW8bit
+            kind = AdamW8bit if s.optim == "adamw_8bit" else PagedAdamW8bit
         return kind(groups, lr=s.learning_rate, weight_decay=0.0)
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -336,17 +322,33 @@ class Learner:
         self.snapshot = [snapshot[str(i)] for i in range(len(snapshot))] or None
 
 
+def _check_trainable(model: torch.nn.Module) -> None:
+    """Raise ValueError where the adapter, which is all that a checkpoint holds of a model, is not what is trained."""
+    from peft import get_peft_model_state_dict
+
+    if not hasattr(model, "disable_adapter"):
+        raise ValueError("the policy has no LoRA adapter to train; load it with lora=True")
+    if rate := model.peft_config["default"].lora_dropout:
+        raise ValueError(f"the adapter was made with lora_dropout={rate}; to train on, set it to 0 in its settings")
+    held = {v.data_ptr() for v in get_peft_model_state_dict(model, save_embedding_layers=False).values()}
+    trained = {name: p.data_ptr() in held for name, p in model.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError("the policy has nothing to train: its adapter is frozen")
+    if lost := [name for name, is_held in trained.items() if not is_held]:
+        raise ValueError(f"{lost[0]} (of {len(lost)}) would be trained, but no adapter holds it: freeze it")
+
+
 def _length(t: Trajectory) -> int:
     return len(t.prompt_ids) + len(t.completion_ids)
 
 
-def micro_batches(items: Iterable[T], token_budget: int, length: Callable[[Any], int] = _length) -> Iterator[list[T]]:
+def micro_batches(items: Iterable, token_budget: int, length: Callable[[Any], int] = _length) -> Iterator[list]:
     """Parts of similar length, each of at most ``token_budget`` padded tokens (one item at least).
 
     Args:
         items: trajectories, or anything of which ``length`` says how many tokens it has.
     """
-    part: list[T] = []
+    part: list = []
     for item in sorted(items, key=length):
         if part and (len(part) + 1) * length(item) > token_budget:
             yield part
@@ -354,12 +356,6 @@ def micro_batches(items: Iterable[T], token_budget: int, length: Callable[[Any],
         part.append(item)
     if part:
         yield part
-
-
-def _padded(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:
-    """Rows of different length as one tensor (B, longest) of the type of ``value``, which stands on their right."""
-    dtype = torch.float32 if isinstance(value, float) else torch.long
-    return pad_sequence([torch.tensor(row, dtype=dtype) for row in rows], batch_first=True, padding_value=value)
 
 
 @dataclass
@@ -380,23 +376,19 @@ class Batch:
     @classmethod
     def of(cls, part: Sequence[Trajectory], policy: Policy, *, mask_observations: bool = True) -> Batch:
         """The batch for a policy: what another one wrote is as little its own as an observation."""
-        rows = []
-        for t in part:
-            before = [0] * (len(t.prompt_ids) - 1)
-            own, decides = t.mask_of(policy.name), [int(i == t.forced) for i in range(len(t.mask))]
-            # of a forced tag only the token that decides: the others are certain, and blame on what is certain spoils
-            # it without any gain (the tag of a blamed answer was misspelt after some dozens of steps)
-            trained = [int(m or d) for m, d in zip(own, decides)] if mask_observations else [1] * len(own)
-            rows.append((t.prompt_ids + t.completion_ids, before + own, before + decides, before + trained))
-        fill = (policy.pad_id, 0, 0, 0)
-        ids, sampled, forced, mask = (_padded(x, value).to(policy.device) for x, value in zip(zip(*rows), fill))
-        return cls(ids, sampled, forced, mask, starts=[len(t.prompt_ids) - 1 for t in part])
+        starts = [len(t.prompt_ids) - 1 for t in part]
+        lay = lambda rows: padded([[0] * start + row for start, row in zip(starts, rows)], 0, policy.device)
+        ids = padded([t.prompt_ids + t.completion_ids for t in part], policy.pad_id, policy.device)
+        sampled = lay([t.mask_of(policy.name) for t in part])
+        # of a forced tag only the token that decides: the others are certain, and blame on what is certain spoils it
+        # without any gain (the tag of a blamed answer was misspelt after some dozens of steps)
+        forced = lay([[int(i == t.forced) for i in range(len(t.mask))] for t in part])
+        mask = sampled | forced if mask_observations else lay([[1] * len(t.mask) for t in part])
+        return cls(ids, sampled, forced, mask, starts)
 
     def column(self, values: Sequence[Sequence[float]]) -> torch.Tensor:
         """Per-token values of the completions laid out like ``mask``, (B, L - 1), 0 elsewhere."""
-        width = self.mask.shape[1]
-        rows = [[0.0] * start + [*v] + [0.0] * (width - start - len(v)) for v, start in zip(values, self.starts)]
-        return torch.tensor(rows, device=self.mask.device)
+        return padded([[0.0] * start + [*v] for v, start in zip(values, self.starts)], 0.0, self.mask.device)
 
 
 def _blame_what_it_would_do(advantages: torch.Tensor, logprobs: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:

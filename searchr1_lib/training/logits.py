@@ -6,11 +6,19 @@ dropped some tokens at a time, and made again in the backward pass where it need
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 CHUNK_LOGITS = 2**24  # logits of one chunk: 64 MiB in fp32
+
+
+def padded(rows: Sequence[Sequence[float]], value: float, device: torch.device | None = None) -> torch.Tensor:
+    """Rows of different length as one tensor (B, longest), with ``value``, which is of their type, on their right."""
+    width = max(map(len, rows))
+    dtype = torch.float32 if isinstance(value, float) else torch.long
+    # in one piece: a tensor for each row would leave holes in the memory
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=dtype, device=device)
 
 
 def head_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -64,10 +72,8 @@ def token_logprobs_and_entropy(
     (-0.3133, 0.5822)
     """
     if hidden.dim() != 3 or hidden.shape[:2] != ids.shape or weight.shape[1:] != hidden.shape[2:]:
-        raise ValueError(
-            f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and ids {tuple(ids.shape)} "
-            "must be (B, T, H), (V, H) and (B, T)"
-        )
+        shapes = f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and ids {tuple(ids.shape)}"
+        raise ValueError(f"{shapes} must be (B, T, H), (V, H) and (B, T)")
     if not temperature > 0 or (chunk_tokens is not None and chunk_tokens < 1):
         raise ValueError(f"temperature ({temperature}) and chunk_tokens ({chunk_tokens}) must be positive")
     kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()

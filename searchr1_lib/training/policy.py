@@ -9,19 +9,23 @@ The base weights are 4-bit NormalFloat with double quantisation (Dettmers et al.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from ..environment import protocol
+from ..environment.limits import Count, Positive, check
 from ..files import read_json, whole_folder, write_json
+from ..search.encoders import quiet
+from .settings import Seed
 
 TINY_QWEN = "data/tiny_qwen"
 #: In a model's folder, names or holds the prompt that the model was taught with.
@@ -30,8 +34,17 @@ PROMPT_FILE = "search_r1.json"
 QWEN_ENDS = ("<|im_end|>", "<|endoftext|>")
 #: Bytes that unpacked weights may take on a CPU while sampling.
 _DENSE_ON_CPU = 2**30
-_ATTENTION = ("full_attention", "sliding_attention")
-_OPENED_THINK = re.compile(r"<think>\s*\Z")
+#: Text that a tokenizer has to give back: blanks, lines, letters of many bytes (composed, as Qwen wants them), tags.
+_PROBE = (
+    "  a  b\n\n\t1850 é 漢字 ไทย 🙂 <think> x </think>\n<search>y</search> <information>(z)</information>\r\n <answer> "
+)
+#: What of a LoRA's settings may differ from PEFT's defaults: with these a rollout computes what PEFT's forward does.
+#: (With a ``bias`` the reference would not be the base; invoked, routed and replicated adapters are no plain layers.)
+_LORA = set(
+    "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r lora_alpha lora_dropout "
+    "target_modules exclude_modules layers_to_transform layers_pattern rank_pattern alpha_pattern modules_to_save "
+    "use_rslora use_dora init_lora_weights loftq_config eva_config corda_config lora_ga_config".split()
+)
 
 
 class Policy:
@@ -48,14 +61,15 @@ class Policy:
             for, and short. True leaves it to its native thoughts, which a turn of 500 tokens rarely holds.
 
     Raises:
-        ValueError: model and tokenizer do not belong together; the tokenizer has lost its chat template; the
-            model uses dropout (recorded and recomputed log-probabilities would differ), experts, or layers without
-            a key-value cache.
+        ValueError: model and tokenizer do not belong together; the tokenizer has lost its chat template, or does not
+            give back the text that it encoded; the model uses dropout where something is trained (recorded and
+            recomputed log-probabilities would differ), experts, layers without a key-value cache, or an adapter that
+            a rollout could not follow exactly.
     """
 
     def __init__(self, model, tokenizer, prompt: str = protocol.PROMPT, *, thinking: bool = False):
-        if dropout := _dropout(model):  # else a token would be learnt under another policy than sampled it
-            raise ValueError(f"the policy must not use dropout, found {', '.join(dropout[:3])}: set it to 0")
+        if not any(p.requires_grad for p in model.parameters()):
+            _without_dropout(model)
         self.model, self.tokenizer, self.prompt, self.thinking = model.train(), tokenizer, prompt, thinking
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -63,8 +77,13 @@ class Policy:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder, self.lm_head, self.config = base.get_decoder(), base.get_output_embeddings(), base.config
         self.stop_ids = _stop_ids(tokenizer, base)
-        _check_pair(self.config, tokenizer, self.stop_ids)
+        self.pad_id = tokenizer.pad_token_id or 0  # fills tensors; masks say what is padding, never this id
+        if problem := next(_problems(self), None):
+            raise ValueError(problem)
         self.token_bytes = token_bytes(tokenizer, self.config.vocab_size)
+        if (back := self.decode(self.encode(_PROBE))) != _PROBE:
+            lossy = f"the tokenizer does not give text back: {_PROBE!r} becomes {back!r}"
+            raise ValueError(f"{lossy}; take a byte-level one")
 
     #: The author of what it writes.
     name = "policy"
@@ -72,11 +91,6 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return self.lm_head.weight.device
-
-    @property
-    def pad_id(self) -> int:
-        """A token id to fill tensors with. Masks say what is padding, never this id."""
-        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
     def prompt_text(self, question: str) -> str:
         """The whole prompt of a question, in the words that the policy was taught with."""
@@ -92,19 +106,28 @@ class Policy:
             return user
         message = {"role": "user", "content": user}
         how = {"add_generation_prompt": True, "enable_thinking": self.thinking}
-        return _OPENED_THINK.sub("", self.tokenizer.apply_chat_template([message], tokenize=False, **how))
+        return re.sub(r"<think>\s*\Z", "", self.tokenizer.apply_chat_template([message], tokenize=False, **how))
 
     def measure(self, text: str) -> int:
         """The length of a text in tokens."""
         return len(self.encode(text))
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, nothing added; a lone surrogate, which has no bytes, becomes "?"."""
-        return self.tokenizer.encode(text.encode("utf-8", "replace").decode(), add_special_tokens=False)
+    def encode(self, text: str, *, split_special_tokens: bool = False) -> list[int]:
+        """Token ids of a text, nothing added; a lone surrogate, which has no bytes, becomes "?".
+
+        ``split_special_tokens`` takes special tokens in it for plain text.
+        """
+        how = {"add_special_tokens": False, "split_special_tokens": split_special_tokens}
+        return self.tokenizer.encode(text.encode("utf-8", "replace").decode(), **how)
 
     def decode(self, ids: list[int]) -> str:
         """The text of token ids; special tokens give nothing, broken characters give U+FFFD."""
         return self.bytes_of(ids).decode("utf-8", "replace")
+
+    def token_text(self, i: int) -> str:
+        """A token as it is shown: its text, or the name of one that ends a message."""
+        ends = i in self.stop_ids
+        return self.tokenizer.convert_ids_to_tokens(i) if ends else self.token_bytes[i].decode("utf-8", "replace")
 
     def bytes_of(self, ids: list[int]) -> bytes:
         """The exact bytes of token ids; special tokens give none."""
@@ -124,35 +147,27 @@ class Policy:
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Within it the model samples fast: 4-bit layers are dense, and nothing is recomputed."""
-        checkpointed = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
-        try:
-            for module in checkpointed:  # it would switch the cache off
-                module.gradient_checkpointing = False
-            with self.unpacked():
-                yield
-        finally:
-            for module in checkpointed:
-                module.gradient_checkpointing = True
-
-    @contextmanager
-    def unpacked(self) -> Iterator[None]:
-        """Within it, for sampling, 4-bit layers are dense: unpacked once, not again for every token.
+        """Within it the model samples fast: layers of fp32 or 4 bits are one dense matrix, and nothing is recomputed.
 
         In fp32 the LoRA matrices are merged in as well: the same function, rounding apart. In 16 bits they are too
-        fine to be added to the base weights and stay beside them. Nothing changes where the dense weights would
-        take more than a quarter of the GPU's memory, or ``_DENSE_ON_CPU``.
+        fine to be added to the base weights and stay beside them. The layers stay as they are where the dense weights
+        would take more than a quarter of the GPU's memory, or ``_DENSE_ON_CPU``.
         """
         layers = _layers_to_unpack(self.model)
         gpu = self.device.type == "cuda"
         room = torch.cuda.get_device_properties(self.device).total_memory // 4 if gpu else _DENSE_ON_CPU
         if sum(m.in_features * m.out_features * _computes_in(m).itemsize for m in layers) > room:
             layers = []
+        checkpointed = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
         try:
+            for module in checkpointed:  # it would switch the cache off
+                module.gradient_checkpointing = False
             for layer in layers:
                 layer.forward = _dense_forward(layer)
             yield
         finally:
+            for module in checkpointed:
+                module.gradient_checkpointing = True
             for layer in layers:
                 layer.__dict__.pop("forward", None)
 
@@ -161,7 +176,7 @@ class Policy:
 
         PEFT writes every field it knows, most as null, and an older PEFT warns of the fields that it does not know.
         """
-        self.model.save_pretrained(str(folder), safe_serialization=True)
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" would ask the hub
         file = Path(folder) / "adapter_config.json"
         write_json(file, {name: value for name, value in read_json(file).items() if value is not None})
 
@@ -170,20 +185,9 @@ class Policy:
 
         Raises:
             FileNotFoundError: no adapter there.
-            ValueError: it belongs to another model or another LoRA shape.
+            ValueError: it is broken, or belongs to another model or another LoRA shape.
         """
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
-        file = Path(folder) / "adapter_model.safetensors"
-        if not file.is_file():
-            raise FileNotFoundError(f"no adapter in {folder}: adapter_model.safetensors is missing")
-        try:
-            result = set_peft_model_state_dict(self.model, load_file(file, device=str(self.device)))
-        except RuntimeError as e:
-            raise ValueError(f"{file} does not fit this model: {str(e).splitlines()[-1].strip()}") from None
-        if result.unexpected_keys:
-            raise ValueError(f"{file} does not fit this model: unexpected {result.unexpected_keys[0]}")
+        _load_weights(self.model, folder)
 
 
 def load_policy(
@@ -222,11 +226,12 @@ def load_policy(
     """
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at import it recommends a package not needed here
+    numbers = {"lora_r": (lora_r, Count), "lora_alpha": (lora_alpha, Positive), "seed": (seed, Seed)}
+    check(**numbers, dtype=(dtype, Literal["auto", "float32", "bfloat16", "float16"]))
     name = str(model)
     check_model_folder(name)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    compute = compute_dtype(device) if dtype == "auto" else _dtype(dtype)
+    compute = compute_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     kwargs = {"dtype": compute, "device_map": {"": device}}
     if quantize:
         nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -273,9 +278,9 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
         raise ValueError(f"{base} is stored quantised: name the 16-bit model it was made from in base=")
     with whole_folder(folder) as unfinished:
         policy.save_adapter(unfinished / "adapter")
-        net = _with_adapter(net, unfinished / "adapter").merge_and_unload(safe_merge=True)
+        net = attach_lora(net, adapter=unfinished / "adapter").merge_and_unload(safe_merge=True)
         shutil.rmtree(unfinished / "adapter")
-        with _no_progress_bar():
+        with quiet():
             net.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         names = {text: name for name, text in protocol.PROMPTS.items()}
@@ -286,56 +291,84 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
 def _pretrained(name: str, **kwargs):
     """Model and tokenizer as transformers loads them: no foreign code, no pickled weights."""
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     own = {"trust_remote_code": False}
     first_line = lambda error: (str(error).strip() or type(error).__name__).splitlines()[0]
     try:
-        config = AutoConfig.from_pretrained(name, **own)
-        if type(config) not in AutoModelForCausalLM._model_mapping:
+        config = transformers.AutoConfig.from_pretrained(name, **own)
+        if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
             raise ValueError(f"a {config.model_type} is no causal language model")
-        tokenizer = AutoTokenizer.from_pretrained(name, **own)
-        with _no_progress_bar():
-            return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **own, **kwargs), tokenizer
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **own)
+        with quiet():
+            how = {"use_safetensors": True, **own, **kwargs}
+            return transformers.AutoModelForCausalLM.from_pretrained(name, **how), tokenizer
     except ValueError as e:
         why = f"transformers {transformers.__version__} cannot load this model ({first_line(e)})"
         raise ValueError(f"{name}: {why}. Qwen2 and Qwen3 models are what is tested") from None
     except OSError as e:
         if Path(name).is_dir():
             raise
-        raise FileNotFoundError(
-            f"the hub does not give {name!r} ({first_line(e)}). Check the name, the network and HF_HUB_OFFLINE "
-            "(a gated model needs HF_TOKEN), or give a local folder"
-        ) from None
-
-
-def _with_adapter(net, folder: str | os.PathLike, **kwargs):
-    """A model with a saved adapter (``peft.PeftModel``)."""
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
-        return PeftModel.from_pretrained(net, str(folder), **kwargs)
+        todo = "Check the name, the network and HF_HUB_OFFLINE (a gated model needs HF_TOKEN), or give a local folder"
+        raise FileNotFoundError(f"the hub does not give {name!r} ({first_line(e)}). {todo}") from None
 
 
 def attach_lora(net, *, adapter=None, r: int = 16, alpha: int = 32, seed: int = 0):
-    """Wrap a frozen model in LoRA on all linear layers (not the output layer), weights in fp32, no dropout."""
+    """Wrap a frozen model in LoRA, weights in fp32: a saved ``adapter``, dropout off, or a new one.
+
+    A new one is on all linear layers (not the output layer) and has no dropout.
+    """
     from peft import LoraConfig, get_peft_model
 
-    if adapter is None:
-        config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            torch.manual_seed(seed)
-            net = get_peft_model(net, config)
-    elif (Path(adapter) / "adapter_config.json").is_file():
-        net = _with_adapter(net, adapter, is_trainable=True)
-    else:
-        raise FileNotFoundError(f"no adapter in {adapter}: adapter_config.json is missing")
+    how = {"lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by an old name
+        torch.manual_seed(seed)
+        try:
+            config = LoraConfig(r=r, lora_alpha=alpha, **how) if adapter is None else _adapter_config(Path(adapter))
+            net = _without_dropout(get_peft_model(net, config))
+        except (KeyError, TypeError, ValueError) as e:
+            raise ValueError(f"{adapter or 'LoRA'} cannot be put on this model: {e!s:.300}") from None
+    if adapter is not None:
+        _load_weights(net, adapter)
     for p in net.parameters():
         if p.requires_grad:
             p.data = p.data.float()  # in 16 bits an update of 1e-5 would be rounded away
     return net
+
+
+def _adapter_config(folder: Path):
+    """The settings of a saved adapter, for one that can be trained on."""
+    from peft import PeftConfig
+
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: adapter_config.json is missing")
+    read_json(file)["peft_type"]  # PEFT's own error would name no file
+    config = PeftConfig.from_pretrained(str(folder))
+    _check_kind(config)
+    config.inference_mode, config.base_model_name_or_path = False, None  # None: that of the model here
+    return config
+
+
+def _load_weights(net, folder: str | os.PathLike) -> None:
+    """Put the weights of a saved adapter into that of a model, all of them or none."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = Path(folder) / "adapter_model.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"no adapter in {folder}: adapter_model.safetensors is missing")
+    try:
+        there = load_file(file, device=str(next(net.parameters()).device))
+    except SafetensorError as e:
+        raise ValueError(f"{file} is broken ({e}): copy it again") from None
+    here = get_peft_model_state_dict(net, save_embedding_layers=False)
+    shapes = [{name: tuple(v.shape) for name, v in weights.items()} for weights in (there, here)]
+    if differ := sorted(name for name, _ in shapes[0].items() ^ shapes[1].items()):
+        found, wanted = (shape.get(differ[0], "nothing") for shape in shapes)
+        raise ValueError(f"{file} does not fit this model: {differ[0]} is {found}, expected {wanted}")
+    set_peft_model_state_dict(net, there)
 
 
 def check_model_folder(name: str) -> None:
@@ -350,11 +383,9 @@ def check_model_folder(name: str) -> None:
             raise FileNotFoundError(f"no model folder at {name!r}. {where}, or is made by: searchr1 warm-start")
         return
     files = {p.name for p in folder.iterdir()}
-    missing = [f for f in ("config.json", "tokenizer_config.json") if f not in files]
-    if not {"tokenizer.json"} <= files and not {"vocab.json", "merges.txt"} <= files:
-        missing.append("tokenizer.json")
-    if not files & {"model.safetensors", "model.safetensors.index.json"}:
-        missing.append("model.safetensors")
+    needed = ("config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors")
+    instead = {"tokenizer.json": {"vocab.json", "merges.txt"}, "model.safetensors": {"model.safetensors.index.json"}}
+    missing = [name for name in needed if name not in files and not instead.get(name, {name}) <= files]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         missing += sorted(set(read_json(index)["weight_map"].values()) - files)
@@ -369,8 +400,7 @@ def prompt_of(name: str) -> str:
     if not file.is_file():
         return protocol.PROMPT
     prompt = read_json(file).get("prompt")
-    if prompt in protocol.PROMPTS:
-        return protocol.PROMPTS[prompt]
+    prompt = protocol.PROMPTS.get(prompt, prompt)
     if not isinstance(prompt, str) or "{question}" not in prompt:
         known = f"{', '.join(protocol.PROMPTS)}, or a text with {{question}}"
         raise ValueError(f"{file}: unknown prompt {prompt!r}; known are {known}")
@@ -390,14 +420,11 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
     Byte-level BPE writes each byte as a printable character; this undoes it, so that text and tokens
     correspond exactly, also where a token is a part of a character.
     """
-    tokens = tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))
-    if "Ġ" in "".join(t or "" for t in tokens):  # byte-level
-        from transformers.convert_slow_tokenizer import bytes_to_unicode
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-        byte = {c: b for b, c in bytes_to_unicode().items()}
-        table = [bytes(byte[c] for c in t) if t and all(c in byte for c in t) else (t or "").encode() for t in tokens]
-    else:
-        table = [tokenizer.decode([i]).encode() for i in range(len(tokens))]
+    byte = {letter: number for number, letter in bytes_to_unicode().items()}
+    tokens = [t or "" for t in tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))]
+    table = [bytes(byte[c] for c in t) if set(t) <= byte.keys() else t.encode() for t in tokens]
     for i, added in tokenizer.added_tokens_decoder.items():  # stand for themselves, such as Qwen3's <think>
         table[i] = b"" if added.special else added.content.encode()
     return table + [b""] * (vocab_size - len(table))
@@ -405,24 +432,21 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
 
 def _layers_to_unpack(model) -> list[torch.nn.Module]:
     """Layers whose forward pass is a matrix product with a matrix that can be made beforehand."""
-    adapted = [m for m in model.modules() if hasattr(m, "lora_A") and _computes_in(m) == torch.float32]
-    inner = {id(m.get_base_layer()) for m in adapted}
+    plain = lambda m: hasattr(m, "lora_A") and not m.merged and not any(m.use_dora.values())
+    adapted = [m for m in model.modules() if plain(m) and _computes_in(m) == torch.float32]
+    inner = {id(m.base_layer) for m in adapted}
     packed = (m for m in model.modules() if getattr(getattr(m, "weight", None), "quant_state", None) is not None)
     return adapted + [m for m in packed if not hasattr(m, "lora_A") and id(m) not in inner]
 
 
-def _base_layer(layer) -> torch.nn.Module:
-    return layer.get_base_layer() if hasattr(layer, "lora_A") else layer
-
-
 def _computes_in(layer) -> torch.dtype:
-    base = _base_layer(layer)
+    base = getattr(layer, "base_layer", layer)
     return getattr(base, "compute_dtype", None) or base.weight.dtype
 
 
 def _dense_forward(layer):
     """The forward pass of a linear layer as one product with a dense matrix."""
-    base = _base_layer(layer)
+    base = getattr(layer, "base_layer", layer)
     weight, dtype = base.weight.data, _computes_in(layer)
     if getattr(base.weight, "quant_state", None) is not None:
         from bitsandbytes.functional import dequantize_4bit
@@ -438,56 +462,53 @@ def _dense_forward(layer):
 
 def _stop_ids(tokenizer, model) -> set[int]:
     """Token ids that end the model's message: the tokenizer's, the generation config's, and Qwen's two."""
-    known = tokenizer.get_added_vocab()
-    ids = {tokenizer.eos_token_id} | {known.get(end) for end in QWEN_ENDS}
-    generation = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids |= set(generation) if isinstance(generation, (list, tuple)) else {generation}
-    return ids - {None}
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = ends if isinstance(ends, (list, tuple)) else [ends]
+    return {tokenizer.eos_token_id, *ends, *map(tokenizer.get_added_vocab().get, QWEN_ENDS)} - {None}
 
 
-def _check_pair(config, tokenizer, stop_ids: set[int]) -> None:
-    """Raise ValueError where a model and a tokenizer cannot work together here."""
-    wrong, size = "", len(tokenizer)
-    apart = f"the tokenizer has only {size} tokens: they do not belong together"
-    template = (
-        "its chat template is missing: copy chat_template.jinja (or tokenizer_config.json) from the original model"
-    )
-    if size > config.vocab_size:
-        wrong = f"the tokenizer has {size} tokens, the model only {config.vocab_size}: they do not belong together"
-    elif beyond := sorted(i for i in stop_ids if i >= size):
-        wrong = f"the model ends its messages with token {beyond[0]}, but {apart}"
-    elif tokenizer.eos_token == QWEN_ENDS[0] and not tokenizer.chat_template:
-        wrong = f"the tokenizer ends messages with {QWEN_ENDS[0]}, so this is a chat model, but {template}"
-    elif getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
-        wrong = "a mixture of experts: NF4 and LoRA reach the experts of no such model here; take a dense one"
-    elif other := sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENTION)):
-        cached = "a key-value cache in every layer, as Qwen2 and Qwen3 models have it"
-        wrong = f"the model has layers of type {', '.join(other)}; rollouts need {cached}"
-    if wrong:
-        raise ValueError(wrong)
-
-
-def _dropout(model) -> list[str]:
+def _problems(policy: Policy) -> Iterator[str]:
+    """What a rollout or a training of this model, adapter and tokenizer could not do."""
+    model, config, size, stop_ids = policy.model, policy.config, len(policy.tokenizer), policy.stop_ids
     used = [f"{n} (p={m.p})" for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
-    attention = getattr(getattr(model, "config", None), "attention_dropout", 0.0)
-    return used + (["attention_dropout"] if attention else [])
+    used += ["attention_dropout"] if getattr(config, "attention_dropout", 0.0) else []
+    if used:  # a token would be learnt under another policy than sampled it
+        yield f"the policy must not use dropout, found {', '.join(used[:3])}: set it to 0"
+    if adapters := getattr(model, "peft_config", {}):
+        if not hasattr(model, "disable_adapter") or list(model.active_adapters) != ["default"]:
+            yield f"adapters {', '.join(adapters)}: a policy has one active adapter, PEFT's, named default"
+        _check_kind(adapters["default"])
+        if any(hasattr(m, "active_adapters") for m in (policy.lm_head, policy.decoder.get_input_embeddings())):
+            yield "the adapter changes the embeddings or the output layer; rollouts know it in other layers only"
+        if any(getattr(m, "merged", False) for m in model.modules()):
+            yield "the adapter is merged into the base: take it out with unmerge_adapter()"
+    if size > config.vocab_size:
+        yield f"the tokenizer has {size} tokens, the model only {config.vocab_size}: they do not belong together"
+    if beyond := [i for i in sorted(stop_ids) if i >= size]:
+        less = f"the tokenizer has only {size} tokens: they do not belong together"
+        yield f"the model ends its messages with token {beyond[0]}, but {less}"
+    if policy.tokenizer.eos_token == QWEN_ENDS[0] and not policy.tokenizer.chat_template:
+        template = "its chat template is missing: copy chat_template.jinja (or tokenizer_config.json) from the original"
+        yield f"the tokenizer ends messages with {QWEN_ENDS[0]}, so this is a chat model, but {template}"
+    if getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
+        yield "a mixture of experts: NF4 and LoRA reach the experts of no such model here; take a dense one"
+    if other := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
+        cached = "a key-value cache in every layer, as Qwen2 and Qwen3 models have it"
+        yield f"the model has layers of type {', '.join(other)}; rollouts need {cached}"
 
 
-def _dtype(name: str) -> torch.dtype:
-    known = ("float32", "bfloat16", "float16")
-    if name not in known:
-        raise ValueError(f"dtype {name!r}: choose auto, {', '.join(known)}")
-    return getattr(torch, name)
+def _check_kind(config) -> None:
+    """Raise ValueError for another kind of adapter than those that a rollout follows exactly."""
+    if config.peft_type != "LORA":
+        raise ValueError(f"an adapter of the kind {config.peft_type.value}: rollouts know LoRA, also rsLoRA and DoRA")
+    default = type(config)()
+    known = {f.name for f in fields(config)} - _LORA
+    if odd := [f"{n}={getattr(config, n)!r}" for n in sorted(known) if getattr(config, n) != getattr(default, n)]:
+        raise ValueError(f"a LoRA with {', '.join(odd)}, which rollouts do not know")
 
 
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    from transformers.utils import logging as hf
-
-    shown = hf.is_progress_bar_enabled()
-    hf.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            hf.enable_progress_bar()
+def _without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model

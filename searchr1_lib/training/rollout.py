@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import codecs
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from ..environment.base import Done, Environment, Observation, step_all
-from ..environment.limits import Limits
+from ..environment.limits import Amount, Count, Limits, check
 from ..environment.search import SearchEnvironment, tools_of
 from ..records import ENVIRONMENT, Question, Segment, Trajectory
 from .decoder import Decoder, Written
@@ -25,47 +26,32 @@ from .policy import Policy
 
 @dataclass
 class _Episode:
-    """One rollout in the making. ``ids`` are the decoder's row: prompt and completion."""
+    """One rollout in the making: ``t`` grows, and ``ids`` with it, the decoder's row of prompt and completion."""
 
     policy: Policy
     environment: Environment
-    limits: Limits
-    question: Question
-    group: str
-    prompt: str
-    prompt_ids: list[int]
+    t: Trajectory
     ids: list[int]
-    mask: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    entropy: list[float] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    segments: list[Segment] = field(default_factory=list)
     turn_start: int = 0  # the completion's token at which the turn begins that is being written
     ended: bool = False  # the model has ended its message
-    forced: int | None = None
-    done: Done | None = None
 
     @property
     def room(self) -> int:
         """How many tokens the turn may still have."""
-        turn, whole = self.limits.max_turn_tokens, self.limits.max_completion_length
-        return min(turn - (len(self.mask) - self.turn_start), whole - len(self.mask))
+        limits, length = self.environment.limits, len(self.t.mask)
+        return min(limits.max_turn_tokens - (length - self.turn_start), limits.max_completion_length - length)
 
     @property
     def end(self) -> str | None:
         """Why the model cannot go on, see ``Environment.act``."""
-        if len(self.mask) >= self.limits.max_completion_length:
+        if len(self.t.mask) >= self.environment.limits.max_completion_length:
             return "length"
         return "stop" if self.ended else None
 
     @property
     def text(self) -> str:
         """What the model wrote in this turn."""
-        return self.policy.decode(self.completion_ids[self.turn_start :])
-
-    @property
-    def completion_ids(self) -> list[int]:
-        return self.ids[len(self.prompt_ids) :]
+        return self.policy.decode(self.t.completion_ids[self.turn_start :])
 
     def write(self, written: Written) -> None:
         self._append(written.ids, 1, written.logprobs, written.entropy)
@@ -73,9 +59,11 @@ class _Episode:
 
     def _append(self, ids: list[int], mask: int, logprobs: list[float], entropy: list[float]) -> None:
         self.ids += ids
-        self.mask += [mask] * len(ids)
-        self.logprobs += logprobs
-        self.entropy += entropy
+        self.t.completion_ids += ids
+        self.t.mask += [mask] * len(ids)
+        self.t.logprobs += logprobs
+        self.t.token_values["entropy"] += entropy
+        self.t.tokens += map(self.policy.token_text, ids)
 
     def _append_unsampled(self, ids: list[int]) -> None:
         self._append(ids, 0, [0.0] * len(ids), [0.0] * len(ids))
@@ -84,76 +72,51 @@ class _Episode:
         """False where only another episode's stop has interrupted the turn, of which this is the text."""
         return self.ended or self.room <= 0 or any(stop in text for stop in self.environment.stops)
 
-    def take(self, outcome: Observation | Done, text: str, turn: int) -> None:
+    def take(self, outcome: Observation | Done, text: str) -> None:
         """Go on, or end, as the environment says of the ``text`` of the turn."""
         if isinstance(outcome, Observation) and outcome.decides is not None:
             self._force(outcome.text, outcome.decides)
             return
-        self._close_turn(text, turn)
+        self._close_turn(text)
+        world, turn = self.environment, self.t.turns
+        self.t.calls, self.t.turns, self.t.invalid_turns = world.calls, world.turn, world.invalid_turns
         self.ended = False
-        if isinstance(outcome, Done):
-            self.done = outcome
-            return
-        ids, start = self.policy.encode(outcome.text), len(self.mask)
-        if start + len(ids) >= self.limits.max_completion_length:
-            self.done = Done("length")
-            return
-        self._append_unsampled(ids)
-        self.segments.append(Segment(ENVIRONMENT, outcome.kind, self.policy.decode(ids), turn, start, len(self.mask)))
-        self._record_ends(start)
-        self.turn_start = len(self.mask)
+        if isinstance(outcome, Observation):
+            # whatever escaping may have missed: no text from outside ever becomes a special token
+            ids, start = self.policy.encode(outcome.text, split_special_tokens=True), len(self.t.mask)
+            if start + len(ids) < self.environment.limits.max_completion_length:
+                self._append_unsampled(ids)
+                where = turn, start, len(self.t.mask)
+                self.t.segments.append(Segment(ENVIRONMENT, outcome.kind, self.policy.decode(ids), *where))
+                self._record_ends(start)
+                self.turn_start = len(self.t.mask)
+                return
+            outcome = Done("length")
+        self.t.answer, self.t.finish_reason = outcome.answer, outcome.reason
 
     def _force(self, text: str, decides: int) -> None:
         """Put text into the model's mouth; of its tokens the one that decides is remembered, to be trained."""
-        ids, start = self.policy.encode(text), len(self.mask)
+        ids, start = self.policy.encode(text), len(self.t.mask)
         self._append_unsampled(ids)
         ends = _ends([self.policy.token_bytes[i] for i in ids])
-        self.forced = start + next(i for i, end in enumerate(ends) if end > decides)
+        self.t.forced = start + next(i for i, end in enumerate(ends) if end > decides)
 
-    def _record_ends(self, start: int) -> None:
-        """Where the tokens of the completion from ``start`` on end in its text."""
-        before = self.ends[-1] if self.ends else 0
-        self.ends += [before + end for end in _ends([self.policy.token_bytes[i] for i in self.completion_ids[start:]])]
+    def _record_ends(self, start: int) -> list[int]:
+        """Where the tokens of the completion from ``start`` on end, in its text; returned in their own text."""
+        before = self.t.ends[-1] if self.t.ends else 0
+        ends = _ends([self.policy.token_bytes[i] for i in self.t.completion_ids[start:]])
+        self.t.ends += [before + end for end in ends]
+        return ends
 
-    def _close_turn(self, text: str, turn: int) -> None:
+    def _close_turn(self, text: str) -> None:
         """Cut what the model wrote in this turn into segments."""
-        before = self.ends[-1] if self.ends else 0
-        self._record_ends(self.turn_start)
-        ends = [end - before for end in self.ends[self.turn_start :]]
+        ends = self._record_ends(self.turn_start)
         starts = [0, *ends]
         for kind, start, end in self.environment.parts(text):
             # the first bytes of a character that another token completes begin where it stands
-            first = next(k for k, stop in enumerate(ends) if stop > start or starts[k] >= start)
-            last = next(k for k, stop in enumerate(ends) if stop >= end)
-            span = self.turn_start + first, self.turn_start + last + 1
-            self.segments.append(Segment(self.policy.name, kind, text[start:end], turn, *span))
-
-    def trajectory(self, seconds: float = 0.0) -> Trajectory:
-        special = {i: self.policy.tokenizer.convert_ids_to_tokens(i) for i in self.policy.stop_ids}
-        completion = self.completion_ids
-        tokens = [special.get(i) or self.policy.token_bytes[i].decode("utf-8", "replace") for i in completion]
-        ends = self.ends + self.ends[-1:] * (len(tokens) - len(self.ends))  # of a turn that is not over
-        return Trajectory(
-            question=self.question,
-            prompt_ids=self.prompt_ids,
-            completion_ids=completion,
-            mask=self.mask,
-            logprobs=self.logprobs,
-            segments=self.segments,
-            calls=self.environment.calls,
-            answer=self.done.answer if self.done else None,
-            finish_reason=self.done.reason if self.done else None,
-            group=self.group,
-            prompt=self.prompt,
-            tokens=tokens,
-            ends=ends,
-            turns=self.environment.turn,
-            invalid_turns=self.environment.invalid_turns,
-            first_action=self.environment.first_action,
-            forced=self.forced,
-            seconds=seconds,
-            token_values={"entropy": self.entropy},
-        )
+            first = min(bisect_right(ends, start), bisect_left(starts, start))
+            span = self.turn_start + first, self.turn_start + bisect_left(ends, end) + 1
+            self.t.segments.append(Segment(self.policy.name, kind, text[start:end], self.t.turns, *span))
 
 
 def _ends(tokens: list[bytes]) -> list[int]:
@@ -203,20 +166,14 @@ def rollout(
     Raises:
         ValueError: a parameter that cannot be.
     """
-    if num_generations < 1:
-        raise ValueError(f"num_generations must be at least 1, got {num_generations}")
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative, got {temperature}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    counts = {"num_generations": (num_generations, Count), "batch_size": (batch_size, Count | None)}
+    check(**counts, temperature=(temperature, Amount))
     tools, bounds = tools_of(engine), Limits(**limits)
     firsts = [first_action] * num_generations if first_action is None or isinstance(first_action, str) else first_action
     acts = {None, "answer", *(tool.name for tool in tools)}
     if len(firsts) != num_generations or not set(firsts) <= acts:
-        raise ValueError(
-            f"first_action must be {', '.join(sorted(map(repr, acts)))}, or {num_generations} of these (one a "
-            f"rollout of a group), got {first_action!r}"
-        )
+        known = f"{', '.join(sorted(map(repr, acts)))}, or {num_generations} of these (one a rollout of a group)"
+        raise ValueError(f"first_action must be {known}, got {first_action!r}")
 
     def begin(number: int) -> _Episode:
         """The episode of the rollout of this number, over all groups."""
@@ -224,8 +181,10 @@ def rollout(
         question, how = questions[place], {"prompt": policy.prompt, "first_action": firsts[member]}
         world = environment(tools=tools, limits=bounds, measure=policy.measure, **how)
         prompt = policy.chat(world.reset(question))
-        ids = policy.encode(prompt)
-        return _Episode(policy, world, bounds, question, f"{place}:{question.id}", prompt, ids, list(ids))
+        t = Trajectory(question, policy.encode(prompt), [], [], [], finish_reason=None)
+        t.group, t.prompt, t.first_action = f"{place}:{question.id}", prompt, world.first_action
+        t.token_values["entropy"] = []
+        return _Episode(policy, world, t, list(t.prompt_ids))
 
     total = len(questions) * num_generations
     trajectories: list[Trajectory] = []
@@ -252,12 +211,12 @@ def _play(episodes: list[_Episode], decoder: Decoder, on_turn: Callable | None) 
             for e, w in zip(going, written):
                 e.write(w)
             over = [(e, text) for e in going if e.turn_is_over(text := e.text)]
-            turns = [e.environment.turn for e, _ in over]
             outcomes = step_all([e.environment for e, _ in over], [text for _, text in over], [e.end for e, _ in over])
-            for (e, text), outcome, turn in zip(over, outcomes, turns):
-                e.take(outcome, text, turn)
-            going = [e for e in going if e.done is None]
+            for (e, text), outcome in zip(over, outcomes):
+                e.take(outcome, text)
+            going = [e for e in going if e.t.finish_reason is None]
             if on_turn:
-                on_turn([e.trajectory() for e in episodes])
-    seconds = time.perf_counter() - started
-    return [e.trajectory(seconds) for e in episodes]
+                on_turn([e.t for e in episodes])
+    for e in episodes:
+        e.t.seconds = time.perf_counter() - started
+    return [e.t for e in episodes]

@@ -5,14 +5,17 @@ A field's docstring is its description, see ``environment.limits``.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from ..environment.limits import Amount, Count, Limits, Positive, Share, Whole
 
+#: The packages whose version may change a result.
+DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo"]
 Baseline = Literal["group_mean", "leave_one_out", "batch_mean", "none", "value"]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Estimator = Literal["k1", "k2", "k3"]
 LOSS_TYPES, KL_ESTIMATORS = get_args(LossType), get_args(Estimator)
 #: The scalings that each baseline allows. The others would divide a reward that is not centred by almost 0.
@@ -103,7 +106,7 @@ class Settings(Limits):
     """steps between checkpoints; the last step always has one"""
     keep_checkpoints: Count = 2
     """how many to keep, the newest ones"""
-    seed: Whole = 0
+    seed: Seed = 0
     """of the order of questions and the sampling"""
 
     @model_validator(mode="after")

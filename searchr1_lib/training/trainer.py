@@ -20,27 +20,38 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
-from ..files import TrajectoryLog, append_json_lines, read_json, read_json_lines, whole_folder, write_json
+from ..environment.limits import Count, valid
+from ..files import TrajectoryLog, append_json_lines, read_json, read_json_lines, sha256_of, whole_folder, write_json
 from ..metrics import mean, means, row_of
 from ..records import FINISH_REASONS, Question, Trajectory
 from ..rewards import SearchR1Reward, score
+from ..search.base import identity_of
 from .grpo import groups_without_variance
+from .identity import identity, of_questions, of_weights
 from .learner import Learner, TrainingError
 from .policy import Policy, attach_lora
 from .rollout import rollout
-from .settings import Settings
+from .settings import DECIDING, Settings
 
-FORMAT = 3  # of a run's folder; another number is another layout
+FORMAT = 4  # of a run's folder; another number is another layout
+_STATE = "state.json"  # of a checkpoint; it is written last
 _FREE_SPACE = "Free some space and start again: it goes on"
 
 
 class Trainer:
-    """Trains a policy and leaves a run's folder (see DESIGN in the README for its files).
+    """Trains a policy and leaves a run's folder.
+
+    There ``settings.json`` says what the run is made of, ``metrics.jsonl`` has a row and ``trajectories.jsonl`` all
+    rollouts of each step, and ``checkpoints/step_N/`` an adapter in PEFT's format and what else it takes to go on.
+    What else stands in the folder is left alone.
 
     Args:
         policy: with LoRA adapters; they are changed in place.
@@ -49,12 +60,15 @@ class Trainer:
         reward: a callable on a batch of trajectories, by default ``SearchR1Reward()``: exact match, minus 0.15
             for each search of a right answer and 1 for malformed turns.
         settings: a ``Settings``.
-        run_dir: the run's folder. If it holds checkpoints of the same settings, training goes on there.
+        run_dir: the run's folder. If it holds checkpoints of the same run, training goes on there: only ``steps`` may
+            differ, not the other settings, the reward, the questions, the engine, the prompt, the base model or the
+            adapter that it began with.
         callbacks: called as ``callback(trainer, metrics)`` after each step; one that returns True stops.
         report: is given a progress line now and then (None: silent).
 
     Raises:
-        ValueError: no questions; the folder holds a run with other settings or of another version.
+        ValueError: no questions; nothing to train; the folder holds another run, one of another version, or
+            checkpoints none of which is whole; or another trainer is at work there.
     """
 
     def __init__(
@@ -74,8 +88,6 @@ class Trainer:
         self.run_dir, self.callbacks, self.report = Path(run_dir), list(callbacks), report or (lambda line: None)
         if not self.questions:
             raise ValueError("Trainer: no questions to train on")
-        if not policy.parameters():
-            raise ValueError("Trainer: the policy has nothing to train; load it with lora=True")
         self.learner = Learner(policy, self.settings, self.report)
         self.step = 0
         self.metrics: list[dict] = []
@@ -84,7 +96,8 @@ class Trainer:
             self.run_dir / "metrics.jsonl",
         )
         self._stop = False
-        self._open_run()
+        with self._alone():
+            self._open_run()
 
     # -- the loop ------------------------------------------------------------------------------------
 
@@ -95,10 +108,13 @@ class Trainer:
             TrainingError: the loss or the gradient is no number any more, or the disk is full; the last
                 good checkpoint stands.
             RewardError: the reward failed; the step was not trained on.
+            ValueError: another trainer is at work in the run's folder, or was since this one was made.
         """
         s, started, first = self.settings, time.perf_counter(), self.step
         shown = -1e9
-        with self.learner.checkpointing(), self._gentle_interrupt():
+        with self._alone(), self.learner.checkpointing(), self._gentle_interrupt():
+            if self._metrics_file.exists() and sum(1 for _ in read_json_lines(self._metrics_file)) != len(self.metrics):
+                raise ValueError(f"another trainer was in {self.run_dir} since this one was made: make it anew")
             while self.step < s.steps and not self._stop:
                 row = self._one_step()
                 verdicts = [callback(self, row) for callback in self.callbacks]  # every one is called
@@ -162,7 +178,7 @@ class Trainer:
         for attempt in range(s.dynamic_sampling + 1):
             fresh = rollout(self.policy, questions, self.engine, first_action=s.first_actions(self.step), **how)
             score(self.reward, fresh).keep(fresh)
-            for i, t in enumerate(fresh):
+            for i, t in enumerate(fresh):  # a rollout's own name of its group tells it from others of one call only
                 t.step, t.group = self.step, f"{self.step}:{(len(drawn) + i) // size}"
             drawn += fresh
             flat = groups_without_variance([t.reward for t in fresh], size).tolist() if s.dynamic_sampling else []
@@ -181,9 +197,11 @@ class Trainer:
         A pass mixes known and look-up questions evenly (``evenly``). Where a step has four of one kind by chance and
         six of another, the policy is pulled towards searching or towards answering, whatever is asked.
         """
-        n, size = len(self.questions), self.settings.questions_per_step
-        shuffled = lambda number: evenly(self.questions, random.Random(f"{self.settings.seed}/{number}"))
-        return [shuffled(i // n)[i % n] for i in range(step * size, (step + 1) * size)]
+        n = len(self.questions)
+        places = range(step * self.settings.questions_per_step, (step + 1) * self.settings.questions_per_step)
+        rng = lambda number: random.Random(f"{self.settings.seed}/{number}")
+        passes = {number: evenly(self.questions, rng(number)) for number in {i // n for i in places}}
+        return [passes[i // n][i % n] for i in places]
 
     @contextmanager
     def _gentle_interrupt(self) -> Iterator[None]:
@@ -218,79 +236,155 @@ class Trainer:
 
     # -- the run's folder ----------------------------------------------------------------------------
 
-    def _open_run(self) -> None:
-        """Make the folder, or go on from its newest checkpoint."""
-        file, settings = self.run_dir / "settings.json", self.settings.model_dump()
-        if file.exists():
-            self._check_same_run(file, settings)
-        write_json(file, {"format": FORMAT, "settings": settings})
-        self._resume()
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within it no other trainer works in the run's folder; a kill ends it as well."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.run_dir / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"another trainer is at work in {self.run_dir}: wait, or choose another run_dir") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
-    def _check_same_run(self, file: Path, new: dict) -> None:
-        """Raise ValueError where the folder's run is not this one; only ``steps`` may differ, so a run can grow."""
+    def _open_run(self) -> None:
+        """Make the folder, or go on from its newest whole checkpoint."""
+        file, made_of = self.run_dir / "settings.json", self._made_of()
+        folder, state = self._newest_whole()
+        if file.exists():
+            self._check_same_run(file, made_of, state.get("adapter"))
+        write_json(file, made_of)
+        self._resume(folder, state)
+
+    def _made_of(self) -> dict[str, Any]:
+        """All that decides the result, and the versions of what computes it."""
+        p, weights = self.policy, self.policy.model.named_parameters()
+        scaling = {n: m.scaling for n, m in p.model.named_modules() if hasattr(m, "scaling")}
+        parts = {
+            "reward": identity(self.reward),
+            "questions": of_questions(self.questions),
+            "engine": identity_of(self.engine),
+            "prompt": identity([p.prompt, p.thinking, p.tokenizer.chat_template]),
+            "model": of_weights({n: w for n, w in weights if not w.requires_grad}),
+            "lora": identity(scaling),
+            "adapter": self._adapter(),
+        }
+        versions = {name: version(name) for name in DECIDING}
+        return {"format": FORMAT, "settings": self.settings.model_dump(), "made_of": parts, "versions": versions}
+
+    def _adapter(self) -> str:
+        return of_weights({n: w for n, w in self.policy.model.named_parameters() if w.requires_grad})
+
+    def _check_same_run(self, file: Path, new: dict[str, Any], reached: str | None) -> None:
+        """Raise ValueError where the folder's run is not this one; only ``steps`` may differ, so a run can grow.
+
+        The adapter may be the one that the run began with (then it stands in ``new`` from here on), or the one that
+        it has ``reached``.
+        """
         other = f"choose another run_dir than {self.run_dir}"
         try:
-            theirs = read_json(file)
+            old = read_json(file)
         except ValueError as e:
             raise ValueError(f"broken settings ({e}); remove the folder or {other}") from None
-        if theirs.get("format") != FORMAT:
-            raise ValueError(f"{file} is of another version (format {theirs.get('format')}, this is {FORMAT}); {other}")
-        old = theirs.get("settings", {})
-        differ = sorted(k for k in old.keys() | new.keys() if k != "steps" and old.get(k) != new.get(k))
+        form = old.get("format") if isinstance(old, dict) else None
+        if form != FORMAT:
+            raise ValueError(f"{file} is of another version (format {form}, this is {FORMAT}); {other}")
+        if new["made_of"]["adapter"] == reached:
+            new["made_of"]["adapter"] = old["made_of"]["adapter"]
+        before, now = (run["settings"] | run["made_of"] for run in (old, new))
+        differ = sorted(k for k in before.keys() | now.keys() if k != "steps" and before.get(k) != now.get(k))
         if differ:
-            values = ", ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} here" for k in differ)
-            raise ValueError(f"the run there has other settings ({values}); {other}, or the same ones to go on with it")
+            values = ", ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in differ)
+            raise ValueError(f"the run there is another one ({values}); {other}, or the same ones to go on with it")
+        for name, here in new["versions"].items():
+            if (there := old["versions"].get(name)) != here:
+                self.report(f"the run there was made with {name} {there}, here is {here}: results may differ")
 
     def _checkpoints(self) -> list[Path]:
-        """What this class wrote, the oldest first; what somebody copied beside it (``step_3_best``) is left alone."""
-        folders = (self.run_dir / "checkpoints").glob("step_*")
-        return sorted(
-            (f for f in folders if re.fullmatch(r"step_\d+", f.name)), key=lambda f: int(f.name[len("step_") :])
-        )
+        """What looks like our own, the oldest first; what somebody put beside it (``step_3_best``) is left alone."""
+        found = [f for f in (self.run_dir / "checkpoints").glob("step_*") if f.is_dir()]
+        return sorted((f for f in found if re.fullmatch(r"step_\d+", f.name)), key=_step_of)
 
     def _newest_checkpoint(self) -> Path | None:
-        return next(reversed(self._checkpoints()), None)
+        return next((f for f in reversed(self._checkpoints()) if (f / _STATE).exists()), None)
+
+    def _newest_whole(self) -> tuple[Path | None, dict[str, Any]]:
+        """The newest checkpoint that can be gone on from, and its state; says which are skipped.
+
+        Raises:
+            ValueError: there are some, and none of them can.
+        """
+        skipped = []
+        for folder in reversed(self._checkpoints()):
+            try:
+                return folder, self._whole_state(folder)
+            except (ValueError, OSError, KeyError) as e:
+                skipped.append(f"{folder} is not whole ({e})")
+                self.report(f"{skipped[-1]}: skipped")
+        if skipped:
+            raise ValueError(f"{'; '.join(skipped)}. No checkpoint can be gone on from: choose another run_dir")
+        return None, {}
+
+    def _whole_state(self, folder: Path) -> dict[str, Any]:
+        """The state of a checkpoint. Raises ValueError, OSError or KeyError where something of it is damaged."""
+        state = read_json(folder / _STATE)
+        for name, before in state["sha256"].items():
+            if sha256_of(folder / name) != before:
+                raise ValueError(f"{name} is damaged")
+        for name, size in state["sizes"].items():
+            if (self.run_dir / name).stat().st_size < size:
+                raise ValueError(f"{name} is shorter than it was")
+        return state
 
     def save_checkpoint(self) -> Path:
         """Write ``checkpoints/step_N/``, whole or not at all, and drop the oldest ones."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         folder = self.run_dir / "checkpoints" / f"step_{self.step}"
         logs = [file for file in (self._metrics_file, self.log.path) if file.exists()]
-        state = {"step": self.step, "token_budget": self.learner.token_budget}
+        state = {"step": self.step, "token_budget": self.learner.token_budget, "adapter": self._adapter()}
         try:
+            if folder.exists() and not (folder / _STATE).exists():  # damaged, or not ours
+                folder.rename(folder.with_name(f"replaced_{folder.name}_{time.time_ns()}"))
             with whole_folder(folder) as unfinished:
                 self.policy.save_adapter(unfinished)
                 save_file(self.learner.tensors(), unfinished / "learner.safetensors")
-                write_json(unfinished / "state.json", state | {"sizes": {f.name: f.stat().st_size for f in logs}})
-        except OSError as e:
+                state["sha256"] = {f.name: sha256_of(f) for f in unfinished.iterdir()}
+                write_json(unfinished / _STATE, state | {"sizes": {f.name: f.stat().st_size for f in logs}})
+        except (OSError, SafetensorError) as e:  # a full disk is the latter too
             before = f"the one before stands: {self._newest_checkpoint()}"
-            raise TrainingError(f"could not write {folder} ({e.strerror or e}); {before}. {_FREE_SPACE}") from e
-        for old in self._checkpoints()[: -self.settings.keep_checkpoints]:
+            raise TrainingError(f"could not write {folder} ({e}); {before}. {_FREE_SPACE}") from e
+        ours = [f for f in self._checkpoints() if _step_of(f) <= self.step and (f / _STATE).exists()]
+        for old in ours[: -self.settings.keep_checkpoints]:
             shutil.rmtree(old)
         return folder
 
-    def _resume(self) -> None:
-        """Load the newest checkpoint; what was logged after it is cut off, it will be done again."""
+    def _resume(self, folder: Path | None, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint, or begin; what was logged after it is cut off, it will be done again."""
         from safetensors.torch import load_file
 
-        for left in (self.run_dir / "checkpoints").glob(".step_*.tmp"):  # of a process killed while it wrote
-            shutil.rmtree(left)
-        folder = self._newest_checkpoint()
+        for left in (self.run_dir / "checkpoints").glob(".step_*.*"):  # of a process killed while it wrote
+            if left.is_dir() and re.fullmatch(r"\.step_\d+\.\d+\.(tmp|old)", left.name):
+                shutil.rmtree(left)
+        for file in (self._metrics_file, self.log.path):
+            if file.exists():
+                os.truncate(file, state.get("sizes", {}).get(file.name, 0))
         if folder is None:
-            for file in (self._metrics_file, self.log.path):
-                file.unlink(missing_ok=True)  # steps of a run that ended before its first checkpoint
             return
-        state = read_json(folder / "state.json")
         self.policy.load_adapter(folder)
         self.learner.load_tensors(load_file(folder / "learner.safetensors", device=str(self.policy.device)))
         self.step, self.learner.token_budget = state["step"], state["token_budget"]
-        for file in (self._metrics_file, self.log.path):
-            if file.exists():
-                os.truncate(file, state["sizes"].get(file.name, 0))
         self.metrics = list(read_json_lines(self._metrics_file))
         if self.step < self.settings.steps:
             self.report(f"going on after step {self.step}, from {folder}")
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name[len("step_") :])
 
 
 def evenly(questions: Sequence[Question], rng: random.Random) -> list[Question]:
@@ -384,6 +478,7 @@ def train_grpo(
     """
     from .policy import prompt_of
 
+    valid(Count, epochs, "epochs")
     questions = [_question(i, item) for i, item in enumerate(dataset)]
     if not questions:
         raise ValueError("train_grpo: the dataset is empty")
@@ -403,7 +498,9 @@ def train_grpo(
 def _question(number: int, item) -> Question:
     if isinstance(item, Question):
         return item
-    if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str):
-        answers = [item[1]] if isinstance(item[1], str) else list(item[1])
-        return Question(f"q{number}", item[0], answers)
-    raise ValueError(f"dataset item {number} is neither a Question nor a (question, answer) pair: {item!r:.80}")
+    try:
+        text, answers = item
+        return Question(f"q{number}", text, answers)
+    except (TypeError, ValueError) as e:
+        form = "neither a Question nor a (question, answer) pair"
+        raise ValueError(f"dataset item {number} is {form}: {item!r:.80} ({e})") from None

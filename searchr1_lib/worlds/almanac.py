@@ -19,9 +19,12 @@ import random
 from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from ..files import read_json, write_json, write_json_lines
+from ..metrics import grouped
 from ..records import Passage, Question
+from .prepare import check_out
 
 KNOWN_SEED = 20_250_301
 SPLITS = ("train", "validation", "test")
@@ -63,32 +66,16 @@ class Entity:
     """What facts are about: ``subject`` in questions, ``title`` over its passage."""
 
     name: str
-
-    @property
-    def subject(self) -> str:
-        return self.name
-
-    @property
-    def title(self) -> str:
-        return self.name
+    subject = title = property(lambda self: self.name)
 
 
 @dataclass(frozen=True)
 class City(Entity):
     country: str
     river: str
-
-    @property
-    def subject(self) -> str:
-        return f"{self.name} in {self.country}"
-
-    @property
-    def title(self) -> str:
-        return f"{self.name} ({self.country})"
-
-    @property
-    def place(self) -> str:
-        return f"{self.name}, {self.country}"
+    subject = property(lambda self: f"{self.name} in {self.country}")
+    title = property(lambda self: f"{self.name} ({self.country})")
+    place = property(lambda self: f"{self.name}, {self.country}")
 
 
 @dataclass(frozen=True)
@@ -112,8 +99,7 @@ class Book(Entity):
     genre: str
 
 
-@dataclass(frozen=True)
-class Relation:
+class Relation(NamedTuple):
     """A kind of fact: the entity's field that holds the value, and how the fact is searched and stated.
 
     In the texts ``{s}`` is the subject and ``{v}`` the value.
@@ -162,8 +148,7 @@ CHAINS = (
 COMPARISON = ("Who was born earlier in the year, {a} or {b}?", "Whose birthday comes first in the year, {a} or {b}?")
 
 
-@dataclass(frozen=True)
-class Hop:
+class Hop(NamedTuple):
     """One step of a chain: ``fact`` is the sentence that the gold ``passage`` supports."""
 
     subject: str
@@ -185,8 +170,7 @@ class World:
     lookup_names: set[str] = field(default_factory=set)
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """How many entities of each kind a part of the world has."""
 
     people: int
@@ -426,7 +410,13 @@ def build_world(
             surname, the same town in another country); they come last, and nothing asks for them.
 
     Splits are disjoint: no entity that a question of one split needs stands in a question of another.
+
+    Raises:
+        ValueError: a seed or a count that is no whole number from 0 (random.Random takes -5 for 5).
     """
+    for name, number in {"seed": seed, "near_duplicates": near_duplicates}.items():
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{name} must be a whole number and must not be negative, got {number!r}")
     builder, rng = _Builder(seed), random.Random(KNOWN_SEED)
     names = _Names(rng, set())
     parts = [(split, True, _entities(part, names, rng), rng) for split, part in KNOWN.items()]
@@ -453,7 +443,7 @@ def world_of(data: str | Path, why: str) -> World:
     """
     try:
         return build_world(read_json(Path(data) / "almanac.json")["seed"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{why} needs an almanac, and {data} holds no readable almanac.json") from None
 
 
@@ -466,8 +456,6 @@ def near_duplicates(data: str | Path, count: int) -> list[Passage]:
     Raises:
         ValueError: a negative count, or a folder without an ``almanac.json``: only our own world can be extended.
     """
-    if count < 0:
-        raise ValueError(f"near_duplicates must not be negative, got {count}")
     if count == 0:
         return []
     plain = world_of(data, f"near_duplicates = {count} (0: none)")
@@ -479,11 +467,8 @@ def sample_questions(questions: list[Question], known: bool, count: int, rng: ra
 
     Comparisons are few because the tiny Qwen is poor at them (its figures stand in notebook A1).
     """
-    kinds: dict[str, list[Question]] = {"plain": [], "bridge": [], "comparison": []}
-    for q in questions:
-        if q.known == known:
-            kind = q.source.split("/")[1]
-            kinds[kind if kind in kinds else "plain"].append(q)
+    kind_of = lambda q: next((kind for kind in ("bridge", "comparison") if q.source.endswith(kind)), "plain")
+    kinds = grouped((q for q in questions if q.known == known), kind_of)
     wanted = {"bridge": round(count * 0.4), "comparison": round(count * 0.04)}
     chosen = [q for kind, n in wanted.items() for q in rng.sample(kinds[kind], min(n, len(kinds[kind])))]
     # the small known part of a split may lack a kind: plain questions fill in, then comparisons
@@ -515,5 +500,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the almanac and say what it holds."""
+    check_out(args.out, ("almanac.json", "passages.jsonl", *(f"{split}.jsonl" for split in SPLITS)))
     world = write_almanac(args.out, args.seed)
     print(f"{len(world.passages)} passages and {sum(ASKED.values()) * 2} questions in {args.out}")

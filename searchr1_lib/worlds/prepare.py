@@ -15,12 +15,17 @@ but the model.
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import re
+import sys
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from .. import data
-from ..files import write_json
+from ..environment.limits import Count, Whole
+from ..files import whole_folder, write_json
 from ..records import Passage, Question
 from . import public
 
@@ -31,6 +36,8 @@ DEALT = {"train": 6, "validation": 1, "test": 3}
 TEST_ONLY = ("popqa", "bamboogle")
 #: How many questions of a public set go to each split.
 COUNTS = {"train": 1000, "validation": 100, "test": 200}
+#: What stands in a folder that was made here.
+OWN = ("made.json", "passages.jsonl", *(f"{split}.jsonl" for split in COUNTS))
 
 
 def mix_questions(
@@ -56,11 +63,13 @@ def mix_questions(
 def load_mixed(split: str, known_share: float = 0.5, seed: int = 0) -> list[Question]:
     """Common knowledge (``known`` True) mixed with the look-up questions of the almanac (``known`` False).
 
-    The splits are disjoint, and so are the almanac's entities in them. Raises as ``mix_questions``; KeyError for a
-    split other than train, validation and test.
+    The splits are disjoint, and so are the almanac's entities in them. Raises as ``mix_questions``; FileNotFoundError
+    for a split other than train, validation and test.
     """
+    order = cycle(name for name, n in DEALT.items() for _ in range(n))
+    known = [q for q, name in zip(data.load_questions(DATA / "common_knowledge.jsonl"), order) if name == split]
     lookup = [q for q in data.load_questions(DATA / "almanac" / f"{split}.jsonl") if q.known is False]
-    return mix_questions(_deal(data.load_questions(DATA / "common_knowledge.jsonl"))[split], lookup, known_share, seed)
+    return mix_questions(known, lookup, known_share, seed)
 
 
 def load_set(
@@ -75,40 +84,47 @@ def load_set(
 
     Args:
         source: a name of ``public.SETS`` or a folder in that layout: "train" and "validation" come from its training
-            split, "test" from the split that papers report on. Or a file: its rows go to the splits in order.
-        counts: how many questions go to each split; a split with 0 is left out.
+            split, "test" from the split that papers report on. Or a file, or a folder with a training split alone: its
+            rows go to the splits in order.
+        counts: how many questions go to each split; a split with 0 is left out. Where there are fewer, they are shared
+            out in these proportions. A training question that stands in the test split too is left out.
         corpus: where the passages are (see ``public.load_passages``); None: the questions' own rows carry them.
         rows: rows of the corpus to read; required if it comes from the hub.
-        others: every so many-th passage that is not about the questions is kept too; 1: the whole corpus.
+        others: every so many-th passage that is not about the questions is kept too; 1: the whole corpus, 0: none.
 
     Raises:
-        FileNotFoundError, data.DataError: as in ``public.load_questions``; also where there are no passages, or where
-            a set of test questions alone is asked for others.
+        FileNotFoundError, data.DataError: as in ``public.load_questions``; also where there are no passages, too few
+            questions for the splits, or where a set of test questions alone is asked for others.
     """
-    learnt = counts["train"] + counts["validation"]
-    if learnt and Path(source).name in TEST_ONLY and not list(Path(source).glob("train.*")):
+    path = Path(source)
+    if not any(counts.values()):
+        raise data.DataError(f"{source}: no questions are asked for; give --train, --validation or --test a number")
+    if counts["train"] + counts["validation"] and path.name in TEST_ONLY and not list(path.glob("train.*")):
         raise data.DataError(
             f"{source} has no training split, only test questions: add --train 0 --validation 0. To train "
             "on some of them all the same, give a file: its rows go to the splits in order"
         )
-    parts: list[tuple[list[str], str | None, int]]
-    if Path(source).is_file():
-        parts = [(list(COUNTS), None, learnt + counts["test"])]
-    else:
-        parts = [(["train", "validation"], "train", learnt), (["test"], None, counts["test"])]
+    parts: list[tuple[list[str], str | None]] = [(["test"], None), (["validation", "train"], "train")]
+    if path.is_file() or (path.is_dir() and public.split_file(path, None).name.startswith("train.")):
+        parts = [(list(COUNTS), "train")]
     questions: dict[str, list[Question]] = {}
     passages: dict[str, Passage] = {}
-    for splits, split, limit in parts:
-        if limit == 0:
+    for splits, split in parts:
+        asked = {name: counts[name] for name in COUNTS if name in splits and counts[name]}
+        if not (limit := sum(asked.values())):
             continue
         if corpus:
             rest = public.load_questions(source, split=split, limit=limit)
         else:
             rest, carried = public.load_with_passages(source, split=split, limit=limit)
             passages |= {p.id: p for p in carried}
-        for name in splits:
-            questions[name], rest = rest[: counts[name]], rest[counts[name] :]
-    questions = {name: part for name, part in questions.items() if part}
+        for name, n in _shares(len(rest), asked, source).items():
+            questions[name], rest = rest[:n], rest[n:]
+    held_out: set[str] = set()
+    for name in reversed(COUNTS):  # what is tested is never taught
+        questions[name] = [q for q in questions.get(name, []) if q.text.strip().casefold() not in held_out]
+        held_out |= {q.text.strip().casefold() for q in questions[name]}
+    questions = {name: questions[name] for name in COUNTS if questions[name]}
     if not corpus:
         return questions, list(passages.values())
     if others == 1:
@@ -117,48 +133,86 @@ def load_set(
     return questions, public.select_passages(corpus, about, others=others, limit=rows)
 
 
+def _shares(there: int, asked: dict[str, int], source: str) -> dict[str, int]:
+    """How many questions each split gets: as many as asked, or its share of those that are there, at least one."""
+    total = sum(asked.values())
+    if there >= total:
+        return asked
+    if there < len(asked):
+        raise data.DataError(f"{source}: holds {there} question(s), too few for {', '.join(asked)}")
+    (first, most), *rest = asked.items()
+    shares = {name: max(1, there * n // total) for name, n in rest}
+    return {first: min(most, there - sum(shares.values()))} | shares
+
+
+def check_out(out: str | Path, own: Sequence[str], *inputs: str | Path | None) -> None:
+    """Refuse, before any work, to write a folder in place of what is not ours.
+
+    Args:
+        own: what may stand there and is replaced. Its first name marks the folder as ours: without it nothing is.
+        inputs: what the work reads; a name that is no path is none.
+
+    Raises:
+        ValueError: it is a file, it holds something else, or an input stands in it, or it in an input.
+    """
+    out = Path(out)
+    place = out.resolve()
+    for read in [Path(i).resolve() for i in inputs if i and Path(i).exists()]:
+        if place == read or place in read.parents or read in place.parents:
+            raise ValueError(
+                f"{out} and what is read, {read}, are one folder or one in the other: choose another --out"
+            )
+    found = [p.name for p in out.glob("*") if not re.fullmatch(r"\..+\.tmp", p.name)] or [
+        "a file's text"
+    ] * out.is_file()
+    if foreign := sorted(name for name in found if own[0] not in found or name not in own):
+        raise ValueError(f"{out} holds {foreign[0]}, which was not made by this command: choose another --out")
+
+
 def write_folder(
     out: str | Path, questions: Mapping[str, Sequence[Question]], passages: Sequence[Passage], made: dict
 ) -> None:
-    """Write a data folder; ``made`` says how, in ``made.json``, which is written last."""
-    out = Path(out)
-    data.save_passages(out / "passages.jsonl", passages)
-    for split, part in questions.items():
-        data.save_questions(out / f"{split}.jsonl", part)
-    counts = {"passages": len(passages), "questions": {split: len(part) for split, part in questions.items()}}
-    write_json(out / "made.json", {"by": "searchr1_lib.prepare", **made, **counts})
+    """Write a data folder, whole or not at all; ``made`` says how, in ``made.json``.
 
-
-def write_mixed(out: str | Path, known_share: float = 0.5, seed: int = 0) -> None:
-    """Write the mixed set of ``load_mixed`` with the almanac's passages."""
-    questions = {split: load_mixed(split, known_share, seed) for split in DEALT}
-    made = {"source": "mixed", "known_share": known_share, "seed": seed}
-    write_folder(out, questions, data.load_passages(DATA / "almanac" / "passages.jsonl"), made)
-
-
-def _deal(questions: Sequence[Question]) -> dict[str, list[Question]]:
-    order = [split for split, n in DEALT.items() for _ in range(n)]
-    return {split: [q for i, q in enumerate(questions) if order[i % len(order)] == split] for split in DEALT}
+    Raises:
+        ValueError: something else stands there, see ``check_out``.
+    """
+    check_out(out, OWN)
+    with whole_folder(out) as folder:
+        data.save_passages(folder / "passages.jsonl", passages)
+        for split, part in questions.items():
+            data.save_questions(folder / f"{split}.jsonl", part)
+        counts = {"passages": len(passages), "questions": {split: len(part) for split, part in questions.items()}}
+        write_json(folder / "made.json", {"by": "searchr1_lib.prepare", **made, **counts})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="mixed; a question set by name, e.g. hotpotqa; a folder or a file of one")
-    parser.add_argument("--out", required=True, help="the folder to write")
-    parser.add_argument("--known-share", type=float, default=0.5, help="mixed: share of common knowledge")
-    parser.add_argument("--seed", type=int, default=0, help="mixed: of the choice and the order of the questions")
+    add = parser.add_argument
+    add("source", help="mixed; a question set by name, e.g. hotpotqa; a folder or a file of one")
+    add("--out", required=True, help="the folder to write")
+    add("--known-share", type=float, default=0.5, help="mixed: share of common knowledge")
+    add("--seed", type=Whole, default=0, help="mixed: of the choice and the order of the questions")
     for split, count in COUNTS.items():
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"questions in {split}.jsonl")
-    parser.add_argument("--corpus", help="wiki-18, hub:owner/name or a file (default: what the questions carry)")
-    parser.add_argument("--rows", type=int, help="rows of the corpus to read")
-    parser.add_argument("--others", type=int, default=50, help="keep every N-th passage that is about no question")
+        add(f"--{split}", type=Whole, default=count, help=f"questions in {split}.jsonl (default: {count})")
+    add("--corpus", help="wiki-18, hub:owner/name or a file (default: what the questions carry)")
+    add("--rows", type=Count, help="rows of the corpus to read")
+    add("--others", type=Whole, default=50, help="keep every N-th passage that is about no question; 0: none")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the folder and print its ``made.json``."""
+    check_out(args.out, OWN, args.source, args.corpus)
+    counts = {split: getattr(args, split) for split in COUNTS}
     if args.source == "mixed":
-        write_mixed(args.out, args.known_share, args.seed)
+        counts, how = {}, {"known_share": args.known_share, "seed": args.seed}
+        questions = {split: load_mixed(split, **how) for split in DEALT}
+        passages = data.load_passages(DATA / "almanac" / "passages.jsonl")
     else:
-        counts = {split: getattr(args, split) for split in COUNTS}
         how = {"corpus": args.corpus, "rows": args.rows, "others": args.others}
-        write_folder(args.out, *load_set(args.source, counts, **how), {"source": Path(args.source).name, **how})
-    print((Path(args.out) / "made.json").read_text(encoding="utf-8"), end="")
+        questions, passages = load_set(args.source, counts, **how)
+    write_folder(args.out, questions, passages, {"source": Path(args.source).name, **how})
+    made = (Path(args.out) / "made.json").read_text(encoding="utf-8")
+    print(made, end="")
+    got = json.loads(made)["questions"]
+    if fewer := [f"{split} {got.get(split, 0)} of {n}" for split, n in counts.items() if got.get(split, 0) < n]:
+        print(f"fewer questions than asked for: {', '.join(fewer)}", file=sys.stderr)

@@ -9,7 +9,8 @@ The hub is streamed, so a row limit is enough to keep it small; it is the only t
 
 Rows may be in the forms of ``data``, in Search-R1's (passages with ``contents``, ``"Title"\\ntext``, and questions
 with ``reward_model.ground_truth.target``), in FlashRAG's (``golden_answers``) or in that of HotpotQA,
-2WikiMultihopQA and MuSiQue, whose rows carry the passages that they need: see ``load_with_passages``.
+2WikiMultihopQA and MuSiQue, whose rows carry the passages that they need, as they were published or as on the hub: see
+``load_with_passages``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import DataError, field, filled, id_of, passage_of, question_of, records, rows_of, text_of
-from ..records import Passage, Question
+from ..records import Passage, Question, texts
 
 HUB = "hub:"
 _FLASHRAG = "RUC-NLPIR/FlashRAG_datasets"
@@ -150,7 +151,7 @@ def _rows(source, split: str | None, config: str | None, limit: int | None) -> t
     if not path.exists() and source in SETS:
         return enumerate(_set_rows(source, split or SETS[source], limit), 1), "row"
     if path.is_dir():
-        path = _split_file(path, split)
+        path = split_file(path, split)
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such file (for a data set on the hub write {HUB}owner/name or one of {', '.join(SETS)})"
@@ -165,7 +166,8 @@ def _set_name(source: str | os.PathLike) -> str:
     return name if name in SETS else ""
 
 
-def _split_file(folder: Path, split: str | None) -> Path:
+def split_file(folder: Path, split: str | None) -> Path:
+    """The file of a split in a folder; None: the first of test, dev, validation and train that is there."""
     splits = [split] if split else ["test", "dev", "validation", "train"]
     files = [folder / f"{s}{end}" for s in splits for end in (".jsonl", ".jsonl.gz", ".parquet")]
     return next((f for f in files if f.exists()), files[0])
@@ -226,7 +228,7 @@ def _carried(row: dict) -> tuple[list[Passage], list[str]]:
     """The passages that a row brings along, and the ids of the gold ones in the order of the hops."""
     name, context = field(row, "metadata.context", "context", default=None)
     try:
-        if isinstance(context, dict):
+        if isinstance(context, dict | list):
             passages, gold = _as_in_hotpotqa(row, context)
         else:
             name = "question_decomposition"
@@ -237,24 +239,45 @@ def _carried(row: dict) -> tuple[list[Passage], list[str]]:
     return [p for p in passages if p.text.strip()], list(ids)
 
 
-def _as_in_hotpotqa(row: dict, context: dict) -> tuple[list[Passage], list[Passage]]:
-    """HotpotQA and 2WikiMultihopQA: a list of titles, a list of lists of sentences, and the titles that are gold."""
-    sentences = field(context, "sentences", "content", default=[])[1]
-    passages = [_passage(t, " ".join(s.strip() for s in text)) for t, text in zip(context["title"], sentences)]
-    gold = field(row, "metadata.supporting_facts.title", "supporting_facts.title", default=[])[1]
+def _as_in_hotpotqa(row: dict, context: dict | list) -> tuple[list[Passage], list[Passage]]:
+    """HotpotQA and 2WikiMultihopQA: titles and their sentences, and the titles that are gold. They were published in
+    rows, ``[[title, sentences]]`` and ``[[title, number]]``; the hub has columns, ``{"title": […], "sentences": […]}``.
+    """
+    if isinstance(context, dict):
+        context = list(zip(context["title"], field(context, "sentences", "content", default=[])[1]))
+    passages = [
+        _passage(title, " ".join(s.strip() for s in texts("context", part))) for title, part in map(_pair, context)
+    ]
+    facts = field(row, "metadata.supporting_facts", "supporting_facts", default=[])[1]
+    gold = facts["title"] if isinstance(facts, dict) else [fact[0] for fact in facts]
     by_title = {p.title: p for p in passages}
     return passages, [by_title[title] for title in gold if title in by_title]
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    """Title and sentences of an entry of a context; a text alone has no title."""
+    match item:
+        case str():
+            return "", item
+        case [title, sentences]:
+            return title, sentences
+        case {"title": title}:
+            return title, field(item, "sentences", "content", "paragraph_text", "text")[1]
+    raise TypeError
 
 
 def _as_in_musique(row: dict) -> tuple[list[Passage], list[Passage]]:
     """MuSiQue: a list of paragraphs to which each step of the question points; FlashRAG keeps only those."""
     steps = field(row, "metadata.question_decomposition", "question_decomposition", default=[])[1]
-    if row.get("paragraphs") is not None:
-        passages = [_passage(p["title"], p["paragraph_text"]) for p in row["paragraphs"]]
-        return passages, [passages[step["paragraph_support_idx"]] for step in steps]
-    supports = [step["support_paragraph"] for step in steps if step["support_paragraph"]]
-    passages = [_passage(p["title"], p["paragraph_text"]) for p in supports]
-    return passages, passages
+    paragraphs = field(row, "metadata.paragraphs", "paragraphs", default=None)[1]
+    if paragraphs is None:
+        supports = [step["support_paragraph"] for step in steps if step["support_paragraph"]]
+        passages = [_passage(p["title"], p["paragraph_text"]) for p in supports]
+        return passages, passages
+    passages = [_passage(p["title"], p["paragraph_text"]) for p in paragraphs]
+    order = [step["paragraph_support_idx"] for step in steps]
+    order = order or [i for i, p in enumerate(paragraphs) if p.get("is_supporting")]
+    return passages, [passages[i] for i in order if i is not None]  # a question made unanswerable has a step without
 
 
 def _passage(title: str, text: str) -> Passage:
