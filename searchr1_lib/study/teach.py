@@ -1,17 +1,59 @@
-"""Demonstrations on the half-known world (worlds/halfknown.py): to state what is recalled and how sure, to act by a
-coin at every decision, to read on to the end. WIP: becomes study/warmstart.py."""
+"""The warm start on the half-remembered world: to state what is recalled and how sure, to act by a coin at every
+decision, to read what a search brings to the end, also against the memory. When to search is not taught.
+
+    searchr1 teach --out data/half_known/model
+"""
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import random
+import time
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
 
 from ..environment import protocol
+from ..metrics import grouped
 from ..records import Passage
 from ..worlds.almanac import MONTHS
-from ..worlds.halfknown import RELATIONS, SPLITS, SURENESS, UNASKED, Asked, Entity, World, answers_of, fact, query, text_of
-from .warmstart import Piece
+from ..worlds.halfknown import (
+    RELATIONS,
+    SPLITS,
+    SURENESS,
+    UNASKED,
+    WORDINGS,
+    Asked,
+    Entity,
+    World,
+    build_world,
+    fact,
+    query,
+)
+from ..worlds.prepare import check_out
+from .warmstart import OWN, SPECIAL, Piece, Recipe, learning_rate, new_model, nf4_rounded, prompt_text, save, train_tokenizer
+
+#: Its shape and its schedule; about an hour on two cores with bf16 (AMX). ``batch`` are demonstrations a step.
+RECIPE = Recipe(
+    vocab_size=1536,
+    hidden_size=192,
+    intermediate_size=512,
+    num_attention_heads=3,
+    num_key_value_heads=3,
+    steps=4400,
+    batch=16,
+    warmup=100,
+    context_steps=2200,
+    quantised_steps=440,
+)
+#: Lines of drills a step, and the tokens of one: taught facts alone, which are cheap to repeat.
+DRILLS, DRILL_TOKENS, DRILL_WEIGHT = 6, 250, 0.3
+#: Muon (Jordan et al. 2024) on the matrices learns so many times faster than AdamW on the rest.
+MUON_SPEED = 2.0
 
 #: How often a demonstration searches at a decision, by the level of the least sure memory that it rests on. The coin
 #: is bent up and down by turns, so that the act listens to the level and no direction is the right one.
@@ -43,7 +85,7 @@ def episode(asked: Asked, rng: random.Random) -> Generator[str, list[Passage], l
     pieces: list[Piece] = []
     sentences: list[str] = []
     chain: list[Thought] = []
-    relations = ("born_month", "born_month") if asked.other else asked.relations
+    relations = asked.relations
 
     def extend(entity: Entity | str | None) -> None:
         """Recollect from the end of the chain on, as far as memory goes."""
@@ -64,8 +106,7 @@ def episode(asked: Asked, rng: random.Random) -> Generator[str, list[Passage], l
             extend(value)
 
     extend(asked.start)
-    tried: dict[int, list[bool]] = {}
-    failed = 0
+    at, tried = 0, []  # the hop where the last search was, and in which wordings it was made: short or not
     while True:
         complete = len(chain) == len(relations) and all(t.value is not None for t in chain)
         if complete and asked.other:
@@ -74,31 +115,28 @@ def episode(asked: Asked, rng: random.Random) -> Generator[str, list[Passage], l
             answer = first.entity.subject
         elif complete:
             answer = _short(chain[-1].value)
-        open_hops = [i for i, t in enumerate(chain) if not t.read and len(tried.get(i, ())) < 2]
-        blank = [i for i, t in enumerate(chain) if t.value is None]
-        if blank:  # a hop of which nothing is recalled comes first: nothing else can be done for it
-            open_hops = [i for i in open_hops if i in blank]
-        weakest = min((t.level for t in chain if not t.read), default=None)
-        search = bool(open_hops) and weakest is not None and rng.random() < (0.5 if failed else COIN[weakest])
-        if search:
-            number = rng.choice(open_hops)
-            short = not tried[number][0] if number in tried else rng.random() < 0.5
-            tried.setdefault(number, []).append(short)
-            words = query(chain[number].entity, chain[number].relation, short=short)
-            pieces.append(Piece(_turn(sentences, "search", words), "model"))
-            sentences.clear()
-            passages = yield words
-            pieces.append(Piece(protocol.observation(passages), "environment"))
-            entity = chain[number].entity
-            if entity.passage and entity.passage in {p.id for p in passages}:
-                restart(number, entity.truth[RELATIONS[chain[number].relation].field])
-            else:
-                failed += 1
-                sentences.append(f"Nothing here about {entity.subject}.")
-            continue
-        sure = complete and all(t.read for t in chain)
-        say = answer if complete and (sure or rng.random() >= UNKNOWN) else "unknown"
-        return [*pieces, Piece(_turn(sentences, "answer", say), "model")]
+        for number in range(at, len(chain)):
+            if chain[number].read or number == at and len(tried) == 2:
+                continue
+            if rng.random() < (0.5 if tried and number == at else COIN[chain[number].level]):
+                break
+        else:
+            sure = complete and all(t.read for t in chain)
+            say = answer if complete and (sure or rng.random() >= UNKNOWN) else "unknown"
+            return [*pieces, Piece(_turn(sentences, "answer", say), "model")]
+        if number != at:
+            at, tried = number, []
+        entity, relation = chain[at].entity, chain[at].relation
+        tried.append(not tried[0] if tried else rng.random() < 0.5)
+        words = query(entity, relation, short=tried[-1])
+        pieces.append(Piece(_turn(sentences, "search", words), "model"))
+        sentences.clear()
+        passages = yield words
+        pieces.append(Piece(protocol.observation(passages), "environment"))
+        if entity.passage and entity.passage in {p.id for p in passages}:
+            restart(at, entity.truth[RELATIONS[relation].field])
+        else:
+            sentences.append(f"Nothing here about {entity.subject}.")
 
 
 def _short(value) -> str:
@@ -145,10 +183,8 @@ def demonstrations(world: World, rng: random.Random, count: int, sets=(*SPLITS,)
     yield from done
 
 
-def drills(world: World, rng: random.Random) -> Iterator[str]:
-    """Questions and what is recalled, without any act: every taught fact once, in random order. Cheap to repeat."""
-    from ..worlds.halfknown import WORDINGS
-
+def drills(world: World, rng: random.Random) -> list[str]:
+    """Questions and what is recalled, without any act: every taught fact once, in random order."""
     lines = []
     for split in (*SPLITS, UNASKED):
         for kind, members in world.entities[split].items():
@@ -160,4 +196,123 @@ def drills(world: World, rng: random.Random) -> Iterator[str]:
                         if e.level
                     ]
     rng.shuffle(lines)
-    return iter(lines)
+    return lines
+
+
+def make_tokenizer(recipe: Recipe, avoid: set[str]):
+    """Trained on many worlds, so that no name of one of them becomes a token."""
+    rng, prompt = random.Random(recipe.seed), prompt_text("QUESTION?")
+    for special in SPECIAL:
+        prompt = prompt.replace(special, "")
+
+    def texts():
+        for number in range(40):
+            world = build_world(1000 + number, avoid=avoid)
+            for text, pieces in demonstrations(world, rng, 150):
+                yield text + "".join(piece.text for piece in pieces)
+            if number < 4:
+                yield from drills(world, rng)
+        yield prompt
+
+    return train_tokenizer(texts(), recipe.vocab_size)
+
+
+def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[list[int], list[float]]]]:
+    """Endless batches of token ids and the loss weight of each; a fresh world every ``world_steps`` of them."""
+    rng, before = random.Random(recipe.seed + 1), prompt_text("QUESTION?")
+    lines: Iterator[str] = iter(())
+
+    def encoded(text: str, pieces: list[Piece], context: float) -> tuple[list[int], list[float]]:
+        ids = tokenizer.encode(before.replace("QUESTION?", text))
+        weights = [context] * len(ids)
+        for piece in pieces:
+            tokens = tokenizer.encode(piece.text)
+            ids += tokens
+            weights += [context if piece.writer == "environment" else 1.0] * len(tokens)
+        return [*ids, tokenizer.eos_token_id], [*weights, 1.0]
+
+    def drill() -> tuple[list[int], list[float]]:
+        nonlocal lines
+        ids: list[int] = []
+        while len(ids) < DRILL_TOKENS:
+            if (line := next(lines, None)) is None:
+                lines = iter(drills(world, rng))
+            else:
+                ids += tokenizer.encode(f"{line}\n")
+        return ids, [DRILL_WEIGHT] * len(ids)
+
+    for number in itertools.count():
+        world = build_world(1000 + number, avoid=avoid)
+        made = list(demonstrations(world, rng, recipe.world_steps * recipe.batch))
+        for step in range(recipe.world_steps):
+            early = number * recipe.world_steps + step < recipe.context_steps
+            context = recipe.context_weight if early else 0.0
+            chosen = made[step * recipe.batch : (step + 1) * recipe.batch]
+            yield [encoded(*one, context) for one in chosen] + [drill() for _ in range(DRILLS)]
+
+
+def weighted_loss(model, part: list, pad: int):
+    """Sum over the part of weight x cross-entropy; padding stands on the right, where no token looks."""
+    import torch
+    import torch.nn.functional as F
+
+    length = max(len(ids) for ids, _ in part)
+    ids = torch.tensor([i + [pad] * (length - len(i)) for i, _ in part])
+    weight = torch.tensor([w + [0.0] * (length - len(w)) for _, w in part])[:, 1:]
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    use = weight > 0
+    logits = model.lm_head(hidden[use]).float()
+    return (F.cross_entropy(logits, ids[:, 1:][use], reduction="none") * weight[use]).sum()
+
+
+def train(recipe: Recipe = RECIPE, *, report=tqdm.write, every: int = 50):
+    """Run the recipe, in bf16 with fp32 weights. Returns ``(model, tokenizer, log)``, a row of ``log`` every ``every``
+    steps."""
+    import torch
+
+    from ..training.learner import micro_batches
+
+    avoid = build_world(0).fresh_names
+    tokenizer = make_tokenizer(recipe, avoid)
+    model = new_model(recipe, tokenizer).train()
+    embedding = model.model.embed_tokens.weight
+    matrices = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
+    rest = [embedding, *(p for p in model.parameters() if p.ndim < 2)]
+    how = {"weight_decay": recipe.weight_decay, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+    speeds = {torch.optim.AdamW(rest, weight_decay=0.0, betas=(0.9, 0.98)): 1.0}
+    speeds[torch.optim.Muon(matrices, **how)] = MUON_SPEED
+    log, started, running = [], time.perf_counter(), []
+    for step, batch in zip(range(recipe.steps), batches(tokenizer, recipe, avoid)):
+        for optimizer, speed in speeds.items():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, recipe) * speed
+        total, loss = sum(sum(weights[1:]) for _, weights in batch), 0.0
+        with nf4_rounded(model) if step >= recipe.steps - recipe.quantised_steps else nullcontext():
+            for part in micro_batches(batch, 5000, length=lambda example: len(example[0])):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    each = weighted_loss(model, part, tokenizer.pad_token_id) / total
+                each.backward()
+                loss += float(each.detach())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in speeds:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        running.append(loss)
+        if (step + 1) % every == 0 or step + 1 == recipe.steps:
+            seconds = time.perf_counter() - started
+            log.append({"step": step + 1, "loss": round(sum(running) / len(running), 4), "seconds": round(seconds, 1)})
+            running = []
+            report(f"step {step + 1:5d}/{recipe.steps}  loss {log[-1]['loss']:.4f}  {seconds:.0f} s")
+    return model, tokenizer, log
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("data/half_known/model"), help="default: data/half_known/model")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the tiny Qwen of the half-remembered world and write it."""
+    check_out(args.out, OWN)
+    model, tokenizer, log = train()
+    save(args.out, model, tokenizer, RECIPE, log)
+    print(f"wrote {args.out}")

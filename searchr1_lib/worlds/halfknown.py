@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
+from ..metrics import grouped
 from ..records import Passage, Question
 from .almanac import (
     _BOOK_ADJECTIVES,
@@ -150,11 +151,12 @@ class Asked:
     start: Entity
     relations: tuple[str, ...]
     other: Entity | None = None
+    split: str = ""
 
     def hops(self, *, remembered: bool = False) -> Iterator[tuple[Entity, str]]:
         """Entity and relation of each hop, along the truth or along what is remembered, as far as that goes."""
         if self.other:
-            yield from ((self.start, "born_month"), (self.other, "born_month"))
+            yield from zip((self.start, self.other), self.relations)
             return
         entity: Entity | str = self.start
         for relation in self.relations:
@@ -350,12 +352,12 @@ def _questions(world: World, split: str, rng: random.Random) -> Iterator[tuple[s
     for chain, wordings in WORDINGS.items():
         relations = tuple(chain.split())
         for entity in part[RELATIONS[relations[0]].kind]:
-            yield rng.choice(wordings).format(s=entity.subject), Asked(entity, relations)
+            yield rng.choice(wordings).format(s=entity.subject), Asked(entity, relations, split=split)
     for level in range(len(LEVELS)):  # of one level with any
         for a in (e for e in part["people"] if e.level == level):
             b = rng.choice(part["people"])
             if a.truth["month"] != b.truth["month"] and a.memory.get("month", 0) != b.memory.get("month", 1):
-                yield rng.choice(COMPARISON).format(a=a.name, b=b.name), Asked(a, ("born_month",), b)
+                yield rng.choice(COMPARISON).format(a=a.name, b=b.name), Asked(a, ("born_month",) * 2, b, split)
 
 
 def build_world(seed: int = 0, *, avoid: Set[str] = frozenset(), fresh: dict = FRESH) -> World:
@@ -397,3 +399,53 @@ def build_world(seed: int = 0, *, avoid: Set[str] = frozenset(), fresh: dict = F
 
 def _named(name: tuple[str, str]) -> tuple[str, int, str]:
     return name[0], 0, name[1]
+
+
+#: What the shipped splits and a training are made of: kinds of question, and how many of each kind begin with, or
+#: lead over, something of which nothing is recalled. Chosen with the optimum, see ``study.regret.simple_policies``.
+MIXTURE = {"1-hop": 0.45, "2-hop": 0.3, "3-hop": 0.15, "comparison": 0.1}
+BLANK = 0.25
+
+
+def memory_right(world: World, question: Question) -> bool:
+    """Whether what is remembered gives the right answer."""
+    asked = world.asked[question.id]
+    if "0" in question.source.split("/")[2] or any(e.level == 0 for e, _ in asked.hops(remembered=True)):
+        return False
+    return answers_of(asked, remembered=True)[0] in question.answers
+
+
+def sample_questions(
+    world: World, split: str, count: int, *, seed: int = 0, mixture: dict[str, float] = MIXTURE, blank: float = BLANK
+) -> list[Question]:
+    """About ``count`` questions in a mixture: all levels alike, and of each as many true memories as its share says.
+
+    Raises:
+        ValueError: shares that are below 0 or do not add up to 1, an unknown kind, or too few questions.
+    """
+    kinds = grouped(world.questions[split], lambda q: (q.source.split("/")[1], "0" in q.source.split("/")[2]))
+    if min(mixture.values()) < 0 or abs(sum(mixture.values()) - 1) > 1e-6 or not 0 <= blank <= 1:
+        raise ValueError(f"the shares of a mixture must not be negative and add up to 1, got {mixture}, blank={blank}")
+    if unknown := set(mixture) - {kind for kind, _ in kinds}:
+        raise ValueError(f"mixture: {', '.join(sorted(unknown))} is no kind of question; there are {', '.join(MIXTURE)}")
+    rng, chosen = random.Random(f"{seed}/{split}"), []
+    for kind, share in mixture.items():
+        for blank_there, part in ((True, blank), (False, 1 - blank)):
+            wanted, pool = round(count * share * part), kinds[kind, blank_there]
+            if wanted > len(pool):
+                raise ValueError(f"{wanted} questions of {kind} are asked for and {split} has {len(pool)}: lower count")
+            chosen += _stratified(world, pool, wanted, rng)
+    rng.shuffle(chosen)
+    return chosen
+
+
+def _stratified(world: World, pool: list[Question], count: int, rng: random.Random) -> list[Question]:
+    """Levels in turn; within one right and wrong memories at even distances, so that each stretch has their shares."""
+    lines = []
+    for members in grouped(pool, lambda q: q.source).values():
+        placed = []
+        for part in grouped(members, lambda q: memory_right(world, q)).values():
+            rng.shuffle(part)
+            placed += [((k + rng.random()) / len(part), k, q) for k, q in enumerate(part)]
+        lines += [(rank + rng.random(), q) for rank, (_, _, q) in enumerate(sorted(placed, key=lambda p: p[:2]))]
+    return [q for _, q in sorted(lines, key=lambda line: line[0])[:count]]
