@@ -131,7 +131,7 @@ class _Walk:
 
     def search(self, call: ToolCall) -> None:
         hop, wording = self._meant(call.argument)
-        if hop is None or hop == self.state.hop and wording in self.state.tried:
+        if hop is None or (hop == self.state.hop and wording in self.state.tried):
             return self.waste()
         self.trust_up_to(hop)
         entity, _ = _chain(self.asked, self.read)[hop]
@@ -218,3 +218,35 @@ def table(yardstick: Yardstick, trajectories: Sequence[Trajectory]) -> list[dict
             }
         )
     return rows
+
+
+def _always(state: State, level: float | None, values: dict[str, float]) -> dict[str, float]:
+    """Searches once for every hop, in the full wording."""
+    if level is not None and WORDINGS[0] in values and not state.tried:
+        return {WORDINGS[0]: 1.0}
+    return _never(state, level, values)
+
+
+def _never(state: State, level: float | None, values: dict[str, float]) -> dict[str, float]:
+    return {UNKNOWN if level == 0 else TRUST: 1.0}
+
+
+def _blanks_only(state: State, level: float | None, values: dict[str, float]) -> dict[str, float]:
+    return (_always if level == 0 else _never)(state, level, values)
+
+
+def _at_random(state: State, level: float | None, values: dict[str, float]) -> dict[str, float]:
+    return {TRUST: 1.0} if level is None else dict.fromkeys(values, 1 / len(values))
+
+
+#: Policies that a learned one has to beat.
+SIMPLE = {"always searches": _always, "never": _never, "where nothing is recalled": _blanks_only, "at random": _at_random}
+
+
+def simple_policies(yardstick: Yardstick, ids: Iterable[str]) -> dict[str, float]:
+    """Choice regret of the policies of ``SIMPLE``, the mean over questions, exactly."""
+    counts = Counter(yardstick.optimum(yardstick.world.asked[id]) for id in ids)
+    return {
+        name: sum(n * optimum.choice_regret(policy) for optimum, n in counts.items()) / counts.total()
+        for name, policy in SIMPLE.items()
+    }

@@ -18,7 +18,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..environment import protocol
-from ..metrics import grouped
 from ..records import Passage
 from ..worlds.almanac import MONTHS
 from ..worlds.halfknown import (
@@ -35,7 +34,18 @@ from ..worlds.halfknown import (
     query,
 )
 from ..worlds.prepare import check_out
-from .warmstart import OWN, SPECIAL, Piece, Recipe, learning_rate, new_model, nf4_rounded, prompt_text, save, train_tokenizer
+from .warmstart import (
+    OWN,
+    SPECIAL,
+    Piece,
+    Recipe,
+    learning_rate,
+    new_model,
+    nf4_rounded,
+    prompt_text,
+    save,
+    train_tokenizer,
+)
 
 #: Its shape and its schedule; about an hour on two cores with bf16 (AMX). ``batch`` are demonstrations a step.
 RECIPE = Recipe(
@@ -116,7 +126,7 @@ def episode(asked: Asked, rng: random.Random) -> Generator[str, list[Passage], l
         elif complete:
             answer = _short(chain[-1].value)
         for number in range(at, len(chain)):
-            if chain[number].read or number == at and len(tried) == 2:
+            if chain[number].read or (number == at and len(tried) == 2):
                 continue
             if rng.random() < (0.5 if tried and number == at else COIN[chain[number].level]):
                 break

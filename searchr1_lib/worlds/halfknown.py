@@ -11,7 +11,7 @@ A question follows a chain of one to three ``Hop``s, each about an entity with a
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from ..metrics import grouped
@@ -21,11 +21,11 @@ from .almanac import (
     _BOOK_NOUNS,
     _FIRMS,
     _GENRES,
+    _MIDDLES,
     _ONSETS,
     _SURNAME_ENDS,
     _TOWN_ENDS,
     _VOWELS,
-    _MIDDLES,
     COUNTRIES,
     FIRST_NAMES,
     MONTHS,

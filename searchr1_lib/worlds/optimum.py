@@ -12,9 +12,9 @@ leaves to do.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import product
 from math import comb
 
@@ -22,6 +22,8 @@ from math import comb
 TRUST, UNKNOWN, WORDINGS = "trust", "unknown", ("search full", "search short")
 #: A level, or where nobody can know it yet the levels that it may have, each with its chance.
 Level = float | tuple[tuple[float, float], ...]
+#: (state, level, values of the open acts) -> acts with their probabilities.
+Policy = Callable[["State", "float | None", dict[str, float]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,44 @@ class Optimum:
     @lru_cache(maxsize=100_000)  # noqa: B019  # all that is kept are numbers by frozen dataclasses
     def _value(self, state: State, level: float) -> float:
         return max(self.act_values(state, level).values())
+
+    def choice_regret(self, policy: Policy) -> float:
+        """The expected sum over its decisions of V* - Q* of what a policy does, exactly.
+
+        Args:
+            policy: given a state, the level that is stated of its hop (None behind the last) and the values of the
+                open acts; returns acts with their probabilities.
+
+        >>> never = lambda state, level, values: {TRUST: 1.0}
+        >>> round(Optimum((0.5,), price=0.2, skill=Skill()).choice_regret(never), 6)
+        0.3
+        """
+
+        def enter(state: State) -> float:
+            if state.hop == len(self.levels):
+                return visit(state, None)
+            return sum(chance * visit(state, level) for chance, level in zip(*_spread(self.levels[state.hop])))
+
+        @cache
+        def visit(state: State, level: float | None) -> float:
+            values = self.act_values(state, level)
+            total = 0.0
+            for act, chance in policy(state, level, values).items():
+                if chance:
+                    total += chance * (max(values.values()) - values[act] + after(state, level, act))
+            return total
+
+        def after(state: State, level: float | None, act: str) -> float:
+            if act == UNKNOWN or level is None:
+                return 0.0
+            if act == TRUST:
+                return enter(replace(state, hop=state.hop + 1, right=state.right * level, tried=()))
+            number = WORDINGS.index(act)
+            chance = (self.skill.again if state.tried else self.skill.found)[number]
+            found, failed = self.after_search(state, number)
+            return chance * enter(found) + (1 - chance) * visit(failed, level)
+
+        return enter(State())
 
     def simulate(self, choose: Callable[[dict[str, float]], str], rng: random.Random) -> tuple[float, float]:
         """One episode of a policy that is given the values of the open acts, or ignores them.
