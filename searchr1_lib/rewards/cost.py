@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..environment.limits import Amount, valid
+from ..environment.limits import Amount, Share, check, valid
+from ..metrics import normalize_answer, right
 from ..records import Trajectory
-from .base import RewardFunction, TurnReward, checked, turn_count
+from .base import Reward, RewardFunction, TurnReward, checked, turn_count
 
 
 def searches_by_turn(trajectory: Trajectory) -> list[int]:
@@ -65,10 +66,7 @@ class Discounted(Reward):
         how = {"Discounted: price": (price, Share), "Discounted: unknown": (unknown, Share)}
         self.price, self.unknown = check(**how).values()
 
-    def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
-        return [self._value(t) for t in trajectories]
-
-    def _value(self, t: Trajectory) -> float:
-        if normalize_answer(t.answer or "") == "unknown":
+    def value(self, trajectory: Trajectory) -> float:
+        if normalize_answer(trajectory.answer or "") == "unknown":
             return self.unknown
-        return right(t) * (1 - self.price) ** sum(searches_by_turn(t))
+        return right(trajectory) * (1 - self.price) ** sum(searches_by_turn(trajectory))
