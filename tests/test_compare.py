@@ -41,10 +41,7 @@ def test_ideas_are_trained_measured_and_kept(tmp_path):
 
 
 def test_a_failed_training_is_named_and_the_others_are_kept(tmp_path, capfd):
-    methods = {
-        "short": Method(SMALL, advantages=lambda rewards, num_generations: rewards[:2]),
-        "grpo": SMALL,
-    }
+    methods = {"short": Method(SMALL, advantages=lambda rewards, num_generations: rewards[:2]), "grpo": SMALL}
     with pytest.raises(RuntimeError, match="failed: short, price 0.3, seed 0"):
         compare(methods, out=tmp_path, **HOW | {"seeds": [0]})
     assert "advantages gave 2 values for 8 rewards" in capfd.readouterr().err

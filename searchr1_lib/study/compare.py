@@ -1,6 +1,7 @@
 """Ideas about search agents against one another and against the best that is possible, in minutes.
 
-    compare({"mine": lambda rewards, num_generations: rewards - rewards.mean(), "grpo": {}}, prices=[0.3], seeds=range(5))
+    mine = lambda rewards, num_generations: rewards - rewards.mean()
+    compare({"mine": mine, "grpo": {}}, prices=[0.3], seeds=range(5))
 
 Each method is trained on the half-remembered world at each price with each seed, and evaluated on questions of another
 split: how much worse its choices are than those of the optimum (choice regret), how far its reward is below V*. One
@@ -177,7 +178,9 @@ def compare(
     rows = [read_json(run.file)["row"] for run in runs]
     world, skill = build_world(0), skill_of(model)
     asked = [q.id for q in sample_questions(world, split, questions)]
-    return Comparison(rows, {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices})
+    return Comparison(
+        rows, {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices}
+    )
 
 
 #: What saying "unknown" earns in the laboratory.
@@ -191,9 +194,13 @@ def skill_of(model: str | os.PathLike) -> Skill:
         ValueError: the folder does not say.
     """
     try:
-        return Skill(**{k: tuple(v) if isinstance(v, list) else v for k, v in read_json(Path(model) / "skill.json").items()})
+        return Skill(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in read_json(Path(model) / "skill.json").items()}
+        )
     except (OSError, TypeError, ValueError) as e:
-        raise ValueError(f"{model} holds no readable skill.json ({e}): only a model of this world can be compared") from None
+        raise ValueError(
+            f"{model} holds no readable skill.json ({e}): only a model of this world can be compared"
+        ) from None
 
 
 def blanked(question: Question) -> Question:
@@ -267,7 +274,9 @@ class _Run:
         asked = [blanked(q) for q in sample_questions(world, "train", 1200, seed=self.seed)]
         reward = self.method.reward or Discounted(self.price, UNKNOWN_PAYS)
         run_dir = self.out / "trainings" / self.file.stem
-        Trainer(policy, asked, engine, reward, settings, run_dir, advantages=self.method.by_token(), report=None).train()
+        Trainer(
+            policy, asked, engine, reward, settings, run_dir, advantages=self.method.by_token(), report=None
+        ).train()
         rows = evaluate(policy, world, engine, Yardstick(world, skill, self.price, UNKNOWN_PAYS), self.how, self.seed)
         figures = {name: fmean(row[name] for row in rows) for name in ("regret", "reward", "best")}
         row = {"method": self.name, "price": self.price, "seed": self.seed} | figures
@@ -334,7 +343,9 @@ def run(args: argparse.Namespace) -> None:
     """Train what the file asks for and print regrets with their intervals."""
     methods = runpy.run_path(str(args.file)).get("methods")
     if not isinstance(methods, Mapping) or not methods:
-        raise ValueError(f"{args.file} must define a dict named methods: name -> settings, advantage function or Method")
+        raise ValueError(
+            f"{args.file} must define a dict named methods: name -> settings, advantage function or Method"
+        )
     how = {name: getattr(args, name) for name in ("prices", "seeds", "out", "split", "questions", "jobs")}
     for c in compare(methods, **how).table():
         print(f"{c['method']:20} price {c['price']:<5} regret {c['mean']:.3f} ({c['low']:.3f} to {c['high']:.3f})")

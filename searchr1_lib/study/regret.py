@@ -181,11 +181,17 @@ def _chain(asked: Asked, read: frozenset[int]) -> list[tuple[Entity | None, bool
     return chain
 
 
+def hops_found(world: World, t: Trajectory) -> int:
+    """For how many hops of its question a trajectory was shown the passage."""
+    read = {hit.passage.id for call in t.searches for hit in call.result}
+    return sum(entity.passage in read for entity, _ in world.asked[t.question.id].hops() if entity.passage)
+
+
 def measure_skill(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> Skill:
     """How well a policy searches and reads, from what it did.
 
     Wordings, and asking again: the share of its queries that brought the passage. Reading: of the questions with one
-    hop whose passage came and that were answered, the share of right answers.
+    hop whose passage came, the share that was answered rightly.
 
     Raises:
         ValueError: something was never done.
@@ -196,9 +202,8 @@ def measure_skill(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> S
         for d in made:
             if d.act in WORDINGS:
                 (again if d.state.tried else first)[WORDINGS.index(d.act)].append(d.found)
-        if len(yardstick.world.asked[t.question.id].relations) == 1 and made[-1].act == TRUST and made[-1].level is None:
-            if any(d.found for d in made):
-                right.append(exact_match(t.answer, t.question.answers))
+        if len(yardstick.world.asked[t.question.id].relations) == 1 and any(d.found for d in made):
+            right.append(exact_match(t.answer, t.question.answers))
     if not right or not all(first) or not all(again):
         raise ValueError("the rollouts do not show every way to search: give more, of a policy that tries all")
     return Skill(tuple(map(fmean, first)), tuple(map(fmean, again)), fmean(right))
@@ -240,7 +245,12 @@ def _at_random(state: State, level: float | None, values: dict[str, float]) -> d
 
 
 #: Policies that a learned one has to beat.
-SIMPLE = {"always searches": _always, "never": _never, "where nothing is recalled": _blanks_only, "at random": _at_random}
+SIMPLE = {
+    "always searches": _always,
+    "never": _never,
+    "where nothing is recalled": _blanks_only,
+    "at random": _at_random,
+}
 
 
 def simple_policies(yardstick: Yardstick, ids: Iterable[str]) -> dict[str, float]:

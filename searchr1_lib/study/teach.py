@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..environment import protocol
+from ..metrics import grouped
 from ..records import Passage
 from ..worlds.almanac import MONTHS
 from ..worlds.halfknown import (
@@ -316,8 +317,80 @@ def train(recipe: Recipe = RECIPE, *, report=tqdm.write, every: int = 50):
     return model, tokenizer, log
 
 
+#: What a good warm start reaches at temperature 1 with NF4 weights: name of the figure -> (lowest, highest).
+TARGETS = {
+    "reads, 1 hop": (0.97, 1.0),
+    "reads, 2 hops": (0.94, 1.0),
+    "reads, 3 hops": (0.90, 1.0),
+    "reads, comparison": (0.85, 1.0),
+    "states the level": (0.97, 1.0),
+    "answers what it states": (0.97, 1.0),
+    **{f"searches first, level {level}": (0.35, 0.65) for level in range(len(SURENESS))},
+}
+
+
+def measure(
+    policy, world: World, *, topk: int = 3, seed: int = 0, generations: int = 8
+) -> dict[str, tuple[float, int]]:
+    """The figures of ``TARGETS`` for a policy, each with the number of rollouts that it was taken from.
+
+    Reading: questions about entities that the recipe never saw, where it is made to search first and every passage
+    came. Memory: taught facts that no question asks. First acts: questions of one hop of the test split.
+    """
+    import torch
+
+    from ..metrics import exact_match
+    from ..records import Question
+    from ..search.bm25 import BM25Search
+    from ..training.rollout import rollout
+    from .regret import hops_found
+
+    engine, generator = BM25Search(world.passages), torch.Generator().manual_seed(seed)
+    limits = {"topk": topk, "max_turns": 4, "max_turn_tokens": 110, "max_completion_length": 1100}
+
+    def play(questions, n, **how):
+        parts = [questions[i : i + 64] for i in range(0, len(questions), 64)]
+        return [
+            t
+            for part in parts
+            for t in rollout(policy, part, engine, num_generations=n, generator=generator, **limits | how)
+        ]
+
+    figures: dict[str, list[bool]] = {name: [] for name in TARGETS}
+    fresh = [q for part in world.questions.values() for q in part if not set(q.source.split("/")[2]) - {"0"}]
+    names = {"1-hop": "1 hop", "2-hop": "2 hops", "3-hop": "3 hops", "comparison": "comparison"}
+    for kind, questions in grouped(fresh, lambda q: q.source.split("/")[1]).items():
+        for t in play(
+            random.Random(seed).sample(questions, min(64, len(questions))), generations, first_action="search"
+        ):
+            if hops_found(world, t) == t.question.hops:
+                figures[f"reads, {names[kind]}"].append(bool(exact_match(t.answer, t.question.answers)))
+    for level in range(1, len(SURENESS)):
+        facts = [
+            (e, name)
+            for name, relation in RELATIONS.items()
+            for e in world.entities[UNASKED][relation.kind]
+            if e.level == level
+        ]
+        chosen = {str(i): fact for i, fact in enumerate(random.Random(seed).sample(facts, 80))}
+        asked = [Question(i, WORDINGS[name][0].format(s=e.subject), ["?"]) for i, (e, name) in chosen.items()]
+        for t in play(asked, 3):
+            sentence, value = recollect(*chosen[t.question.id])
+            stated = t.text.startswith(f"<think> {sentence}")
+            figures["states the level"].append(stated)
+            if stated and not t.searches and t.answer not in (None, "unknown"):
+                figures["answers what it states"].append(t.answer == _short(value))
+    for level in range(len(SURENESS)):
+        of_level = [q for q in world.questions["test"] if q.source == f"almanac/1-hop/{level}"]
+        for t in play(random.Random(seed).sample(of_level, 64), 4):
+            figures[f"searches first, level {level}"].append(bool(t.searches))
+    return {name: (sum(values) / max(1, len(values)), len(values)) for name, values in figures.items()}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("data/half_known/model"), help="default: data/half_known/model")
+    parser.add_argument(
+        "--out", type=Path, default=Path("data/half_known/model"), help="default: data/half_known/model"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

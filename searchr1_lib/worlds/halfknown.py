@@ -427,7 +427,9 @@ def sample_questions(
     if min(mixture.values()) < 0 or abs(sum(mixture.values()) - 1) > 1e-6 or not 0 <= blank <= 1:
         raise ValueError(f"the shares of a mixture must not be negative and add up to 1, got {mixture}, blank={blank}")
     if unknown := set(mixture) - {kind for kind, _ in kinds}:
-        raise ValueError(f"mixture: {', '.join(sorted(unknown))} is no kind of question; there are {', '.join(MIXTURE)}")
+        raise ValueError(
+            f"mixture: {', '.join(sorted(unknown))} is no kind of question; there are {', '.join(MIXTURE)}"
+        )
     rng, chosen = random.Random(f"{seed}/{split}"), []
     for kind, share in mixture.items():
         for blank_there, part in ((True, blank), (False, 1 - blank)):

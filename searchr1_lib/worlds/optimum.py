@@ -116,7 +116,7 @@ class Optimum:
         return found, replace(once, tried=(*state.tried, wording))
 
     def _stated(self, state: State, level: float | None) -> float:
-        chances, levels = _spread(self.levels[state.hop])
+        _, levels = _spread(self.levels[state.hop])
         if level is None and len(levels) > 1:
             raise ValueError(f"hop {state.hop + 1} may have {len(levels)} levels: give the one that is stated")
         return levels[0] if level is None else level
@@ -252,5 +252,3 @@ def boundary(
                 given = list(map(float, advantages(rewards, size)))
                 push[memory] += chance * (sum(given[:searches]) - share * sum(given))
     return push[0] / (push[0] - push[1])
-
-
