@@ -14,9 +14,9 @@ from searchr1_lib.study.regret import SIMPLE, WASTED, Yardstick, _Walk, simple_p
 from searchr1_lib.study.teach import recollect
 from searchr1_lib.worlds.halfknown import (
     LEVELS,
+    MONTHS,
     RELATIONS,
     SPLITS,
-    MONTHS,
     TRUE_SHARE,
     UNASKED,
     Entity,
