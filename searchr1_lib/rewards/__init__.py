@@ -7,7 +7,7 @@ from importlib import import_module
 _HOME = {
     "base": "Reward TurnReward RewardError score checked final_answer answer_flags model_turns",
     "answer": "normalize_answer exact_match f1_score substring_match ExactMatch F1 SubstringMatch",
-    "cost": "SearchCost searches_by_turn",
+    "cost": "Discounted SearchCost searches_by_turn",
     "process": "Format Malformed Retrieval format_errors",
     "composite": "Composite SearchR1Reward",
     "shaped": "Product Threshold Scaled Standardized",

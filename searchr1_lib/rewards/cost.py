@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..environment.limits import Amount, valid
+from ..environment.limits import Amount, Share, check, valid
+from ..metrics import normalize_answer, right
 from ..records import Trajectory
-from .base import RewardFunction, TurnReward, checked, turn_count
+from .base import Reward, RewardFunction, TurnReward, checked, turn_count
 
 
 def searches_by_turn(trajectory: Trajectory) -> list[int]:
@@ -42,3 +43,30 @@ class SearchCost(TurnReward):
     def turn_values(self, trajectory: Trajectory) -> list[float]:
         free = self.only_if is not None and not checked(self.only_if, [trajectory])[0] > 0
         return [0.0 if free else 0.0 - self.cost * n for n in searches_by_turn(trajectory)]
+
+
+class Discounted(Reward):
+    """A right answer after n searches earns ``(1 - price) ** n``, "unknown" earns ``unknown``, all else nothing.
+
+    So no right answer earns less than a wrong one, and every search takes the same share of what is left: where a
+    search finds and is read with chance q, searching for a hop pays if and only if the memory of it is true with less
+    than q (1 - price) (``worlds.optimum``). Searches that were refused count as well.
+
+    Args:
+        price: c, of one search.
+        unknown: what saying that one does not know earns.
+
+    Raises:
+        ValueError: a price or a pay that is not from 0 to 1.
+    """
+
+    name = "discounted"
+
+    def __init__(self, price: float = 0.3, unknown: float = 0.1):
+        how = {"Discounted: price": (price, Share), "Discounted: unknown": (unknown, Share)}
+        self.price, self.unknown = check(**how).values()
+
+    def value(self, trajectory: Trajectory) -> float:
+        if normalize_answer(trajectory.answer or "") == "unknown":
+            return self.unknown
+        return right(trajectory) * (1 - self.price) ** sum(searches_by_turn(trajectory))

@@ -22,6 +22,8 @@ COMMANDS = {
     "evaluate": ("study.evaluate", "the seven-set table of the Search-R1 paper, for a model"),
     "baselines": ("study.baselines", "what the same model reaches in other ways"),
     "warm-start": ("study.warmstart", "make the tiny Qwen from nothing (about half an hour on 2 cores)"),
+    "teach": ("study.teach", "make the tiny Qwen of the half-remembered world (about an hour on 2 cores)"),
+    "compare": ("study.compare", "ideas against one another and against the optimum, in the laboratory"),
     "prepare": ("worlds.prepare", "make a folder of data as the notebooks read it"),
     "almanac": ("worlds.almanac", "write the fictional almanac: passages and questions"),
     "trl": ("engines.trl", "train in TRL; under accelerate launch in several processes"),

@@ -39,6 +39,8 @@ class Learner:
         policy: with LoRA adapters; they are changed in place.
         settings: see ``Settings``; all but those of sampling and of files are used here.
         report: is told when memory runs short.
+        advantages: in place of those that ``settings`` ask for, ``f(trajectories, num_generations) -> B rows``, one
+            number for each token of each completion; the rollouts of a question stand next to each other.
 
     Raises:
         ValueError: nothing to train, something that no adapter holds, or an adapter that was made for dropout.
@@ -49,8 +51,14 @@ class Learner:
         loss_scale: of the backward pass in fp16, lowered by itself when gradients overflow; elsewhere 1.
     """
 
-    def __init__(self, policy: Policy, settings: Settings, report: Callable[[str], None] = lambda line: None):
-        self.policy, self.settings, self.report = policy, settings, report
+    def __init__(
+        self,
+        policy: Policy,
+        settings: Settings,
+        report: Callable[[str], None] = lambda line: None,
+        advantages: Callable[[Sequence[Trajectory], int], Sequence[Sequence[float]]] | None = None,
+    ):
+        self.policy, self.settings, self.report, self.advantages = policy, settings, report, advantages
         _check_trainable(policy.model)
         self.token_budget = settings.tokens_per_micro_batch
         self.value_head = self._new_value_head() if settings.baseline == "value" else None
@@ -67,7 +75,12 @@ class Learner:
     def assign_advantages(self, trajectories: Sequence[Trajectory]) -> None:
         """Set the ``advantages`` of scored rollouts, one a token; the G of a question stand next to each other."""
         s = self.settings
-        if s.baseline == "value":
+        if self.advantages:
+            given = self.advantages(trajectories, s.num_generations)
+            if [len(row) for row in given] != [len(t.mask) for t in trajectories]:
+                raise ValueError("advantages must give one number for each token of each completion")
+            rows = padded(given, 0.0)
+        elif s.baseline == "value":
             rows = self._by_value(trajectories)
         elif s.credit == "turn":
             rows = self._by_turn(trajectories)

@@ -64,6 +64,7 @@ class Trainer:
             differ, not the other settings, the reward, the questions, the engine, the prompt, the base model or the
             adapter that it began with.
         callbacks: called as ``callback(trainer, metrics)`` after each step; one that returns True stops.
+        advantages: in place of those of the settings, see ``Learner``.
         report: is given a progress line now and then (None: silent).
 
     Raises:
@@ -81,6 +82,7 @@ class Trainer:
         run_dir: str | os.PathLike = "runs/train",
         *,
         callbacks: Sequence[Callable] = (),
+        advantages: Callable | None = None,
         report: Callable[[str], None] | None = print,
     ):
         self.policy, self.questions, self.engine = policy, list(questions), engine
@@ -88,7 +90,7 @@ class Trainer:
         self.run_dir, self.callbacks, self.report = Path(run_dir), list(callbacks), report or (lambda line: None)
         if not self.questions:
             raise ValueError("Trainer: no questions to train on")
-        self.learner = Learner(policy, self.settings, self.report)
+        self.learner = Learner(policy, self.settings, self.report, advantages)
         self.step = 0
         self.metrics: list[dict] = []
         self.log, self._metrics_file = (
@@ -259,6 +261,7 @@ class Trainer:
             "reward": identity(self.reward),
             "questions": of_questions(self.questions),
             "engine": identity_of(self.engine),
+            "advantages": identity(self.learner.advantages),
             "prompt": identity([p.prompt, p.thinking, p.tokenizer.chat_template]),
             "model": of_weights({n: w for n, w in weights if not w.requires_grad}),
             "lora": identity(scaling),

@@ -1,0 +1,351 @@
+"""Ideas about search agents against one another and against the best that is possible, in minutes.
+
+    mine = lambda rewards, num_generations: rewards - rewards.mean()
+    compare({"mine": mine, "grpo": {}}, prices=[0.3], seeds=range(5))
+
+Each method is trained on the half-remembered world at each price with each seed, and evaluated on questions of another
+split: how much worse its choices are than those of the optimum (choice regret), how far its reward is below V*. One
+training takes a core for a few minutes; what is done is kept and not done again.
+
+    searchr1 compare mine.py --out runs/mine --prices 0.15 0.3 --seeds 0 1 2
+
+The file holds a dict ``methods``, as above.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import runpy
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tqdm import tqdm
+
+from ..environment.limits import Count, Share, Whole, check
+from ..files import read_json, write_json
+from ..records import Question, Trajectory
+from ..rewards.cost import Discounted
+from ..worlds.halfknown import build_world, sample_questions
+from ..worlds.optimum import Skill
+from .analysis import interval
+from .regret import Yardstick, simple_policies, table
+
+MODEL = "data/half_known/model"
+#: What every method trains with unless it says otherwise.
+LIMITS = {"topk": 3, "max_turns": 4, "max_turn_tokens": 110, "max_completion_length": 1100}
+SETTINGS: dict[str, Any] = {
+    "steps": 150,
+    "questions_per_step": 16,
+    "num_generations": 8,
+    "learning_rate": 1.5e-3,
+    "kl_every": 0,
+    "checkpoint_every": 1000,
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """An idea: what it changes of the training.
+
+    Args:
+        settings: of ``training.settings.Settings``.
+        advantages: ``f(rewards (B,), num_generations) -> (B,)``, the rollouts of a question next to each other.
+        credit: ``f(trajectories, num_generations) -> B rows``, an advantage for each token of each completion.
+        reward: a reward to train with; evaluated is always ``Discounted`` at the price.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    advantages: Callable | None = None
+    credit: Callable | None = None
+    reward: Callable | None = None
+
+    def by_token(self) -> Callable[[Sequence[Trajectory], int], list[list[float]]] | None:
+        """The advantages as ``Learner`` takes them."""
+        if self.credit or not self.advantages:
+            return self.credit
+        import torch
+
+        def spread(trajectories, num_generations):
+            rewards = torch.tensor([t.reward for t in trajectories])
+            each = [float(a) for a in self.advantages(rewards, num_generations)]
+            if len(each) != len(trajectories):
+                raise ValueError(f"advantages gave {len(each)} values for {len(trajectories)} rewards")
+            return [[a] * len(t.mask) for a, t in zip(each, trajectories)]
+
+        return spread
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out: rows of method, price, seed, regret, reward, best (V*), by_question (regret of each)."""
+
+    rows: list[dict[str, Any]]
+    simple: dict[float, dict[str, float]]
+
+    def table(self, figure: str = "regret") -> list[dict[str, Any]]:
+        """Mean and 95 % interval over the seeds, of each method at each price."""
+        cells = []
+        for method, price in dict.fromkeys((r["method"], r["price"]) for r in self.rows):
+            values = self._values(method, price, figure)
+            low, high = interval(values)
+            cells.append({"method": method, "price": price, "mean": fmean(values), "low": low, "high": high})
+        return cells
+
+    def differences(self, base: str, figure: str = "regret") -> list[dict[str, Any]]:
+        """How much more each other method has than ``base``, paired by seed.
+
+        Raises:
+            ValueError: no method of that name.
+        """
+        names = list(dict.fromkeys(r["method"] for r in self.rows))
+        if base not in names:
+            raise ValueError(f"no method is named {base!r}; there are {', '.join(names)}")
+        cells = []
+        for method, price in dict.fromkeys((r["method"], r["price"]) for r in self.rows if r["method"] != base):
+            pairs = zip(self._values(method, price, figure), self._values(base, price, figure), strict=True)
+            values = [a - b for a, b in pairs]
+            low, high = interval(values)
+            cells.append({"method": method, "price": price, "mean": fmean(values), "low": low, "high": high})
+        return cells
+
+    def _values(self, method: str, price: float, figure: str) -> list[float]:
+        return [r[figure] for r in self.rows if (r["method"], r["price"]) == (method, price)]
+
+    def plot(self, ax=None):
+        """Regret against the price, a line a method with its interval; simple policies dotted."""
+        import matplotlib.pyplot as plt
+
+        ax = ax or plt.subplots(figsize=(6, 3.6))[1]
+        prices = sorted(self.simple)
+        for name in dict.fromkeys(c["method"] for c in self.table()):
+            cells = sorted((c for c in self.table() if c["method"] == name), key=lambda c: c["price"])
+            means = [c["mean"] for c in cells]
+            bars = [[c["mean"] - c["low"] for c in cells], [c["high"] - c["mean"] for c in cells]]
+            ax.errorbar([c["price"] for c in cells], means, yerr=bars, marker="o", capsize=3, label=name)
+        for name in self.simple[prices[0]]:
+            values = [self.simple[price][name] for price in prices]
+            ax.plot(prices, values, ":", color="0.6")
+            ax.annotate(name, (prices[-1], values[-1]), color="0.4", fontsize="small")
+        ax.set(xlabel="price of a search", ylabel="choice regret", xticks=prices, ylim=(0, None))
+        ax.legend()
+        return ax
+
+
+def compare(
+    methods: Mapping[str, Any],
+    *,
+    prices: Sequence[float] = (0.15, 0.3, 0.5),
+    seeds: Sequence[int] = (0, 1, 2),
+    out: str | os.PathLike = "runs/compare",
+    split: str = "validation",
+    questions: int = 800,
+    rollouts: int = 2,
+    model: str = MODEL,
+    jobs: int | None = None,
+) -> Comparison:
+    """Train and evaluate every method at every price with every seed.
+
+    Args:
+        methods: name -> ``Method``, settings of a training (a dict), or an advantage function.
+        out: where each run keeps its result. One that stands there under the same name, of the same content, is not
+            made again; one of other content is an error.
+        split: whose questions are evaluated; training has those of "train".
+        questions, rollouts: how many of them, and rollouts each at temperature 1.
+        jobs: trainings at a time, one core each; None: as many as there are cores.
+
+    Raises:
+        ValueError: a method that is none of the three, a setting, price or seed that cannot be, or ``out`` holds other
+            results; all is checked before anything is trained.
+        RuntimeError: a training failed; says which, and what it printed stands above.
+    """
+    check(questions=(questions, Count), rollouts=(rollouts, Count), jobs=(jobs, Count | None))
+    for name, values, kind in (("prices", prices, Share), ("seeds", seeds, Whole)):
+        check(**{f"{name}[{i}]": (value, kind) for i, value in enumerate(values)})
+    how = {"split": split, "questions": questions, "rollouts": rollouts, "model": str(model)}
+    runs = [
+        _Run(name, _method(name, method), price, seed, Path(out), how)
+        for name, method in methods.items()
+        for price in prices
+        for seed in seeds
+    ]
+    left = [run for run in runs if not run.done()]
+    _in_processes([run.make for run in left], [run.label for run in left], jobs or os.cpu_count() or 1)
+    rows = [read_json(run.file)["row"] for run in runs]
+    world, skill = build_world(0), skill_of(model)
+    asked = [q.id for q in sample_questions(world, split, questions)]
+    return Comparison(
+        rows, {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices}
+    )
+
+
+#: What saying "unknown" earns in the laboratory.
+UNKNOWN_PAYS = 0.1
+
+
+def skill_of(model: str | os.PathLike) -> Skill:
+    """How well the model of a folder searches and reads, as it was measured when it was made.
+
+    Raises:
+        ValueError: the folder does not say.
+    """
+    try:
+        return Skill(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in read_json(Path(model) / "skill.json").items()}
+        )
+    except (OSError, TypeError, ValueError) as e:
+        raise ValueError(
+            f"{model} holds no readable skill.json ({e}): only a model of this world can be compared"
+        ) from None
+
+
+def blanked(question: Question) -> Question:
+    """What a training may know of a question: nothing but its text and its answers."""
+    return Question(question.id, question.text, question.answers)
+
+
+def _method(name: str, given: Any) -> Method:
+    from ..training.settings import Settings
+
+    method = given if isinstance(given, Method) else None
+    if isinstance(given, Mapping):
+        method = Method(settings=given)
+    elif method is None and callable(given):
+        method = Method(advantages=given)
+    if method is None:
+        raise ValueError(f"{name}: expected a Method, settings or an advantage function, got {type(given).__name__}")
+    try:
+        Settings(**SETTINGS | LIMITS | dict(method.settings))
+    except ValueError as e:
+        raise ValueError(f"{name}: {e}") from None
+    return method
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    method: Method
+    price: float
+    seed: int
+    out: Path
+    how: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, price {self.price}, seed {self.seed}"
+
+    @property
+    def file(self) -> Path:
+        return self.out / f"{self.name}-{self.price}-{self.seed}.json"
+
+    def made_of(self) -> dict[str, Any]:
+        from ..training.identity import identity
+        from .evaluate import hashes
+
+        settings = SETTINGS | LIMITS | dict(self.method.settings)
+        parts = {part: identity(getattr(self.method, part)) for part in ("advantages", "credit", "reward")}
+        return dict(self.how) | {"settings": settings, "weights": hashes(self.how["model"])} | parts
+
+    def done(self) -> bool:
+        if not self.file.exists():
+            return False
+        if (there := read_json(self.file)["made_of"]) != self.made_of():
+            differ = sorted(k for k in there.keys() | self.made_of().keys() if there.get(k) != self.made_of().get(k))
+            raise ValueError(f"{self.file} was made otherwise ({', '.join(differ)}): choose another out or name")
+        return True
+
+    def make(self) -> None:
+        """Train, evaluate, write the result."""
+        import torch
+
+        from ..search.bm25 import BM25Search
+        from ..training.policy import load_policy
+        from ..training.settings import Settings
+        from ..training.trainer import Trainer
+
+        torch.set_num_threads(1)
+        world, skill = build_world(0), skill_of(self.how["model"])
+        engine, policy = BM25Search(world.passages), load_policy(self.how["model"], seed=self.seed)
+        settings = Settings(**SETTINGS | LIMITS | dict(self.method.settings) | {"seed": self.seed})
+        asked = [blanked(q) for q in sample_questions(world, "train", 1200, seed=self.seed)]
+        reward = self.method.reward or Discounted(self.price, UNKNOWN_PAYS)
+        run_dir = self.out / "trainings" / self.file.stem
+        Trainer(
+            policy, asked, engine, reward, settings, run_dir, advantages=self.method.by_token(), report=None
+        ).train()
+        rows = evaluate(policy, world, engine, Yardstick(world, skill, self.price, UNKNOWN_PAYS), self.how, self.seed)
+        figures = {name: fmean(row[name] for row in rows) for name in ("regret", "reward", "best")}
+        row = {"method": self.name, "price": self.price, "seed": self.seed} | figures
+        write_json(self.file, {"made_of": self.made_of(), "row": row, "questions": rows})
+
+
+def evaluate(policy, world, engine, yardstick: Yardstick, how: Mapping[str, Any], seed: int = 0) -> list[dict]:
+    """The rows of ``regret.table`` for a policy, at temperature 1."""
+    import torch
+
+    from ..training.rollout import rollout
+
+    reward, generator = Discounted(yardstick.price, yardstick.unknown), torch.Generator().manual_seed(seed)
+    asked, done = sample_questions(world, how["split"], how["questions"]), []
+    for i in range(0, len(asked), 100):
+        part = asked[i : i + 100]
+        done += rollout(policy, part, engine, num_generations=how["rollouts"], generator=generator, **LIMITS)
+    for t, value in zip(done, reward(done)):
+        t.reward = value
+    return table(yardstick, done)
+
+
+def _in_processes(tasks: Sequence[Callable[[], None]], labels: Sequence[str], jobs: int) -> None:
+    """Run each in a process of its own, which inherits what a notebook's cell defined."""
+    waiting, running, failed = list(zip(tasks, labels)), {}, []
+    with tqdm(total=len(tasks), desc="compare", disable=None) as bar:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                task, label = waiting.pop(0)
+                sys.stdout.flush()
+                if (pid := os.fork()) == 0:
+                    os._exit(_child(task))
+                running[pid] = label
+            pid, status = os.wait()
+            if (label := running.pop(pid, None)) is not None:
+                failed += [label] if status else []
+                bar.update()
+    if failed:
+        raise RuntimeError(f"failed: {'; '.join(failed)}. What is done is kept: call again to go on")
+
+
+def _child(task: Callable[[], None]) -> int:
+    import traceback
+
+    try:
+        task()
+        return 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="a Python file with a dict named methods")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prices", type=float, nargs="+", default=[0.15, 0.3, 0.5])
+    parser.add_argument("--seeds", type=Whole, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split", default="validation", choices=["validation", "test"])
+    parser.add_argument("--questions", type=Count, default=800)
+    parser.add_argument("--jobs", type=Count)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train what the file asks for and print regrets with their intervals."""
+    methods = runpy.run_path(str(args.file)).get("methods")
+    if not isinstance(methods, Mapping) or not methods:
+        raise ValueError(
+            f"{args.file} must define a dict named methods: name -> settings, advantage function or Method"
+        )
+    how = {name: getattr(args, name) for name in ("prices", "seeds", "out", "split", "questions", "jobs")}
+    for c in compare(methods, **how).table():
+        print(f"{c['method']:20} price {c['price']:<5} regret {c['mean']:.3f} ({c['low']:.3f} to {c['high']:.3f})")

@@ -1,0 +1,262 @@
+"""How far from the best a policy is: each of its decisions against the optimum of ``worlds.optimum``.
+
+A trajectory is read as a walk through the optimum's states: which hop it searched for, in which wording, whether the
+passage came, when it answered. *Choice regret* is the sum of V* - Q*(what it did) over these decisions, so that what
+follows from chance or from bad reading is not counted; how well the policy reads, ``skill`` says, and V* - reward.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from statistics import fmean
+
+from ..metrics import exact_match, grouped, normalize_answer
+from ..records import ToolCall, Trajectory
+from ..worlds.halfknown import RELATIONS, TRUE_SHARE, Asked, Entity, World
+from ..worlds.optimum import TRUST, UNKNOWN, WORDINGS, Level, Optimum, Skill, State
+
+#: An act that no optimum takes: a search for what was not asked, or once more in the same words.
+WASTED = "wasted"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision of a trajectory.
+
+    Attributes:
+        level: the chance that the memory of this hop is true, as the policy states it; None behind the last hop.
+        values: Q* of the acts that were open.
+        found: whether a search brought the passage; None for another act.
+    """
+
+    state: State
+    level: float | None
+    act: str
+    values: dict[str, float]
+    value: float
+    found: bool | None = None
+
+    @property
+    def regret(self) -> float:
+        return max(self.values.values()) - self.value
+
+
+@lru_cache(maxsize=100_000)
+def _optimum(levels, price, skill, unknown, guess, max_searches) -> Optimum:
+    return Optimum(levels, price, skill, unknown, guess, max_searches)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The optimum for the questions of a world, and the walk of a trajectory through it.
+
+    Args:
+        price, unknown: as in ``rewards.Discounted``.
+        max_searches: of an episode, ``Limits.max_turns``.
+    """
+
+    world: World
+    skill: Skill
+    price: float
+    unknown: float = 0.0
+    max_searches: int = 4
+
+    def optimum(self, asked: Asked, read: frozenset[int] = frozenset()) -> Optimum:
+        """For a question of which the values of some hops were read."""
+        guess = 0.5 if asked.other else 0.0
+        levels = self._levels(asked, read)
+        return _optimum(levels, self.price, self.skill, self.unknown, guess, self.max_searches)
+
+    def value(self, question_id: str) -> float:
+        """V* of a question."""
+        return self.optimum(self.world.asked[question_id]).value
+
+    def _levels(self, asked: Asked, read: frozenset[int]) -> tuple[Level, ...]:
+        """What is stated of each hop; where memory ends, all that may come, with its chance."""
+        levels: list[Level] = []
+        for (entity, _), relation in zip(_chain(asked, read), asked.relations):
+            levels.append(TRUE_SHARE[entity.level] if entity else self._spread(asked.split, RELATIONS[relation].kind))
+        return tuple(levels)
+
+    def _spread(self, split: str, kind: str) -> Level:
+        counts = Counter(e.level for e in self.world.entities[split][kind])
+        return tuple((n / counts.total(), TRUE_SHARE[level]) for level, n in sorted(counts.items()))
+
+    def decisions(self, t: Trajectory) -> list[Decision]:
+        """What the policy decided, one after the other."""
+        walk = _Walk(self, self.world.asked[t.question.id])
+        for call in t.searches:
+            walk.search(call)
+        asks = sum(s.by_model and s.kind == "search" for s in t.segments)
+        for _ in range(asks - len(t.searches)):
+            walk.waste()  # asked for where no search was left
+        if t.answer is None:
+            walk.end("nothing", 0.0)
+        elif normalize_answer(t.answer) == UNKNOWN:
+            walk.end(UNKNOWN, self.unknown)
+        else:
+            walk.trust_up_to(len(walk.asked.relations))
+            walk.end(TRUST, None)
+        return walk.made
+
+
+class _Walk:
+    """Where a trajectory stands among the optimum's states."""
+
+    def __init__(self, yardstick: Yardstick, asked: Asked):
+        self.yardstick, self.asked = yardstick, asked
+        self.state, self.read, self.made = State(), frozenset(), []
+
+    def _open(self) -> tuple[Optimum, float | None, dict[str, float]]:
+        optimum = self.yardstick.optimum(self.asked, self.read)
+        level = None
+        if self.state.hop < len(self.asked.relations):
+            entity, _ = _chain(self.asked, self.read)[self.state.hop]
+            level = TRUE_SHARE[entity.level] if entity else 0.0  # behind a blank that it trusted: nothing is known
+        return optimum, level, optimum.act_values(self.state, level)
+
+    def _record(self, act: str, value: float | None = None, found: bool | None = None) -> None:
+        _, level, values = self._open()
+        value = values.get(act, 0.0) if value is None else value
+        self.made.append(Decision(self.state, level, act, values, value, found))
+
+    def trust_up_to(self, hop: int) -> None:
+        while self.state.hop < hop:
+            self._record(TRUST)
+            level = self.made[-1].level
+            self.state = replace(self.state, hop=self.state.hop + 1, right=self.state.right * level, tried=())
+
+    def search(self, call: ToolCall) -> None:
+        hop, wording = self._meant(call.argument)
+        if hop is None or (hop == self.state.hop and wording in self.state.tried):
+            return self.waste()
+        self.trust_up_to(hop)
+        entity, _ = _chain(self.asked, self.read)[hop]
+        found = bool(entity) and entity.passage != "" and entity.passage in {h.passage.id for h in call.result}
+        self._record(WORDINGS[wording], found=found)
+        after = Optimum.after_search(self.yardstick.optimum(self.asked), self.state, wording)
+        if found:
+            self.read |= {hop}
+        self.state = after[0] if found else after[1]
+
+    def waste(self) -> None:
+        """A search that changes nothing but the price."""
+        optimum, level, values = self._open()
+        dearer = replace(self.state, searches=self.state.searches + 1)
+        self.made.append(Decision(self.state, level, WASTED, values, max(optimum.act_values(dearer, level).values())))
+        self.state = dearer
+
+    def end(self, act: str, value: float | None) -> None:
+        self._record(act, value)
+
+    def _meant(self, query: str) -> tuple[int | None, int]:
+        """For which hop a query asks, None for none that is left, and in which wording."""
+        candidates = []
+        chain = _chain(self.asked, self.read)
+        for hop in range(self.state.hop, len(chain)):
+            (entity, _), relation = chain[hop], RELATIONS[self.asked.relations[hop]]
+            tail = relation.query.removeprefix("{s}")
+            if query.endswith(tail):
+                subject = query.removesuffix(tail)
+                whole = entity.subject if entity else subject
+                wording = int(len(subject.split()) < len(whole.split()))
+                exact = entity is not None and subject in (entity.subject, entity.short)
+                candidates.append((not exact, hop, wording))
+        return min(candidates)[1:] if candidates else (None, 0)
+
+
+def _chain(asked: Asked, read: frozenset[int]) -> list[tuple[Entity | None, bool]]:
+    """The entity of each hop: along what was read, else along what is remembered; None where that ends."""
+    if asked.other:
+        return [(asked.start, 0 in read), (asked.other, 1 in read)]
+    chain, entity = [], asked.start
+    for hop, relation in enumerate(asked.relations):
+        chain.append((entity, hop in read))
+        facts = (entity.truth if hop in read else entity.memory) if entity else {}
+        value = facts.get(RELATIONS[relation].field)
+        entity = value if isinstance(value, Entity) else None
+    return chain
+
+
+def hops_found(world: World, t: Trajectory) -> int:
+    """For how many hops of its question a trajectory was shown the passage."""
+    read = {hit.passage.id for call in t.searches for hit in call.result}
+    return sum(entity.passage in read for entity, _ in world.asked[t.question.id].hops() if entity.passage)
+
+
+def measure_skill(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> Skill:
+    """How well a policy searches and reads, from what it did.
+
+    Wordings, and asking again: the share of its queries that brought the passage. Reading: of the questions with one
+    hop whose passage came, the share that was answered rightly.
+
+    Raises:
+        ValueError: something was never done.
+    """
+    first, again, right = ([], []), ([], []), []
+    for t in trajectories:
+        made = yardstick.decisions(t)
+        for d in made:
+            if d.act in WORDINGS:
+                (again if d.state.tried else first)[WORDINGS.index(d.act)].append(d.found)
+        if len(yardstick.world.asked[t.question.id].relations) == 1 and any(d.found for d in made):
+            right.append(exact_match(t.answer, t.question.answers))
+    if not right or not all(first) or not all(again):
+        raise ValueError("the rollouts do not show every way to search: give more, of a policy that tries all")
+    return Skill(tuple(map(fmean, first)), tuple(map(fmean, again)), fmean(right))
+
+
+def table(yardstick: Yardstick, trajectories: Sequence[Trajectory]) -> list[dict]:
+    """One row for each question: its choice regret, reward and V*, means over its rollouts."""
+    rows = []
+    for id, ts in grouped(trajectories, lambda t: t.question.id).items():
+        rows.append(
+            {
+                "id": id,
+                "source": ts[0].question.source,
+                "regret": fmean(sum(d.regret for d in yardstick.decisions(t)) for t in ts),
+                "reward": fmean(t.reward for t in ts),
+                "best": yardstick.value(id),
+            }
+        )
+    return rows
+
+
+def _always(state: State, level: float | None, values: dict[str, float]) -> dict[str, float]:
+    """Searches once for every hop, in the full wording."""
+    if level is not None and WORDINGS[0] in values and not state.tried:
+        return {WORDINGS[0]: 1.0}
+    return _never(state, level, values)
+
+
+def _never(state: State, level: float | None, values: dict[str, float]) -> dict[str, float]:
+    return {UNKNOWN if level == 0 else TRUST: 1.0}
+
+
+def _blanks_only(state: State, level: float | None, values: dict[str, float]) -> dict[str, float]:
+    return (_always if level == 0 else _never)(state, level, values)
+
+
+def _at_random(state: State, level: float | None, values: dict[str, float]) -> dict[str, float]:
+    return {TRUST: 1.0} if level is None else dict.fromkeys(values, 1 / len(values))
+
+
+#: Policies that a learned one has to beat.
+SIMPLE = {
+    "always searches": _always,
+    "never": _never,
+    "where nothing is recalled": _blanks_only,
+    "at random": _at_random,
+}
+
+
+def simple_policies(yardstick: Yardstick, ids: Iterable[str]) -> dict[str, float]:
+    """Choice regret of the policies of ``SIMPLE``, the mean over questions, exactly."""
+    counts = Counter(yardstick.optimum(yardstick.world.asked[id]) for id in ids)
+    return {
+        name: sum(n * optimum.choice_regret(policy) for optimum, n in counts.items()) / counts.total()
+        for name, policy in SIMPLE.items()
+    }

@@ -1,0 +1,453 @@
+"""A fictional world that is half remembered: what is recalled may be wrong, and how sure one is of it is true.
+
+Two things are kept apart. *Memory* is fixed by ``KNOWN_SEED``: which people, companies, books and towns the tiny Qwen
+was taught, what it remembers of each, and how sure it says it is (``LEVELS``). *Truth* is drawn from the world's seed:
+of the facts of a level just its share is as remembered, in every relation and split. So a new seed is a new world for
+the same weights. Entities of level 0 are drawn from the seed too: nobody remembers anything of them.
+
+A question follows a chain of one to three ``Hop``s, each about an entity with a level of its own, or compares two.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field
+
+from ..metrics import grouped
+from ..records import Passage, Question
+from .almanac import (
+    _BOOK_ADJECTIVES,
+    _BOOK_NOUNS,
+    _FIRMS,
+    _GENRES,
+    _MIDDLES,
+    _ONSETS,
+    _SURNAME_ENDS,
+    _TOWN_ENDS,
+    _VOWELS,
+    COUNTRIES,
+    FIRST_NAMES,
+    MONTHS,
+    PRODUCTS,
+    RIVERS,
+    TRADES,
+    _unwanted,
+)
+
+KNOWN_SEED = 20_261_128
+SPLITS = ("train", "validation", "test")
+#: Facts that were taught and that no question asks: with them memory is measured.
+UNASKED = "unasked"
+#: How sure the model says it is, and the share of these memories that is true. Level 0 recalls nothing.
+LEVELS = {
+    "": 0.0,
+    "I faintly recall": 0.2,
+    "I suspect": 0.4,
+    "I think": 0.55,
+    "I believe": 0.7,
+    "I am fairly sure": 0.85,
+    "I am certain": 0.95,
+}
+SURENESS, TRUE_SHARE = list(LEVELS), list(LEVELS.values())
+#: Entities of each kind that are remembered, a level and split; 20 make every share of ``LEVELS`` a whole number.
+REMEMBERED = {
+    "train": {"cities": 20, "people": 40, "companies": 20, "books": 20},
+    "validation": {"cities": 20, "people": 20, "companies": 20, "books": 20},
+    "test": {"cities": 20, "people": 40, "companies": 20, "books": 20},
+    UNASKED: {"cities": 20, "people": 40, "companies": 20, "books": 20},
+}
+#: Entities of level 0.
+FRESH = {
+    "train": {"cities": 80, "people": 200, "companies": 80, "books": 80},
+    "validation": {"cities": 30, "people": 60, "companies": 30, "books": 30},
+    "test": {"cities": 60, "people": 160, "companies": 60, "books": 60},
+}
+#: Share of the entities whose passage is missing.
+MISSING = 0.1
+#: People who share a surname, books that share a name up to its last word, towns that share a name.
+NAMESAKES = 8
+
+
+@dataclass(eq=False)
+class Entity:
+    """What facts are about. ``memory`` and ``truth`` hold another entity or a word, by the name of the field."""
+
+    kind: str
+    name: str
+    level: int
+    country: str = ""
+    memory: dict[str, Entity | str] = field(default_factory=dict)
+    truth: dict[str, Entity | str] = field(default_factory=dict)
+    passage: str = ""
+
+    @property
+    def subject(self) -> str:
+        """How a question names it."""
+        return f"{self.name} in {self.country}" if self.country else self.name
+
+    @property
+    def short(self) -> str:
+        """The part of its name by which a careless query asks: a surname, a firm's family, a town, a book's nouns."""
+        words = self.name.split()
+        return {"people": words[-1], "companies": words[0], "books": " ".join(words[1:3])}.get(self.kind, self.name)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.country})" if self.country else self.name
+
+    @property
+    def place(self) -> str:
+        return f"{self.name}, {self.country}" if self.country else self.name
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A kind of fact: whose it is, the field that holds its value, and how it is searched and stated."""
+
+    kind: str
+    field: str
+    query: str
+    fact: str
+
+
+RELATIONS = {
+    "born_in": Relation("people", "city", "{s} born in", "{s} was born in {v}"),
+    "born_month": Relation("people", "month", "{s} born month", "{s} was born in the month of {v}"),
+    "trade": Relation("people", "trade", "{s} trade", "{s} worked as {v}"),
+    "founder": Relation("companies", "founder", "{s} founded by", "{s} was founded by {v}"),
+    "seat": Relation("companies", "seat", "{s} seat", "{s} has its seat in {v}"),
+    "author": Relation("books", "author", "{s} written by", "{s} was written by {v}"),
+    "river": Relation("cities", "river", "{s} river", "{s} lies on the {v}"),
+}
+FIELDS: dict[str, list[str]] = {}
+for _relation in RELATIONS.values():
+    FIELDS.setdefault(_relation.kind, []).append(_relation.field)
+#: How a chain of relations is asked for; the value of one is the subject of the next.
+WORDINGS = {
+    "born_in": ("Where was {s} born?", "In which town was {s} born?"),
+    "born_month": ("In which month was {s} born?", "What is the birth month of {s}?"),
+    "trade": ("What was the trade of {s}?", "What did {s} do for a living?"),
+    "founder": ("Who founded {s}?", "Who was the founder of {s}?"),
+    "seat": ("In which town is the seat of {s}?", "Where does {s} have its seat?"),
+    "author": ("Who wrote {s}?", "Who is the author of {s}?"),
+    "river": ("Which river flows through {s}?", "On which river does {s} lie?"),
+    "founder born_in": ("Where was the founder of {s} born?",),
+    "founder trade": ("What was the trade of the founder of {s}?",),
+    "author born_in": ("Where was the author of {s} born?",),
+    "author born_month": ("In which month was the author of {s} born?",),
+    "born_in river": ("Which river flows through the birthplace of {s}?",),
+    "seat river": ("Which river flows through the seat of {s}?",),
+    "founder born_in river": ("Which river flows through the birthplace of the founder of {s}?",),
+    "author born_in river": ("Which river flows through the birthplace of the author of {s}?",),
+}
+COMPARISON = ("Who was born earlier in the year, {a} or {b}?", "Whose birthday comes first in the year, {a} or {b}?")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a question is about: the entity that it names and the relations to follow, or two to compare."""
+
+    start: Entity
+    relations: tuple[str, ...]
+    other: Entity | None = None
+    split: str = ""
+
+    def hops(self, *, remembered: bool = False) -> Iterator[tuple[Entity, str]]:
+        """Entity and relation of each hop, along the truth or along what is remembered, as far as that goes."""
+        if self.other:
+            yield from zip((self.start, self.other), self.relations)
+            return
+        entity: Entity | str = self.start
+        for relation in self.relations:
+            assert isinstance(entity, Entity)
+            yield entity, relation
+            facts = entity.memory if remembered else entity.truth
+            if (entity := facts.get(RELATIONS[relation].field, "")) == "":
+                return
+
+
+def text_of(value: Entity | str) -> str:
+    return value if isinstance(value, str) else value.subject
+
+
+def fact(entity: Entity, relation: str, value: Entity | str) -> str:
+    return RELATIONS[relation].fact.format(s=entity.subject, v=text_of(value))
+
+
+def query(entity: Entity, relation: str, *, short: bool) -> str:
+    return RELATIONS[relation].query.format(s=entity.short if short else entity.subject)
+
+
+def answers_of(asked: Asked, *, remembered: bool = False) -> list[str]:
+    """The right answers, or those that memory gives."""
+    *_, (entity, relation) = asked.hops(remembered=remembered)
+    values = lambda e: e.memory if remembered else e.truth
+    if asked.other:
+        pair = (asked.start, asked.other)
+        return [min(pair, key=lambda e: MONTHS.index(values(e)["month"])).subject]
+    value = values(entity)[RELATIONS[relation].field]
+    if isinstance(value, Entity):
+        return [value.name, value.place, value.subject] if value.country else [value.name]
+    return {"trade": [value.split()[-1], value], "river": [value, f"River {value}"]}.get(relation, [value])
+
+
+@dataclass
+class World:
+    """Passages, questions by split, and what each question is about (by its id)."""
+
+    seed: int
+    entities: dict[str, dict[str, list[Entity]]] = field(default_factory=dict)  # split -> kind -> entities
+    passages: list[Passage] = field(default_factory=list)
+    questions: dict[str, list[Question]] = field(default_factory=dict)
+    asked: dict[str, Asked] = field(default_factory=dict)
+    fresh_names: set[str] = field(default_factory=set)
+
+
+class _Names:
+    """Draws names; some words of a name are shared by ``NAMESAKES``, so that a query by them alone is careless."""
+
+    def __init__(self, rng: random.Random, avoid: Set[str]):
+        self.rng, self.taken, self.left = rng, set(avoid), {}
+
+    def _word(self, ends: Sequence[str]) -> str:
+        while True:
+            r = self.rng
+            word = (r.choice(_ONSETS) + r.choice(_VOWELS) + r.choice(_MIDDLES) + r.choice(ends)).capitalize()
+            if not _unwanted(word):
+                return word
+
+    def _shared(self, key: str, make) -> str:
+        """A word that ``NAMESAKES`` entities in a row get."""
+        if not self.left.get(key):
+            self.left[key] = [make()] * NAMESAKES
+        return self.left[key].pop()
+
+    def __call__(self, kind: str) -> tuple[str, str]:
+        """A name that was not drawn before, and for a town its country."""
+        pick = self.rng.choice
+        for _ in range(1000):
+            country = ""
+            if kind == "people":
+                name = f"{pick(FIRST_NAMES)} {self._shared(kind, lambda: self._word(_SURNAME_ENDS))}"
+            elif kind == "companies":
+                name = f"{self._shared(kind, lambda: self._word(_SURNAME_ENDS))} {pick(_FIRMS)}"
+            elif kind == "books":
+                nouns = lambda: f"{pick(_BOOK_ADJECTIVES)} {pick(_BOOK_NOUNS)}"
+                name = f"The {self._shared(kind, nouns)} of {self._word(_TOWN_ENDS)}"
+            else:
+                name, country = self._shared(kind, lambda: self._word(_TOWN_ENDS)), pick(COUNTRIES)
+            if (key := f"{name}/{country}") not in self.taken and not _unwanted(name):
+                self.taken.add(key)
+                return name, country
+        raise RuntimeError(f"no name left for {kind}")
+
+
+def _remembered() -> dict[str, dict[str, list[Entity]]]:
+    """What the weights hold: entities by split and kind, each with its memory."""
+    rng = random.Random(KNOWN_SEED)
+    names, parts = _Names(rng, set()), {}
+    for split, counts in REMEMBERED.items():
+        part = parts[split] = {
+            kind: [
+                Entity(kind, name, level, country)
+                for level in range(1, len(LEVELS))
+                for name, country in (names(kind) for _ in range(n))
+            ]
+            for kind, n in counts.items()
+        }
+        for kind, members in part.items():
+            for number, entity in enumerate(members):
+                # the levels of what it points to go round, so that every pair of levels is there
+                entity.memory = _draw(kind, part, rng, level=1 + number % (len(LEVELS) - 1))
+    return parts
+
+
+def _draw(kind: str, part: dict[str, list[Entity]], rng: random.Random, level: int | None = None) -> dict:
+    """A value for each field of an entity; entities are drawn from those of a level where one is given."""
+    of = lambda other: [e for e in part[other] if level is None or e.level == level]
+    if kind == "people":
+        word = rng.choice(TRADES)
+        trade = f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+        return {"city": rng.choice(of("cities")), "month": rng.choice(MONTHS), "trade": trade}
+    if kind == "companies":
+        return {"founder": rng.choice(of("people")), "seat": rng.choice(of("cities"))}
+    return {"author": rng.choice(of("people"))} if kind == "books" else {"river": rng.choice(RIVERS)}
+
+
+def _decide(part: dict[str, list[Entity]], rng: random.Random) -> None:
+    """Draw which memories of a split are true: of each relation and level exactly its share."""
+    for kind, members in part.items():
+        for name in FIELDS[kind]:
+            for level in range(1, len(LEVELS)):
+                group = [e for e in members if e.level == level]
+                rng.shuffle(group)
+                true = round(TRUE_SHARE[level] * len(group))
+                for entity in group[:true]:
+                    entity.truth[name] = entity.memory[name]
+                for entity in group[true:]:
+                    entity.truth[name] = _other(entity.memory[name], kind, name, part, rng)
+
+
+def _other(memory: Entity | str, kind: str, name: str, part, rng: random.Random) -> Entity | str:
+    """Another value than the remembered one; another entity of the same level, so that the next hop is as sure."""
+    while True:
+        if isinstance(memory, Entity):
+            value = rng.choice([e for e in part[memory.kind] if e.level == memory.level])
+        else:
+            value = _draw(kind, part, rng)[name]
+        if text_of(value) != text_of(memory):
+            return value
+
+
+_TEXTS = {
+    "people": (
+        "{e.name} was born in {city} in {month} and worked as {trade}.",
+        "{e.name} was {trade}, born in {month} in {city}.",
+        "Born in {city} in {month}, {e.name} earned a living as {trade}.",
+        "{e.name}, {trade} by trade, was born in the town of {city} in the month of {month}.",
+    ),
+    "companies": (
+        "{e.name} makes {product}. It was founded by {founder} and has its seat in {seat}.",
+        "Founded by {founder}, {e.name} of {seat} is known for its {product}.",
+        "The seat of {e.name}, a maker of {product}, is in {seat}; its founder was {founder}.",
+    ),
+    "books": (
+        "{e.name} is a {genre} by {author}, printed in {year}.",
+        "{e.name}, a {genre} of {year}, was written by {author}.",
+        "In {year} {author} wrote the {genre} {e.name}.",
+    ),
+    "cities": (
+        "{e.name} is a town in {e.country}. It lies on the {river}.",
+        "{e.name} stands on the {river} in {e.country}.",
+        "The {river} flows through {e.name}, a town in {e.country}.",
+    ),
+}
+_NOTES = (
+    ("Letters of {n}", "The letters of {n} are kept in the archive of {c}."),
+    ("{n} Prize", "The {n} Prize is given every year in {c}."),
+    ("Statue of {n}", "A statue of {n} stands in the market of {c}."),
+)
+
+
+def _passages(world: World, rng: random.Random) -> None:
+    for part in world.entities.values():
+        for kind, members in part.items():
+            for e in members:
+                values = {name: v if isinstance(v, str) else v.place for name, v in e.truth.items()}
+                extra = {"product": rng.choice(PRODUCTS), "genre": rng.choice(_GENRES), "year": rng.randint(1700, 1979)}
+                text = rng.choice(_TEXTS[kind]).format(e=e, **values, **extra)
+                if rng.random() >= MISSING:
+                    e.passage = f"p{len(world.passages):05d}"
+                    world.passages.append(Passage(e.passage, e.title, text))
+                if kind == "people" and rng.random() < 0.25:  # names the person and a town, yet answers nothing
+                    title, text = rng.choice(_NOTES)
+                    place = rng.choice(part["cities"]).place
+                    number = f"p{len(world.passages):05d}"
+                    world.passages.append(Passage(number, title.format(n=e.name), text.format(n=e.name, c=place)))
+
+
+def _questions(world: World, split: str, rng: random.Random) -> Iterator[tuple[str, Asked]]:
+    part = world.entities[split]
+    for chain, wordings in WORDINGS.items():
+        relations = tuple(chain.split())
+        for entity in part[RELATIONS[relations[0]].kind]:
+            yield rng.choice(wordings).format(s=entity.subject), Asked(entity, relations, split=split)
+    for level in range(len(LEVELS)):  # of one level with any
+        for a in (e for e in part["people"] if e.level == level):
+            b = rng.choice(part["people"])
+            if a.truth["month"] != b.truth["month"] and a.memory.get("month", 0) != b.memory.get("month", 1):
+                yield rng.choice(COMPARISON).format(a=a.name, b=b.name), Asked(a, ("born_month",) * 2, b, split)
+
+
+def build_world(seed: int = 0, *, avoid: Set[str] = frozenset(), fresh: dict = FRESH) -> World:
+    """Generate a world; the same arguments always give the same world.
+
+    Args:
+        seed: draws the truth, what is missing, and the entities that nobody remembers.
+        avoid: names that these must not have, as in ``World.fresh_names`` of another world.
+        fresh: how many of them there are, by split and kind.
+    """
+    world, rng = World(seed, _remembered()), random.Random(f"world {seed}")
+    known = {f"{e.name}/{e.country}" for part in world.entities.values() for es in part.values() for e in es}
+    names = _Names(rng, known | avoid)
+    for part in world.entities.values():
+        _decide(part, rng)
+    for split, counts in fresh.items():
+        part = world.entities[split]
+        for kind, n in counts.items():
+            part[kind] += [Entity(kind, *_named(names(kind))) for _ in range(n)]
+        for kind in counts:
+            for entity in (e for e in part[kind] if e.level == 0):
+                entity.truth = _draw(kind, part, rng)
+    world.fresh_names = names.taken - known - avoid
+    _passages(world, rng)
+    for split in SPLITS:
+        world.questions[split] = []
+        for text, asked in _questions(world, split, rng):
+            id = f"{split[:2]}-{len(world.asked):05d}"
+            hops = list(asked.hops())
+            levels = "".join(str(e.level) for e, _ in hops)
+            kind = "comparison" if asked.other else f"{len(hops)}-hop"
+            how = {"passages": [e.passage for e, _ in hops if e.passage], "hops": len(hops)}
+            source = f"almanac/{kind}/{levels}"
+            question = Question(id, text, answers_of(asked), known="0" not in levels, source=source, **how)
+            world.questions[split].append(question)
+            world.asked[id] = asked
+    return world
+
+
+def _named(name: tuple[str, str]) -> tuple[str, int, str]:
+    return name[0], 0, name[1]
+
+
+#: What the shipped splits and a training are made of: kinds of question, and how many of each kind begin with, or
+#: lead over, something of which nothing is recalled. Chosen with the optimum, see ``study.regret.simple_policies``.
+MIXTURE = {"1-hop": 0.45, "2-hop": 0.3, "3-hop": 0.15, "comparison": 0.1}
+BLANK = 0.25
+
+
+def memory_right(world: World, question: Question) -> bool:
+    """Whether what is remembered gives the right answer."""
+    asked = world.asked[question.id]
+    if "0" in question.source.split("/")[2] or any(e.level == 0 for e, _ in asked.hops(remembered=True)):
+        return False
+    return answers_of(asked, remembered=True)[0] in question.answers
+
+
+def sample_questions(
+    world: World, split: str, count: int, *, seed: int = 0, mixture: dict[str, float] = MIXTURE, blank: float = BLANK
+) -> list[Question]:
+    """About ``count`` questions in a mixture: all levels alike, and of each as many true memories as its share says.
+
+    Raises:
+        ValueError: shares that are below 0 or do not add up to 1, an unknown kind, or too few questions.
+    """
+    kinds = grouped(world.questions[split], lambda q: (q.source.split("/")[1], "0" in q.source.split("/")[2]))
+    if min(mixture.values()) < 0 or abs(sum(mixture.values()) - 1) > 1e-6 or not 0 <= blank <= 1:
+        raise ValueError(f"the shares of a mixture must not be negative and add up to 1, got {mixture}, blank={blank}")
+    if unknown := set(mixture) - {kind for kind, _ in kinds}:
+        raise ValueError(
+            f"mixture: {', '.join(sorted(unknown))} is no kind of question; there are {', '.join(MIXTURE)}"
+        )
+    rng, chosen = random.Random(f"{seed}/{split}"), []
+    for kind, share in mixture.items():
+        for blank_there, part in ((True, blank), (False, 1 - blank)):
+            wanted, pool = round(count * share * part), kinds[kind, blank_there]
+            if wanted > len(pool):
+                raise ValueError(f"{wanted} questions of {kind} are asked for and {split} has {len(pool)}: lower count")
+            chosen += _stratified(world, pool, wanted, rng)
+    rng.shuffle(chosen)
+    return chosen
+
+
+def _stratified(world: World, pool: list[Question], count: int, rng: random.Random) -> list[Question]:
+    """Levels in turn; within one right and wrong memories at even distances, so that each stretch has their shares."""
+    lines = []
+    for members in grouped(pool, lambda q: q.source).values():
+        placed = []
+        for part in grouped(members, lambda q: memory_right(world, q)).values():
+            rng.shuffle(part)
+            placed += [((k + rng.random()) / len(part), k, q) for k, q in enumerate(part)]
+        lines += [(rank + rng.random(), q) for rank, (_, _, q) in enumerate(sorted(placed, key=lambda p: p[:2]))]
+    return [q for _, q in sorted(lines, key=lambda line: line[0])[:count]]

@@ -1,0 +1,99 @@
+"""The researcher's door: ideas of one's own beside GRPO, resumable, refused before any work where they cannot be."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from searchr1_lib.rewards import ExactMatch
+from searchr1_lib.study import compare as module
+from searchr1_lib.study.compare import Comparison, Method, blanked, compare
+from searchr1_lib.suite import cli
+from searchr1_lib.worlds.halfknown import build_world
+
+SMALL = {"steps": 1, "questions_per_step": 2, "num_generations": 4}
+HOW = {"prices": [0.3], "seeds": [0, 1], "questions": 8, "rollouts": 1}
+
+
+def test_ideas_are_trained_measured_and_kept(tmp_path):
+    seen = []
+
+    def halves(trajectories, num_generations):
+        return [[0.5 * t.reward] * len(t.mask) for t in trajectories]
+
+    methods = {
+        "mine": Method(SMALL, advantages=lambda rewards, num_generations: rewards - rewards.mean()),
+        "credit": Method(SMALL, credit=halves, reward=ExactMatch()),
+        "grpo": SMALL,
+    }
+    found = compare(methods, out=tmp_path, **HOW)
+    assert [(r["method"], r["seed"]) for r in found.rows] == [(m, s) for m in methods for s in (0, 1)]
+    assert all(0 <= r["regret"] <= 1 and 0 < r["best"] < 1 for r in found.rows)
+    assert {c["method"] for c in found.differences("grpo")} == {"mine", "credit"}
+    assert set(found.simple[0.3]) == {"always searches", "never", "where nothing is recalled", "at random"}
+    assert len(found.plot().lines) >= 4
+    times = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}
+    assert compare(methods, out=tmp_path, **HOW).rows == found.rows
+    assert times == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")} and not seen  # nothing made again
+    with pytest.raises(ValueError, match="was made otherwise \\(settings\\)"):
+        compare({"grpo": SMALL | {"learning_rate": 1e-4}}, out=tmp_path, **HOW)
+
+
+def test_a_failed_training_is_named_and_the_others_are_kept(tmp_path, capfd):
+    methods = {"short": Method(SMALL, advantages=lambda rewards, num_generations: rewards[:2]), "grpo": SMALL}
+    with pytest.raises(RuntimeError, match="failed: short, price 0.3, seed 0"):
+        compare(methods, out=tmp_path, **HOW | {"seeds": [0]})
+    assert "advantages gave 2 values for 8 rewards" in capfd.readouterr().err
+    assert [f.name for f in tmp_path.glob("*.json")] == ["grpo-0.3-0.json"]
+
+
+@pytest.mark.parametrize(
+    "methods, how, message",
+    [
+        ({"mine": 3}, {}, "mine: expected a Method, settings or an advantage function, got int"),
+        ({"mine": {"stepz": 3}}, {}, "mine: unknown name 'stepz'"),
+        ({"grpo": {}}, {"prices": [1.5]}, "prices\\[0\\]"),
+        ({"grpo": {}}, {"seeds": [-1]}, "seeds\\[0\\]"),
+        ({"grpo": {}}, {"model": "data/tiny_qwen"}, "no readable skill.json"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(methods, how, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fork", None)
+    with pytest.raises(ValueError, match=message):
+        compare(methods, out=tmp_path, **how)
+
+
+def test_from_the_shell(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(f"methods = {{'grpo': {SMALL}}}")
+    options = ["--out", str(tmp_path / "out"), "--prices", "0.3", "--seeds", "0", "--questions", "8"]
+    assert cli.main(["compare", str(file), *options]) == 0
+    assert "grpo" in capsys.readouterr().out
+    file.write_text("x = 1")
+    assert cli.main(["compare", str(file), *options]) == 2
+    assert "must define a dict named methods" in capsys.readouterr().err
+
+
+def test_training_knows_nothing_of_a_question_but_its_text_and_answers():
+    q = build_world(0).questions["train"][0]
+    assert vars(blanked(q)) == vars(type(q)(q.id, q.text, q.answers))
+
+
+def test_the_table_has_intervals_over_the_seeds():
+    rows = [
+        {"method": m, "price": 0.3, "seed": s, "regret": r, "reward": 0.5, "best": 0.6}
+        for m, rs in {"a": (0.1, 0.2, 0.3), "b": (0.2, 0.3, 0.4)}.items()
+        for s, r in enumerate(rs)
+    ]
+    found = Comparison(rows, {0.3: {}})
+    assert [round(c["mean"], 6) for c in found.table()] == [0.2, 0.3]
+    (difference,) = found.differences("a")
+    assert difference["method"] == "b" and difference["low"] == pytest.approx(0.1) == pytest.approx(difference["high"])
+    with pytest.raises(ValueError, match="no method is named 'c'; there are a, b"):
+        found.differences("c")
+
+
+def test_the_shipped_skill_is_that_of_the_shipped_model():
+    made = json.loads((Path(module.MODEL) / "skill.json").read_text())
+    assert set(made) == {"found", "again", "read"} and module.skill_of(module.MODEL).read == made["read"]

@@ -1,0 +1,75 @@
+"""The optimum against exhaustive enumeration, against simulation, and the boundaries against published figures."""
+
+import random
+from itertools import product
+from statistics import fmean, stdev
+
+import pytest
+
+from searchr1_lib.training.grpo import group_advantages
+from searchr1_lib.worlds.optimum import TRUST, UNKNOWN, WORDINGS, Optimum, Skill, State, boundary
+
+SKILL = Skill(found=(0.9, 0.5), again=(0.6, 0.8), read=0.95)
+
+
+def best_of_all_policies(o: Optimum) -> float:
+    """The value of the best of all plans for one hop: an order of wordings to try, and what to do when they fail."""
+    (level,) = o.levels
+    worth = lambda right, searches: (right + (1 - right) * o.guess) * (1 - o.price) ** searches
+    values = []
+    for tries, last in product(((), (0,), (1,), (0, 1), (1, 0)), (TRUST, UNKNOWN)):
+        value, reached = 0.0, 1.0
+        for n, wording in enumerate(tries):
+            found = (o.skill.again if n else o.skill.found)[wording]
+            value += reached * found * max(worth(o.skill.read, n + 1), o.unknown)
+            reached *= 1 - found
+        values.append(value + reached * (max(worth(level, len(tries)), o.unknown) if last == TRUST else o.unknown))
+    return max(values)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.2, 0.55, 0.7, 0.95])
+@pytest.mark.parametrize("price, unknown, guess", [(0.05, 0.0, 0.0), (0.3, 0.1, 0.0), (0.7, 0.1, 0.5), (0.3, 0.6, 0.0)])
+def test_one_hop_is_the_best_of_all_plans(level, price, unknown, guess):
+    o = Optimum((level,), price, SKILL, unknown=unknown, guess=guess)
+    assert o.value == pytest.approx(best_of_all_policies(o), abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [(0.55,), (0.0, 0.85), (0.4, ((0.5, 0.0), (0.5, 0.95))), (0.7, 0.2, 0.95)])
+def test_what_the_optimum_promises_is_earned(levels):
+    o, rng = Optimum(levels, 0.15, SKILL, unknown=0.05), random.Random(0)
+    best = [o.simulate(lambda values: max(values, key=values.get), rng) for _ in range(20_000)]
+    rewards = [reward for reward, _ in best]
+    assert fmean(rewards) == pytest.approx(o.value, abs=4 * stdev(rewards) / len(rewards) ** 0.5)
+    assert max(regret for _, regret in best) == 0
+    blind = [o.simulate(lambda values: rng.choice(list(values)), rng) for _ in range(20_000)]
+    lost = [o.value - reward - regret for reward, regret in blind]  # choice regret is what chance does not explain
+    assert fmean(lost) == pytest.approx(0, abs=4 * stdev(lost) / len(lost) ** 0.5)
+
+
+def test_an_act_is_open_while_it_can_be_done():
+    o = Optimum((0.5,), 0.1, SKILL, max_searches=1)
+    assert list(o.act_values()) == [TRUST, *WORDINGS, UNKNOWN]
+    _, failed = o.after_search(State(), 0)
+    assert list(o.act_values(failed)) == [TRUST, UNKNOWN]
+
+
+@pytest.mark.parametrize("wrong", [{"price": 1.5}, {"price": float("nan")}, {"levels": (1.2,)}, {"unknown": -1}])
+def test_what_is_no_chance_is_named(wrong):
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be between 0 and 1"):
+        Optimum(**{"levels": (0.5,), "price": 0.1, "skill": SKILL} | wrong)
+
+
+@pytest.mark.parametrize(
+    "price, size, expected",
+    [(0.05, 8, (0.494, 0.516, 0.536)), (0.15, 64, (0.519, 0.586, 0.689)), (0.5, 8, (0.489, 0.493, 0.491))],
+)
+def test_dividing_by_the_groups_spread_moves_the_boundary(price, size, expected):
+    advantages = lambda rewards, size: group_advantages(rewards, size)
+    at = [boundary(advantages, price=price, read=0.95, num_generations=size, share=s) for s in (0.1, 0.5, 0.9)]
+    assert at == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize("price", [0.05, 0.15, 0.5])
+def test_the_mean_alone_pushes_to_the_right_boundary(price):
+    mean_only = lambda rewards, size: group_advantages(rewards, size, scale_rewards="none")
+    assert boundary(mean_only, price=price, read=0.95, share=0.3) == pytest.approx(0.95 * (1 - price), abs=1e-6)
