@@ -2,22 +2,30 @@
 
 import json
 import os
-from pathlib import Path
+import shutil
 
 import pytest
 
 from searchr1_lib.rewards import ExactMatch
-from searchr1_lib.study import compare as module
 from searchr1_lib.study.compare import Comparison, Method, blanked, compare
 from searchr1_lib.suite import cli
 from searchr1_lib.worlds.halfknown import build_world
 
+MADE = {"found": [0.9, 0.5], "again": [0.6, 0.1], "read": 0.9}
 SMALL = {"steps": 1, "questions_per_step": 2, "num_generations": 4}
-HOW = {"prices": [0.3], "seeds": [0, 1], "questions": 8, "rollouts": 1}
+ONCE = {"prices": [0.3], "seeds": [0, 1], "questions": 8, "rollouts": 1}
 
 
-def test_ideas_are_trained_measured_and_kept(tmp_path):
-    seen = []
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The old almanac's model: it keeps to the tags and knows nothing of this world."""
+    folder = shutil.copytree("data/tiny_qwen", tmp_path_factory.mktemp("model") / "model")
+    (folder / "skill.json").write_text(json.dumps(MADE))
+    return str(folder)
+
+
+def test_ideas_are_trained_measured_and_kept(tmp_path, model):
+    how_ = ONCE | {"model": model}
 
     def halves(trajectories, num_generations):
         return [[0.5 * t.reward] * len(t.mask) for t in trajectories]
@@ -27,23 +35,23 @@ def test_ideas_are_trained_measured_and_kept(tmp_path):
         "credit": Method(SMALL, credit=halves, reward=ExactMatch()),
         "grpo": SMALL,
     }
-    found = compare(methods, out=tmp_path, **HOW)
+    found = compare(methods, out=tmp_path, **how_)
     assert [(r["method"], r["seed"]) for r in found.rows] == [(m, s) for m in methods for s in (0, 1)]
     assert all(0 <= r["regret"] <= 1 and 0 < r["best"] < 1 for r in found.rows)
     assert {c["method"] for c in found.differences("grpo")} == {"mine", "credit"}
     assert set(found.simple[0.3]) == {"always searches", "never", "where nothing is recalled", "at random"}
     assert len(found.plot().lines) >= 4
     times = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}
-    assert compare(methods, out=tmp_path, **HOW).rows == found.rows
-    assert times == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")} and not seen  # nothing made again
+    assert compare(methods, out=tmp_path, **how_).rows == found.rows
+    assert times == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}  # nothing is made again
     with pytest.raises(ValueError, match="was made otherwise \\(settings\\)"):
-        compare({"grpo": SMALL | {"learning_rate": 1e-4}}, out=tmp_path, **HOW)
+        compare({"grpo": SMALL | {"learning_rate": 1e-4}}, out=tmp_path, **how_)
 
 
-def test_a_failed_training_is_named_and_the_others_are_kept(tmp_path, capfd):
+def test_a_failed_training_is_named_and_the_others_are_kept(tmp_path, capfd, model):
     methods = {"short": Method(SMALL, advantages=lambda rewards, num_generations: rewards[:2]), "grpo": SMALL}
     with pytest.raises(RuntimeError, match="failed: short, price 0.3, seed 0"):
-        compare(methods, out=tmp_path, **HOW | {"seeds": [0]})
+        compare(methods, out=tmp_path, **ONCE | {"seeds": [0], "model": model})
     assert "advantages gave 2 values for 8 rewards" in capfd.readouterr().err
     assert [f.name for f in tmp_path.glob("*.json")] == ["grpo-0.3-0.json"]
 
@@ -64,10 +72,10 @@ def test_what_cannot_be_is_refused_before_any_work(methods, how, message, tmp_pa
         compare(methods, out=tmp_path, **how)
 
 
-def test_from_the_shell(tmp_path, capsys):
+def test_from_the_shell(tmp_path, capsys, model):
     file = tmp_path / "mine.py"
     file.write_text(f"methods = {{'grpo': {SMALL}}}")
-    options = ["--out", str(tmp_path / "out"), "--prices", "0.3", "--seeds", "0", "--questions", "8"]
+    options = ["--out", str(tmp_path / "out"), "--prices", "0.3", "--seeds", "0", "--questions", "8", "--model", model]
     assert cli.main(["compare", str(file), *options]) == 0
     assert "grpo" in capsys.readouterr().out
     file.write_text("x = 1")
@@ -92,8 +100,3 @@ def test_the_table_has_intervals_over_the_seeds():
     assert difference["method"] == "b" and difference["low"] == pytest.approx(0.1) == pytest.approx(difference["high"])
     with pytest.raises(ValueError, match="no method is named 'c'; there are a, b"):
         found.differences("c")
-
-
-def test_the_shipped_skill_is_that_of_the_shipped_model():
-    made = json.loads((Path(module.MODEL) / "skill.json").read_text())
-    assert set(made) == {"found", "again", "read"} and module.skill_of(module.MODEL).read == made["read"]

@@ -1,4 +1,4 @@
-"""The half-remembered world, the walk of a trajectory through the optimum, and what the optimum's policy earns there."""
+"""The half-remembered world, the walk of a trajectory through its optimum, and what the optimum earns there."""
 
 import random
 from collections import defaultdict
@@ -90,7 +90,7 @@ def test_a_full_query_finds_far_more_than_a_careless_one(world, engine):
 
 
 def test_samples_hold_their_shares(world):
-    chosen = sample_questions(world, "test", 400)
+    chosen = sample_questions(world, "test", 800)
     assert len({q.id for q in chosen}) == len(chosen) and abs(len(chosen) - 800) < 5
     for level in range(1, len(LEVELS)):
         right = [memory_right(world, q) for q in chosen if q.source == f"almanac/1-hop/{level}"]

@@ -35,9 +35,10 @@ from ..worlds.optimum import Skill
 from .analysis import interval
 from .regret import Yardstick, simple_policies, table
 
-MODEL = "data/half_known/model"
+#: Made by ``searchr1 teach``; it is not shipped yet.
+MODEL = "runs/half_known"
 #: What every method trains with unless it says otherwise.
-LIMITS = {"topk": 3, "max_turns": 4, "max_turn_tokens": 110, "max_completion_length": 1100}
+LIMITS: dict[str, Any] = {"topk": 3, "max_turns": 4, "max_turn_tokens": 110, "max_completion_length": 1100}
 SETTINGS: dict[str, Any] = {
     "steps": 150,
     "questions_per_step": 16,
@@ -66,13 +67,14 @@ class Method:
 
     def by_token(self) -> Callable[[Sequence[Trajectory], int], list[list[float]]] | None:
         """The advantages as ``Learner`` takes them."""
-        if self.credit or not self.advantages:
+        advantages = self.advantages
+        if self.credit or not advantages:
             return self.credit
         import torch
 
         def spread(trajectories, num_generations):
             rewards = torch.tensor([t.reward for t in trajectories])
-            each = [float(a) for a in self.advantages(rewards, num_generations)]
+            each = [float(a) for a in advantages(rewards, num_generations)]
             if len(each) != len(trajectories):
                 raise ValueError(f"advantages gave {len(each)} values for {len(trajectories)} rewards")
             return [[a] * len(t.mask) for a, t in zip(each, trajectories)]
@@ -173,10 +175,11 @@ def compare(
         for price in prices
         for seed in seeds
     ]
+    skill = skill_of(model)
     left = [run for run in runs if not run.done()]
     _in_processes([run.make for run in left], [run.label for run in left], jobs or os.cpu_count() or 1)
     rows = [read_json(run.file)["row"] for run in runs]
-    world, skill = build_world(0), skill_of(model)
+    world = build_world(0)
     asked = [q.id for q in sample_questions(world, split, questions)]
     return Comparison(
         rows, {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices}
@@ -194,10 +197,9 @@ def skill_of(model: str | os.PathLike) -> Skill:
         ValueError: the folder does not say.
     """
     try:
-        return Skill(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in read_json(Path(model) / "skill.json").items()}
-        )
-    except (OSError, TypeError, ValueError) as e:
+        made = read_json(Path(model) / "skill.json")
+        return Skill(tuple(made["found"]), tuple(made["again"]), made["read"])
+    except (OSError, TypeError, KeyError, ValueError) as e:
         raise ValueError(
             f"{model} holds no readable skill.json ({e}): only a model of this world can be compared"
         ) from None
@@ -301,7 +303,8 @@ def evaluate(policy, world, engine, yardstick: Yardstick, how: Mapping[str, Any]
 
 def _in_processes(tasks: Sequence[Callable[[], None]], labels: Sequence[str], jobs: int) -> None:
     """Run each in a process of its own, which inherits what a notebook's cell defined."""
-    waiting, running, failed = list(zip(tasks, labels)), {}, []
+    waiting, failed = list(zip(tasks, labels)), list[str]()
+    running: dict[int, str] = {}
     with tqdm(total=len(tasks), desc="compare", disable=None) as bar:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -311,8 +314,9 @@ def _in_processes(tasks: Sequence[Callable[[], None]], labels: Sequence[str], jo
                     os._exit(_child(task))
                 running[pid] = label
             pid, status = os.wait()
-            if (label := running.pop(pid, None)) is not None:
-                failed += [label] if status else []
+            if pid in running:
+                failed += [running[pid]] if status else []
+                del running[pid]
                 bar.update()
     if failed:
         raise RuntimeError(f"failed: {'; '.join(failed)}. What is done is kept: call again to go on")
@@ -337,6 +341,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="validation", choices=["validation", "test"])
     parser.add_argument("--questions", type=Count, default=800)
     parser.add_argument("--jobs", type=Count)
+    parser.add_argument("--model", default=MODEL, help="as searchr1 teach makes it")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -346,6 +351,6 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{args.file} must define a dict named methods: name -> settings, advantage function or Method"
         )
-    how = {name: getattr(args, name) for name in ("prices", "seeds", "out", "split", "questions", "jobs")}
+    how = {name: getattr(args, name) for name in ("prices", "seeds", "out", "split", "questions", "jobs", "model")}
     for c in compare(methods, **how).table():
         print(f"{c['method']:20} price {c['price']:<5} regret {c['mean']:.3f} ({c['low']:.3f} to {c['high']:.3f})")

@@ -108,7 +108,8 @@ class _Walk:
 
     def __init__(self, yardstick: Yardstick, asked: Asked):
         self.yardstick, self.asked = yardstick, asked
-        self.state, self.read, self.made = State(), frozenset(), []
+        self.state, self.made = State(), list[Decision]()
+        self.read: frozenset[int] = frozenset()
 
     def _open(self) -> tuple[Optimum, float | None, dict[str, float]]:
         optimum = self.yardstick.optimum(self.asked, self.read)
@@ -126,7 +127,7 @@ class _Walk:
     def trust_up_to(self, hop: int) -> None:
         while self.state.hop < hop:
             self._record(TRUST)
-            level = self.made[-1].level
+            level = self.made[-1].level or 0.0
             self.state = replace(self.state, hop=self.state.hop + 1, right=self.state.right * level, tried=())
 
     def search(self, call: ToolCall) -> None:
@@ -135,7 +136,7 @@ class _Walk:
             return self.waste()
         self.trust_up_to(hop)
         entity, _ = _chain(self.asked, self.read)[hop]
-        found = bool(entity) and entity.passage != "" and entity.passage in {h.passage.id for h in call.result}
+        found = entity is not None and entity.passage != "" and entity.passage in {h.passage.id for h in call.result}
         self._record(WORDINGS[wording], found=found)
         after = Optimum.after_search(self.yardstick.optimum(self.asked), self.state, wording)
         if found:
@@ -172,7 +173,8 @@ def _chain(asked: Asked, read: frozenset[int]) -> list[tuple[Entity | None, bool
     """The entity of each hop: along what was read, else along what is remembered; None where that ends."""
     if asked.other:
         return [(asked.start, 0 in read), (asked.other, 1 in read)]
-    chain, entity = [], asked.start
+    chain: list[tuple[Entity | None, bool]] = []
+    entity: Entity | None = asked.start
     for hop, relation in enumerate(asked.relations):
         chain.append((entity, hop in read))
         facts = (entity.truth if hop in read else entity.memory) if entity else {}
@@ -196,7 +198,9 @@ def measure_skill(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> S
     Raises:
         ValueError: something was never done.
     """
-    first, again, right = ([], []), ([], []), []
+    first: tuple[list, list] = ([], [])
+    again: tuple[list, list] = ([], [])
+    right: list[float] = []
     for t in trajectories:
         made = yardstick.decisions(t)
         for d in made:
@@ -206,7 +210,7 @@ def measure_skill(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> S
             right.append(exact_match(t.answer, t.question.answers))
     if not right or not all(first) or not all(again):
         raise ValueError("the rollouts do not show every way to search: give more, of a policy that tries all")
-    return Skill(tuple(map(fmean, first)), tuple(map(fmean, again)), fmean(right))
+    return Skill((fmean(first[0]), fmean(first[1])), (fmean(again[0]), fmean(again[1])), fmean(right))
 
 
 def table(yardstick: Yardstick, trajectories: Sequence[Trajectory]) -> list[dict]:
@@ -218,7 +222,7 @@ def table(yardstick: Yardstick, trajectories: Sequence[Trajectory]) -> list[dict
                 "id": id,
                 "source": ts[0].question.source,
                 "regret": fmean(sum(d.regret for d in yardstick.decisions(t)) for t in ts),
-                "reward": fmean(t.reward for t in ts),
+                "reward": fmean(t.reward or 0.0 for t in ts),
                 "best": yardstick.value(id),
             }
         )

@@ -121,7 +121,7 @@ class Settings(Limits):
             wrong = f"credit='turn' compares turns within a group: it needs baseline='group_mean', not {by}"
         elif self.explore and not with_group:
             wrong = f"explore={self.explore} compares two ways to begin within a group: with {by} set it to 0"
-        elif self.explore and 2 * self.explore > self.num_generations:
+        elif self.explore and 2 * self.explore >= self.num_generations:
             wrong = f"explore={self.explore} must be less than half of num_generations={self.num_generations}"
         elif self.dynamic_sampling and not with_group:
             wrong = f"dynamic_sampling replaces groups without variance, which also teach with {by}: set it to 0"

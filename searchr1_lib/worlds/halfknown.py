@@ -208,7 +208,8 @@ class _Names:
     """Draws names; some words of a name are shared by ``NAMESAKES``, so that a query by them alone is careless."""
 
     def __init__(self, rng: random.Random, avoid: Set[str]):
-        self.rng, self.taken, self.left = rng, set(avoid), {}
+        self.rng, self.taken = rng, set(avoid)
+        self.left: dict[str, list[str]] = {}
 
     def _word(self, ends: Sequence[str]) -> str:
         while True:
