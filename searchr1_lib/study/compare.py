@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ..environment.limits import Count, Share, Whole, check
 from ..files import read_json, write_json
 from ..records import Question, Trajectory
-from ..rewards.cost import Discounted
+from ..rewards import Discounted, score
 from ..worlds.halfknown import build_world, sample_questions
 from ..worlds.optimum import Skill
 from .analysis import interval
@@ -84,7 +84,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out: rows of method, price, seed, regret, reward, best (V*), by_question (regret of each)."""
+    """What came out: rows of method, price, seed, regret, reward, best (V*)."""
 
     rows: list[dict[str, Any]]
     simple: dict[float, dict[str, float]]
@@ -255,8 +255,9 @@ class _Run:
     def done(self) -> bool:
         if not self.file.exists():
             return False
-        if (there := read_json(self.file)["made_of"]) != self.made_of():
-            differ = sorted(k for k in there.keys() | self.made_of().keys() if there.get(k) != self.made_of().get(k))
+        there, here = read_json(self.file)["made_of"], self.made_of()
+        if there != here:
+            differ = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
             raise ValueError(f"{self.file} was made otherwise ({', '.join(differ)}): choose another out or name")
         return True
 
@@ -292,12 +293,10 @@ def evaluate(policy, world, engine, yardstick: Yardstick, how: Mapping[str, Any]
     from ..training.rollout import rollout
 
     reward, generator = Discounted(yardstick.price, yardstick.unknown), torch.Generator().manual_seed(seed)
-    asked, done = sample_questions(world, how["split"], how["questions"]), []
-    for i in range(0, len(asked), 100):
-        part = asked[i : i + 100]
-        done += rollout(policy, part, engine, num_generations=how["rollouts"], generator=generator, **LIMITS)
-    for t, value in zip(done, reward(done)):
-        t.reward = value
+    asked, n = sample_questions(world, how["split"], how["questions"]), how["rollouts"]
+    limits = LIMITS | {"num_generations": n, "batch_size": 100 * n}
+    done = rollout(policy, asked, engine, generator=generator, **limits)
+    score(reward, done).keep(done)
     return table(yardstick, done)
 
 

@@ -128,7 +128,7 @@ class _Walk:
         while self.state.hop < hop:
             self._record(TRUST)
             level = self.made[-1].level or 0.0
-            self.state = replace(self.state, hop=self.state.hop + 1, right=self.state.right * level, tried=())
+            self.state = self.state.trusted(level)
 
     def search(self, call: ToolCall) -> None:
         hop, wording = self._meant(call.argument)

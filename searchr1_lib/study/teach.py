@@ -350,18 +350,14 @@ def measure(
     from ..records import Question
     from ..search.bm25 import BM25Search
     from ..training.rollout import rollout
+    from .compare import LIMITS
     from .regret import hops_found
 
     engine, generator = BM25Search(world.passages), torch.Generator().manual_seed(seed)
-    limits = {"topk": topk, "max_turns": 4, "max_turn_tokens": 110, "max_completion_length": 1100}
 
     def play(questions, n, **how):
-        parts = [questions[i : i + 64] for i in range(0, len(questions), 64)]
-        return [
-            t
-            for part in parts
-            for t in rollout(policy, part, engine, num_generations=n, generator=generator, **limits | how)
-        ]
+        how |= LIMITS | {"topk": topk, "num_generations": n, "batch_size": 64 * n}
+        return rollout(policy, questions, engine, generator=generator, **how)
 
     figures: dict[str, list[bool]] = {name: [] for name in TARGETS}
     fresh = [q for part in world.questions.values() for q in part if not set(q.source.split("/")[2]) - {"0"}]
@@ -404,9 +400,9 @@ def skill_of(policy) -> Skill:
     from .regret import Yardstick, measure_skill
 
     world, generator = build_world(0), torch.Generator().manual_seed(0)
-    engine, asked, done = BM25Search(world.passages), sample_questions(world, "validation", 400), []
-    for i in range(0, len(asked), 64):
-        done += rollout(policy, asked[i : i + 64], engine, num_generations=3, generator=generator, **LIMITS)
+    engine, asked = BM25Search(world.passages), sample_questions(world, "validation", 400)
+    how = LIMITS | {"num_generations": 3, "batch_size": 3 * 64}
+    done = rollout(policy, asked, engine, generator=generator, **how)
     return measure_skill(Yardstick(world, Skill(), price=0.3), done)
 
 

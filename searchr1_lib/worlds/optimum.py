@@ -50,6 +50,10 @@ class State:
     right: float = 1.0
     tried: tuple[int, ...] = ()
 
+    def trusted(self, level: float) -> State:
+        """The state after the memory of this hop, right with ``level``, was believed."""
+        return replace(self, hop=self.hop + 1, right=self.right * level, tried=())
+
 
 @dataclass(frozen=True)
 class Optimum:
@@ -101,10 +105,10 @@ class Optimum:
         if state.hop == len(self.levels):
             return {TRUST: self._answer(state), UNKNOWN: self.unknown}
         level = self._stated(state, level)
-        values = {TRUST: self._enter(replace(state, hop=state.hop + 1, right=state.right * level, tried=()))}
+        values = {TRUST: self._enter(state.trusted(level))}
         for number, wording in enumerate(WORDINGS):
             if number not in state.tried and state.searches < self.max_searches:
-                chance = (self.skill.again if state.tried else self.skill.found)[number]
+                chance = self._finds(state, number)
                 found, failed = self.after_search(state, number)
                 values[wording] = chance * self._enter(found) + (1 - chance) * self._value(failed, level)
         return values | {UNKNOWN: self.unknown}
@@ -114,6 +118,10 @@ class Optimum:
         once = replace(state, searches=state.searches + 1)
         found = replace(once, hop=state.hop + 1, right=state.right * self.skill.read, tried=())
         return found, replace(once, tried=(*state.tried, wording))
+
+    def _finds(self, state: State, wording: int) -> float:
+        """The chance that a search in this wording brings the passage."""
+        return (self.skill.again if state.tried else self.skill.found)[wording]
 
     def _stated(self, state: State, level: float | None) -> float:
         _, levels = _spread(self.levels[state.hop])
@@ -164,9 +172,9 @@ class Optimum:
             if act == UNKNOWN or level is None:
                 return 0.0
             if act == TRUST:
-                return enter(replace(state, hop=state.hop + 1, right=state.right * level, tried=()))
+                return enter(state.trusted(level))
             number = WORDINGS.index(act)
-            chance = (self.skill.again if state.tried else self.skill.found)[number]
+            chance = self._finds(state, number)
             found, failed = self.after_search(state, number)
             return chance * enter(found) + (1 - chance) * visit(failed, level)
 
@@ -193,7 +201,7 @@ class Optimum:
                 if act == TRUST:
                     break
                 number = WORDINGS.index(act)
-                chance = (self.skill.again if state.tried else self.skill.found)[number]
+                chance = self._finds(state, number)
                 found, failed = self.after_search(state, number)
                 state = found if rng.random() < chance else failed
                 if state is found:
@@ -204,7 +212,7 @@ class Optimum:
                     right = right or rng.random() < self.guess
                     return right * (1 - self.price) ** state.searches, regret
                 right = right and rng.random() < level
-                state = replace(state, hop=state.hop + 1, right=state.right * level, tried=())
+                state = state.trusted(level)
 
 
 def _spread(level: Level) -> tuple[list[float], list[float]]:
