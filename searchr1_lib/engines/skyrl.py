@@ -36,7 +36,8 @@ class SearchEnv(BaseTextEnv):
 
     def __init__(self, env_config: dict[str, Any] | DictConfig, extras: dict[str, Any]):
         super().__init__()
-        self.world = Setup(**OmegaConf.to_container(OmegaConf.create(env_config))).open()
+        told: Any = OmegaConf.to_container(OmegaConf.create(env_config))
+        self.world = Setup(**told).open()
         self.question = question_from(extras)
         self.max_turns = self.world.limits.max_turns + 1
 

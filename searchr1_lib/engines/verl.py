@@ -36,7 +36,7 @@ class SearchAgentLoop(AgentLoopBase):
 
     def __init__(self, *args, setup, **kwargs):
         super().__init__(*args, **kwargs)
-        told = setup if isinstance(setup, dict) else OmegaConf.to_container(setup)
+        told: Any = setup if isinstance(setup, dict) else OmegaConf.to_container(setup)
         self.world = Setup(**told).open()
         self.policy = ServedPolicy(self.tokenizer, self.world.how["prompt"])
 
