@@ -66,9 +66,11 @@ class Question:
         answers: given as ``texts`` reads them: a single text is one answer, not its letters.
         passages: ids of the gold passages, in the order of the hops.
         hops: how many searches are needed by a model that knows nothing of it.
-        known: True if the policy was taught the facts, False if they stand only in passages,
-            None where nobody can say (real questions).
-        source: where it comes from, e.g. "almanac/bridge".
+        known: True if the policy can answer without searching, False if facts are missing that stand only in passages,
+            None where nobody can say (real questions). On the almanac True means that something is recalled at every
+            hop, be it true or not, and False that at some hop nothing is: what is best there says ``study.regret``.
+        source: where it comes from. Of the almanac also its kind and, hop by hop, the level of what is recalled:
+            "almanac/2-hop/30".
 
     Raises:
         ValueError: an answer or the id of a passage is no text.

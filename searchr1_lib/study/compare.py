@@ -3,7 +3,7 @@
     mine = lambda rewards, num_generations: rewards - rewards.mean()
     compare({"mine": mine, "grpo": {}}, prices=[0.3], seeds=range(5))
 
-Each method is trained on the half-remembered world at each price with each seed, and evaluated on questions of another
+Each method is trained on the almanac at each price with each seed, and evaluated on questions of another
 split: how much worse its choices are than those of the optimum (choice regret), how far its reward is below V*. One
 training takes a core for a few minutes; what is done is kept and not done again.
 
@@ -30,13 +30,12 @@ from ..environment.limits import Count, Share, Whole, check
 from ..files import read_json, write_json
 from ..records import Question, Trajectory
 from ..rewards import Discounted, score
-from ..worlds.halfknown import build_world, sample_questions
+from ..worlds.almanac import build_world, sample_questions
 from ..worlds.optimum import Skill
 from .analysis import interval
 from .regret import Yardstick, simple_policies, table
 
-#: Made by ``searchr1 teach``; it is not shipped yet.
-MODEL = "runs/half_known"
+MODEL = "data/tiny_qwen"
 #: What every method trains with unless it says otherwise.
 LIMITS: dict[str, Any] = {"topk": 3, "max_turns": 4, "max_turn_tokens": 110, "max_completion_length": 1100}
 SETTINGS: dict[str, Any] = {
@@ -340,7 +339,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="validation", choices=["validation", "test"])
     parser.add_argument("--questions", type=Count, default=800)
     parser.add_argument("--jobs", type=Count)
-    parser.add_argument("--model", default=MODEL, help="as searchr1 teach makes it")
+    parser.add_argument("--model", default=MODEL, help="as searchr1 warmstart makes it")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from statistics import fmean
 
 from ..metrics import exact_match, grouped, normalize_answer
 from ..records import ToolCall, Trajectory
-from ..worlds.halfknown import RELATIONS, TRUE_SHARE, Asked, Entity, World
+from ..worlds.almanac import RELATIONS, TRUE_SHARE, Asked, Entity, World
 from ..worlds.optimum import TRUST, UNKNOWN, WORDINGS, Level, Optimum, Skill, State
 
 #: An act that no optimum takes: a search for what was not asked, or once more in the same words.
