@@ -67,8 +67,8 @@ class Question:
         passages: ids of the gold passages, in the order of the hops.
         hops: how many searches are needed by a model that knows nothing of it.
         known: True if the policy can answer without searching, False if facts are missing that stand only in passages,
-            None where nobody can say (real questions). On the almanac True means that something is recalled at every
-            hop, be it true or not, and False that at some hop nothing is: what is best there says ``study.regret``.
+            None where nobody can say (real questions). On the almanac True means that answering at once is best: sure
+            memories at every hop, be they true or not; see ``worlds.almanac.PRICE``.
         source: where it comes from. Of the almanac also its kind and, hop by hop, the level of what is recalled:
             "almanac/2-hop/30".
 

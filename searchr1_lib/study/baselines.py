@@ -45,13 +45,12 @@ from ..files import read_json, write_whole
 from ..metrics import grouped, right
 from ..records import ENVIRONMENT, Question, Segment, ToolCall, Trajectory
 from ..rewards import Discounted, score
-from ..worlds.almanac import TRUE_SHARE, world_of
+from ..worlds.almanac import PRICE, TRUE_SHARE, UNKNOWN_PAYS, world_of
 from ..worlds.optimum import State
 from ..worlds.prepare import check_out
 from .analysis import bootstrap, markdown_table
-from .compare import UNKNOWN_PAYS, skill_of
 from .evaluate import Report, add_fields, evaluate, hashes, row_of
-from .regret import Yardstick
+from .regret import Yardstick, skill_of
 from .warmstart import Choose, episode, play, update
 
 UNTRAINED = ("untrained", "direct", "always-search", "rag", "ircot")
@@ -297,7 +296,7 @@ class Setup(Limits, use_attribute_docstrings=True):
     """of fine-tuning"""
     temperature: Amount = 0.0
     """when questions are answered; training samples at 1"""
-    search_cost: Share = 0.3
+    search_cost: Share = PRICE
     """the share of a right answer's reward that a search takes, see ``rewards.Discounted``"""
     max_turn_tokens: Count = 110
     """tokens that the model may sample in one turn"""

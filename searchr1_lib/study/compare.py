@@ -30,10 +30,9 @@ from ..environment.limits import Count, Share, Whole, check
 from ..files import read_json, write_json
 from ..records import Question, Trajectory
 from ..rewards import Discounted, score
-from ..worlds.almanac import build_world, sample_questions
-from ..worlds.optimum import Skill
+from ..worlds.almanac import UNKNOWN_PAYS, build_world, sample_questions
 from .analysis import interval
-from .regret import Yardstick, simple_policies, table
+from .regret import Yardstick, simple_policies, skill_of, table
 
 MODEL = "data/tiny_qwen"
 #: What every method trains with unless it says otherwise.
@@ -183,25 +182,6 @@ def compare(
     return Comparison(
         rows, {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices}
     )
-
-
-#: What saying "unknown" earns in the laboratory.
-UNKNOWN_PAYS = 0.1
-
-
-def skill_of(model: str | os.PathLike) -> Skill:
-    """How well the model of a folder searches and reads, as it was measured when it was made.
-
-    Raises:
-        ValueError: the folder does not say.
-    """
-    try:
-        made = read_json(Path(model) / "skill.json")
-        return Skill(tuple(made["found"]), tuple(made["again"]), made["read"])
-    except (OSError, TypeError, KeyError, ValueError) as e:
-        raise ValueError(
-            f"{model} holds no readable skill.json ({e}): only a model of this world can be compared"
-        ) from None
 
 
 def blanked(question: Question) -> Question:

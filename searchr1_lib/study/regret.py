@@ -7,15 +7,18 @@ follows from chance or from bad reading is not counted; how well the policy read
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from statistics import fmean
 
+from ..files import read_json
 from ..metrics import exact_match, grouped, normalize_answer
 from ..records import ToolCall, Trajectory
-from ..worlds.almanac import RELATIONS, TRUE_SHARE, Asked, Entity, World
+from ..worlds.almanac import RELATIONS, TRUE_SHARE, UNKNOWN_PAYS, Asked, Entity, World, world_of
 from ..worlds.optimum import TRUST, UNKNOWN, WORDINGS, Level, Optimum, Skill, State
 
 #: An act that no optimum takes: a search for what was not asked, or once more in the same words.
@@ -227,6 +230,38 @@ def table(yardstick: Yardstick, trajectories: Sequence[Trajectory]) -> list[dict
             }
         )
     return rows
+
+
+def skill_of(model: str | os.PathLike) -> Skill:
+    """How well the model of a folder searches and reads, as it was measured when it was made.
+
+    Raises:
+        ValueError: the folder does not say.
+    """
+    try:
+        made = read_json(Path(model) / "skill.json")
+        return Skill(tuple(made["found"]), tuple(made["again"]), made["read"])
+    except (OSError, TypeError, KeyError, ValueError) as e:
+        raise ValueError(
+            f"{model} holds no readable skill.json ({e}): only a model of this world can be compared"
+        ) from None
+
+
+def table_of(
+    trajectories: Sequence[Trajectory], *, data: str | os.PathLike, model: str | os.PathLike, price: float
+) -> list[dict] | None:
+    """``table`` for rollouts on the questions of a folder, by a policy that began as the model of another.
+
+    Returns:
+        None where nobody knows the optimum: ``data`` is no almanac, or of the model no skill was measured.
+
+    Raises:
+        ValueError: the almanac is of another version, or the model's skill cannot be read.
+    """
+    if not (Path(data) / "almanac.json").exists() or not (Path(model) / "skill.json").exists():
+        return None
+    world = world_of(data, "choice regret")
+    return table(Yardstick(world, skill_of(model), price, UNKNOWN_PAYS), trajectories)
 
 
 def _always(state: State, level: float | None, values: dict[str, float]) -> dict[str, float]:
