@@ -316,11 +316,11 @@ def long(
 def expected(policy: Policy, script: Script, engine) -> list[list[int]]:
     """What every contestant must have recorded, turn by turn."""
     made = []
-    for play in script.plays:
+    for one in script.plays:
         ids: list[int] = []
-        for turn in play.turns:
+        for turn in one.turns:
             ids += turn
-            if turn is not play.turns[-1]:
+            if turn is not one.turns[-1]:
                 query = protocol.read_action(policy.decode(turn)).text
                 ids += policy.encode(observe(policy, engine.search_batch([query], k=3)[0]))
         made.append(ids)
