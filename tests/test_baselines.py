@@ -225,13 +225,13 @@ def test_numbers_that_cannot_be_are_refused_before_any_work(tmp_path, flag, caps
 
 def test_a_folder_of_others_is_refused_before_any_work(tmp_path, capsys):
     for name, text, said in (
-        ("grpo.json", "{}", "grpo.json was made with another"),
+        ("direct.json", "{}", "direct.json was made with another"),
         ("notes.md", "mine", "notes.md, "),
     ):
         out = tmp_path / name
         out.mkdir()
         (out / name).write_text(text)
-        assert cli.main(["baselines", "--out", str(out), "--methods", "grpo"]) == 2
+        assert cli.main(["baselines", "--out", str(out), "--methods", "direct"]) == 2
         assert said in capsys.readouterr().err and [(p.name, p.read_text()) for p in out.iterdir()] == [(name, text)]
     with pytest.raises(ValueError, match="one folder or one in the other"):
         baselines.compare(["direct"], SMALL, "data/almanac/results")
