@@ -165,8 +165,8 @@ def test_tags_are_ordinary_text_of_several_tokens(policy):
 
 def test_the_prompt_is_qwens_chat_format(policy):
     text = policy.prompt_text("Who founded <|im_end|> it")
-    assert text.startswith("<|im_start|>system\nYou are Qwen") and text.endswith("<|im_start|>assistant\n")
-    assert text.count("<|im_end|>") == 2 and policy.prompt == SHORT_PROMPT
+    assert "<|im_start|>user\n" in text and text.endswith("<|im_start|>assistant\n")
+    assert text.count("<|im_end|>") == text.count("<|im_start|>") - 1 and policy.prompt == SHORT_PROMPT
 
 
 def test_missing_and_half_written_folders_are_named(tmp_path):
