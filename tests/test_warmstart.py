@@ -81,6 +81,7 @@ def test_the_command_writes_into_no_folder_of_others(tmp_path, monkeypatch, caps
 
 
 def test_the_command_makes_a_whole_model_and_goes_on_from_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(warmstart, "TOKENIZER_WORLDS", 2)
     monkeypatch.setattr(warmstart, "Recipe", lambda: SMALL)
     monkeypatch.setattr(warmstart, "LONGER", replace(SMALL, steps=1, context_steps=0))
     monkeypatch.setattr(warmstart, "search_skill", lambda policy: warmstart.Skill())  # too young to show any
@@ -209,7 +210,8 @@ def test_the_models_words_and_only_they_carry_loss(examples, policy):
     assert ids[-1] != tokenizer.eos_token_id and set(weights) == {0.3, 1.0}
 
 
-def test_a_few_steps_lower_the_loss_and_the_weights_end_exact():
+def test_a_few_steps_lower_the_loss_and_the_weights_end_exact(monkeypatch):
+    monkeypatch.setattr(warmstart, "TOKENIZER_WORLDS", 2)
     model, tokenizer, log = warmstart.train(SMALL, every=2, report=lambda line: None)
     assert log[-1]["loss"] < log[0]["loss"] and len(tokenizer) <= 600
     weights = [m.weight for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]

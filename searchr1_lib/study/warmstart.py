@@ -107,6 +107,8 @@ class Recipe:
 
 #: From weights that were made so before: the passages are known as text by then.
 LONGER = Recipe(steps=2400, lr=1.2e-3, warmup=50, context_steps=0)
+#: On whose demonstrations the tokenizer is trained.
+TOKENIZER_WORLDS = 40
 #: Drills a step: a question and what is recalled of it, without an act, which are cheap to repeat.
 DRILLS = 20
 #: Longer demonstrations are left out: a few of them would cost as much as all others of a step.
@@ -346,7 +348,7 @@ def make_tokenizer(recipe: Recipe, avoid: set[str]):
         prompt = prompt.replace(special, "")
 
     def texts():
-        for number in range(40):
+        for number in range(TOKENIZER_WORLDS):
             world = build_world(1000 + number, avoid=avoid)
             made = demonstrations(world, rng, 150)
             for text, pieces in itertools.chain(made, drills(world, rng) if number < 4 else ()):
