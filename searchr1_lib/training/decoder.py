@@ -13,7 +13,7 @@ Another decoder (a server) can stand in its place: a context manager with ``writ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,10 +51,13 @@ class Decoder:
             log-probabilities are those of the sampling distribution. 0 takes the most likely token and records those
             at temperature 1.
         generator: the source of randomness (None: torch's own).
+        keep: keep the cache of rows that are done as well, for others to ``fork`` off them.
     """
 
-    def __init__(self, policy: Policy, temperature: float = 1.0, generator: torch.Generator | None = None):
-        self.policy, self.temperature, self.generator = policy, temperature, generator
+    def __init__(
+        self, policy: Policy, temperature: float = 1.0, generator: torch.Generator | None = None, *, keep: bool = False
+    ):
+        self.policy, self.temperature, self.generator, self.keep = policy, temperature, generator, keep
         closers = [b">" in b or i in policy.stop_ids for i, b in enumerate(policy.token_bytes)]
         self.closers = torch.tensor(closers, device=policy.device)
 
@@ -62,12 +65,13 @@ class Decoder:
         self.cache: RowCache | None = None
         self.held: list[list[int]] = []  # the rows in the cache, in its order
         self.filled: list[int] = []  # how many tokens of each are in it
+        self.aside: list[tuple[list[int], RowCache]] = []  # rows that are done, kept
         self._sampling = self.policy.sampling()
         self._sampling.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        self.cache, self.held = None, []
+        self.cache, self.held, self.aside = None, [], []
         self._sampling.__exit__(*error)
 
     @torch.no_grad()
@@ -82,6 +86,18 @@ class Decoder:
         written = self._write(logits, stops, [max(1, n) for n in room])
         self.filled = [len(row) + len(w.ids) - 1 for row, w in zip(rows, written)]  # the last one is never fed here
         return written
+
+    def fork(self, rows: Sequence[list[int]], parents: Sequence[list[int]]) -> None:
+        """Hold ``rows`` in place of all others: each is the beginning of the row in its place in ``parents``, up to
+        where a ``write`` of that one began, and takes over its cache, so nothing is encoded again. Needs ``keep``.
+        """
+        self._set_aside(range(len(self.held)))
+        cache = {id(row): one for row, one in self.aside}
+        self.cache = RowCache.joined([cache[id(parent)] for parent in parents])
+        self.held, self.filled, self.aside = list(rows), [len(row) - 1 for row in rows], []
+
+    def _set_aside(self, places: Iterable[int]) -> None:
+        self.aside += [(self.held[i], self.cache.take([i])) for i in places]
 
     def _prefill(self, rows: Sequence[list[int]]) -> torch.Tensor:
         """Encode each distinct row once, and expand the cache; the logits (A, V) behind each."""
@@ -99,6 +115,8 @@ class Decoder:
         place = {id(row): i for i, row in enumerate(self.held)}
         kept = [place[id(row)] for row in rows]
         if kept != list(range(len(self.held))):
+            if self.keep:
+                self._set_aside(sorted(set(place.values()) - set(kept)))
             self.cache = self.cache.take(kept)
         self.held, filled = list(rows), [self.filled[i] for i in kept]
         self._stand_at(filled)
@@ -250,6 +268,17 @@ class RowCache(DynamicCache):
         taken.length, taken.places = self.length, self.places
         taken.rooms = [room[:, rows] for room in self.rooms]
         return taken
+
+    @classmethod
+    def joined(cls, rows: Sequence[RowCache]) -> RowCache:
+        """Caches of one row each as one; a cache may come more than once."""
+        whole = cls(len(rows))
+        whole.length = whole.places = max(row.length for row in rows)
+        for row in rows:
+            row.reserve(whole.length)
+        layers = zip(*(row.rooms for row in rows))
+        whole.rooms = [torch.cat([room[:, :, : whole.length] for room in layer], 1) for layer in layers]
+        return whole
 
     def put(self, rows: list[int], other: RowCache) -> None:
         """Write the rows of ``other`` over these rows."""

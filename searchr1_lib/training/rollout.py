@@ -13,11 +13,12 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from ..environment.base import Done, Environment, Observation, step_all
-from ..environment.limits import Amount, Count, Limits, check
+from ..environment.limits import Amount, Count, Limits, Whole, check
 from ..environment.search import SearchEnvironment, tools_of
 from ..records import ENVIRONMENT, Question, Segment, Trajectory
 from .decoder import Decoder, Written
@@ -128,6 +129,38 @@ def _ends(tokens: list[bytes]) -> list[int]:
     return ends
 
 
+def _resumed(policy: Policy, environment: Environment, t: Trajectory, turn: int) -> _Episode:
+    """The episode of a trajectory as it stood when a turn began.
+
+    Nothing is sampled, asked of a tool or tokenised again: the environment is told the turns before, and what the
+    tools answered then.
+    """
+    if not 0 <= turn < max(1, t.turns):
+        raise ValueError(f"turn is {turn}: the rollout of question {t.question.id!r} has turns 0 to {t.turns - 1}")
+    environment.reset(t.question)
+    calls = iter(t.calls)
+    for k in range(turn):
+        outcome = environment.act("".join(s.text for s in t.segments if s.turn == k and s.by_model))
+        if isinstance(outcome, Done):
+            raise ValueError(f"limits: with these the rollout of question {t.question.id!r} ends in turn {k}")
+        if not isinstance(outcome, Observation):
+            environment.calls.append(next(calls))
+            environment.observe(environment.calls[-1])
+    start = max((s.end for s in t.segments if s.turn < turn), default=0)
+    begun = Trajectory(t.question, t.prompt_ids, *(x[:start] for x in (t.completion_ids, t.mask, t.logprobs)))
+    begun.segments, begun.tokens, begun.ends = (
+        [s for s in t.segments if s.turn < turn],
+        t.tokens[:start],
+        t.ends[:start],
+    )
+    begun.token_values = {"entropy": t.token_values["entropy"][:start]}
+    begun.group, begun.prompt, begun.finish_reason, begun.shared = t.group, t.prompt, None, start
+    begun.calls, begun.turns, begun.invalid_turns = environment.calls, environment.turn, environment.invalid_turns
+    if turn:
+        begun.first_action, begun.forced = t.first_action, t.forced
+    return _Episode(policy, environment, begun, [*t.prompt_ids, *begun.completion_ids], start)
+
+
 def rollout(
     policy: Policy,
     questions: Sequence[Question],
@@ -138,6 +171,7 @@ def rollout(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
     first_action: str | Sequence[str | None] | None = None,
+    trees: int = 0,
     on_turn: Callable[[list[Trajectory]], None] | None = None,
     environment: Callable[..., Environment] = SearchEnvironment,
     **limits,
@@ -154,6 +188,10 @@ def rollout(
         batch_size: at most this many rollouts at a time (None: all; halved by itself when memory runs out).
         first_action: "search" or "answer": once the model has thought, this tag is put into its mouth
             (mask 0); or one value (or None) for each rollout of a group.
+        trees: of a question only so many rollouts begin at the prompt. Each of the others branches off one of them, at
+            the beginning of a turn (each with the same chance), and takes over the tokens before it, their cache
+            included: fewer tokens for the same number of rollouts (Tree-GRPO, arXiv 2509.21240, section 3.2, with one
+            round of expansion). 0: every rollout begins at the prompt.
         on_turn: is shown the rollouts of the batch after each turn, as far as they have come (those that go on
             have no ``finish_reason`` yet). To look at, not to keep: they grow.
         environment: makes the environment of an episode; takes the arguments of ``Environment`` by name.
@@ -167,56 +205,137 @@ def rollout(
         ValueError: a parameter that cannot be.
     """
     counts = {"num_generations": (num_generations, Count), "batch_size": (batch_size, Count | None)}
-    check(**counts, temperature=(temperature, Amount))
+    check(**counts, temperature=(temperature, Amount), trees=(trees, Whole))
     tools, bounds = tools_of(engine), Limits(**limits)
     firsts = [first_action] * num_generations if first_action is None or isinstance(first_action, str) else first_action
     acts = {None, "answer", *(tool.name for tool in tools)}
     if len(firsts) != num_generations or not set(firsts) <= acts:
         known = f"{', '.join(sorted(map(repr, acts)))}, or {num_generations} of these (one a rollout of a group)"
         raise ValueError(f"first_action must be {known}, got {first_action!r}")
+    if trees and (num_generations % trees or any(firsts)):
+        raise ValueError(f"trees={trees} must divide num_generations={num_generations}, and goes with no first_action")
+    of_tree = num_generations // trees if trees else 1
+    world = partial(environment, tools=tools, limits=bounds, measure=policy.measure, prompt=policy.prompt)
 
     def begin(number: int) -> _Episode:
         """The episode of the rollout of this number, over all groups."""
         place, member = divmod(number, num_generations)
-        question, how = questions[place], {"prompt": policy.prompt, "first_action": firsts[member]}
-        world = environment(tools=tools, limits=bounds, measure=policy.measure, **how)
-        prompt = policy.chat(world.reset(question))
+        question, here = questions[place], world(first_action=firsts[member])
+        prompt = policy.chat(here.reset(question))
         t = Trajectory(question, policy.encode(prompt), [], [], [], finish_reason=None)
-        t.group, t.prompt, t.first_action = f"{place}:{question.id}", prompt, world.first_action
+        t.group, t.prompt, t.first_action = f"{place}:{question.id}", prompt, here.first_action
+        t.tree = member // of_tree if trees else None
         t.token_values["entropy"] = []
-        return _Episode(policy, world, t, list(t.prompt_ids))
+        return _Episode(policy, here, t, list(t.prompt_ids))
 
-    total = len(questions) * num_generations
+    def branch(trunk: Trajectory) -> _Episode:
+        turn = int(torch.randint(trunk.turns, (), generator=generator, device=policy.device))
+        episode = _resumed(policy, world(), trunk, turn)
+        episode.t.tree = trunk.tree
+        return episode
+
+    def play(part: range) -> list[Trajectory]:
+        decoder = Decoder(policy, temperature, generator, keep=of_tree > 1)
+        return _play([begin(i) for i in part[::of_tree]], decoder, on_turn, branch, of_tree - 1)
+
+    return _in_parts(play, len(questions) * num_generations, batch_size, of_tree)
+
+
+def continuations(
+    policy: Policy,
+    decisions: Sequence[tuple[Trajectory, int]],
+    engine,
+    *,
+    num_generations: int = 16,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    environment: Callable[..., Environment] = SearchEnvironment,
+    **limits,
+) -> list[Trajectory]:
+    """Sample ``num_generations`` ways in which recorded rollouts could have gone on from a decision.
+
+    Args:
+        decisions: (trajectory, turn): from the beginning of this turn on, counted from 0, all is sampled anew.
+        **limits: those of the recorded rollouts; for the other arguments see ``rollout``.
+
+    Returns:
+        whole trajectories, what stood before the turn included; those of a decision next to each other and in one
+        ``group``, in the order of ``decisions``.
+
+    Raises:
+        ValueError: a parameter that cannot be, a turn that the rollout does not have, or limits under which it would
+            have ended before it.
+    """
+    check(num_generations=(num_generations, Count), batch_size=(batch_size, Count | None))
+    check(temperature=(temperature, Amount))
+    world = partial(environment, tools=tools_of(engine), limits=Limits(**limits), measure=policy.measure)
+
+    def begin(number: int) -> _Episode:
+        place = number // num_generations
+        episode = _resumed(policy, world(prompt=policy.prompt), *decisions[place])
+        episode.t.group = f"{place}:{episode.t.group}"
+        return episode
+
+    def play(part: range) -> list[Trajectory]:
+        return _play([begin(i) for i in part], Decoder(policy, temperature, generator))
+
+    return _in_parts(play, len(decisions) * num_generations, batch_size)
+
+
+def _in_parts(
+    play: Callable[[range], list[Trajectory]], total: int, batch_size: int | None, least: int = 1
+) -> list[Trajectory]:
+    """``play`` all numbers, at most ``batch_size`` at a time, or fewer where memory runs out; ``least`` stay together."""
     trajectories: list[Trajectory] = []
     size = batch_size or max(1, total)
     while len(trajectories) < total:
+        size = max(least, size // least * least)
         part = range(len(trajectories), min(len(trajectories) + size, total))
         try:
-            trajectories += _play([begin(i) for i in part], Decoder(policy, temperature, generator), on_turn)
+            trajectories += play(part)
         except torch.OutOfMemoryError:
-            if len(part) == 1:
+            if len(part) == least:
                 raise
-            size = max(1, len(part) // 2)
+            size = len(part) // 2
             torch.cuda.empty_cache()
     return trajectories
 
 
-def _play(episodes: list[_Episode], decoder: Decoder, on_turn: Callable | None) -> list[Trajectory]:
-    """Play a batch of episodes to their ends."""
-    started, going = time.perf_counter(), list(episodes)
+def _play(
+    episodes: list[_Episode],
+    decoder: Decoder,
+    on_turn: Callable | None = None,
+    branch: Callable[[Trajectory], _Episode] | None = None,
+    branches: int = 0,
+) -> list[Trajectory]:
+    """Play a batch of episodes to their ends, then as many ``branches`` off each; these stand behind it."""
+    started = time.perf_counter()
     with decoder:
-        while going:
-            stops = sorted({stop for e in going for stop in e.environment.stops})
-            written = decoder.write([e.ids for e in going], [s.encode() for s in stops], [e.room for e in going])
-            for e, w in zip(going, written):
-                e.write(w)
-            over = [(e, text) for e in going if e.turn_is_over(text := e.text)]
-            outcomes = step_all([e.environment for e, _ in over], [text for _, text in over], [e.end for e, _ in over])
-            for (e, text), outcome in zip(over, outcomes):
-                e.take(outcome, text)
-            going = [e for e in going if e.t.finish_reason is None]
-            if on_turn:
-                on_turn([e.t for e in episodes])
+        _play_turns(episodes, decoder, on_turn)
+        if branches:
+            forks = [[branch(trunk.t) for _ in range(branches)] for trunk in episodes]
+            pairs = [(fork, trunk) for trunk, group in zip(episodes, forks) for fork in group]
+            decoder.fork([fork.ids for fork, _ in pairs], [trunk.ids for _, trunk in pairs])
+            _play_turns([fork for fork, _ in pairs], decoder, on_turn)
+            episodes = [e for trunk, group in zip(episodes, forks) for e in (trunk, *group)]
     for e in episodes:
         e.t.seconds = time.perf_counter() - started
     return [e.t for e in episodes]
+
+
+def _play_turns(episodes: list[_Episode], decoder: Decoder, on_turn: Callable | None) -> None:
+    """Turn by turn, until all episodes are over."""
+    going = episodes
+    while going:
+        stops = sorted({stop for e in going for stop in e.environment.stops})
+        written = decoder.write([e.ids for e in going], [s.encode() for s in stops], [e.room for e in going])
+        for e, w in zip(going, written):
+            e.write(w)
+        over = [(e, text) for e in going if e.turn_is_over(text := e.text)]
+        outcomes = step_all([e.environment for e, _ in over], [text for _, text in over], [e.end for e, _ in over])
+        for (e, text), outcome in zip(over, outcomes):
+            e.take(outcome, text)
+        going = [e for e in going if e.t.finish_reason is None]
+        if on_turn:
+            on_turn([e.t for e in episodes])
