@@ -13,7 +13,7 @@ Another decoder (a server) can stand in its place: a context manager with ``writ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,13 +51,10 @@ class Decoder:
             log-probabilities are those of the sampling distribution. 0 takes the most likely token and records those
             at temperature 1.
         generator: the source of randomness (None: torch's own).
-        keep: keep the cache of rows that are done as well, for others to ``fork`` off them.
     """
 
-    def __init__(
-        self, policy: Policy, temperature: float = 1.0, generator: torch.Generator | None = None, *, keep: bool = False
-    ):
-        self.policy, self.temperature, self.generator, self.keep = policy, temperature, generator, keep
+    def __init__(self, policy: Policy, temperature: float = 1.0, generator: torch.Generator | None = None):
+        self.policy, self.temperature, self.generator = policy, temperature, generator
         closers = [b">" in b or i in policy.stop_ids for i, b in enumerate(policy.token_bytes)]
         self.closers = torch.tensor(closers, device=policy.device)
 
@@ -65,13 +62,13 @@ class Decoder:
         self.cache: RowCache | None = None
         self.held: list[list[int]] = []  # the rows in the cache, in its order
         self.filled: list[int] = []  # how many tokens of each are in it
-        self.aside: list[tuple[list[int], RowCache]] = []  # rows that are done, kept
+        self.parents: dict[int, list[int]] = {}  # id of a row that is yet to be held -> the row that it branches off
         self._sampling = self.policy.sampling()
         self._sampling.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        self.cache, self.held, self.aside = None, [], []
+        self.cache, self.held = None, []
         self._sampling.__exit__(*error)
 
     @torch.no_grad()
@@ -80,24 +77,19 @@ class Decoder:
 
         Args:
             rows: the ids so far, prompt included. Rows are known by identity: in a later call some may be missing, and
-                each that is there holds its earlier ids, what was written, and maybe more.
+                each that is there holds its earlier ids, what was written, and maybe more. New ones: see ``fork``.
         """
         logits = self._read(rows) if self.cache is not None else self._prefill(rows)
         written = self._write(logits, stops, [max(1, n) for n in room])
         self.filled = [len(row) + len(w.ids) - 1 for row, w in zip(rows, written)]  # the last one is never fed here
+        self.parents = {}
         return written
 
-    def fork(self, rows: Sequence[list[int]], parents: Sequence[list[int]]) -> None:
-        """Hold ``rows`` in place of all others: each is the beginning of the row in its place in ``parents``, up to
-        where a ``write`` of that one began, and takes over its cache, so nothing is encoded again. Needs ``keep``.
+    def fork(self, row: list[int], parent: list[int]) -> None:
+        """Let ``row`` be in the next ``write``, with the cache of ``parent``, which was in the last one and begins with
+        the same ids. What both of them add is encoded once.
         """
-        self._set_aside(range(len(self.held)))
-        cache = {id(row): one for row, one in self.aside}
-        self.cache = RowCache.joined([cache[id(parent)] for parent in parents])
-        self.held, self.filled, self.aside = list(rows), [len(row) - 1 for row in rows], []
-
-    def _set_aside(self, places: Iterable[int]) -> None:
-        self.aside += [(self.held[i], self.cache.take([i])) for i in places]
+        self.parents[id(row)] = parent
 
     def _prefill(self, rows: Sequence[list[int]]) -> torch.Tensor:
         """Encode each distinct row once, and expand the cache; the logits (A, V) behind each."""
@@ -113,14 +105,17 @@ class Decoder:
     def _read(self, rows: Sequence[list[int]]) -> torch.Tensor:
         """Feed what is new in each row (at least its last sampled token); the logits (A, V) behind it."""
         place = {id(row): i for i, row in enumerate(self.held)}
-        kept = [place[id(row)] for row in rows]
-        if kept != list(range(len(self.held))):
-            if self.keep:
-                self._set_aside(sorted(set(place.values()) - set(kept)))
-            self.cache = self.cache.take(kept)
-        self.held, filled = list(rows), [self.filled[i] for i in kept]
-        self._stand_at(filled)
-        logits = self._forward(*self._padded([row[start:] for row, start in zip(rows, filled)]))
+        kept = [place[id(row if id(row) in place else self.parents[id(row)])] for row in rows]
+        starts = [min(self.filled[i], len(row) - 1) for i, row in zip(kept, rows)]
+        states: dict[tuple[int, ...], int] = {}  # the held row, how much of it counts, and what is new: fed once
+        chosen = [states.setdefault((i, n, *row[n:]), len(states)) for i, n, row in zip(kept, starts, rows)]
+        if (distinct := [state[0] for state in states]) != list(range(len(self.held))):
+            self.cache = self.cache.take(distinct)
+        self._stand_at([state[1] for state in states])
+        logits = self._forward(*self._padded([state[2:] for state in states]))
+        if len(states) < len(rows):
+            self.cache, logits = self.cache.take(chosen), logits[chosen]
+        self.held = list(rows)
         self._stand_at([len(row) for row in rows])
         return logits
 
@@ -268,17 +263,6 @@ class RowCache(DynamicCache):
         taken.length, taken.places = self.length, self.places
         taken.rooms = [room[:, rows] for room in self.rooms]
         return taken
-
-    @classmethod
-    def joined(cls, rows: Sequence[RowCache]) -> RowCache:
-        """Caches of one row each as one; a cache may come more than once."""
-        whole = cls(len(rows))
-        whole.length = whole.places = max(row.length for row in rows)
-        for row in rows:
-            row.reserve(whole.length)
-        layers = zip(*(row.rooms for row in rows))
-        whole.rooms = [torch.cat([room[:, :, : whole.length] for room in layer], 1) for layer in layers]
-        return whole
 
     def put(self, rows: list[int], other: RowCache) -> None:
         """Write the rows of ``other`` over these rows."""

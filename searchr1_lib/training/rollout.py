@@ -135,8 +135,9 @@ def _resumed(policy: Policy, environment: Environment, t: Trajectory, turn: int)
     Nothing is sampled, asked of a tool or tokenised again: the environment is told the turns before, and what the
     tools answered then.
     """
-    if not 0 <= turn < max(1, t.turns):
-        raise ValueError(f"turn is {turn}: the rollout of question {t.question.id!r} has turns 0 to {t.turns - 1}")
+    last = max(0, t.turns - (t.finish_reason is not None))
+    if not 0 <= turn <= last:
+        raise ValueError(f"turn is {turn}: the rollout of question {t.question.id!r} has turns 0 to {last}")
     environment.reset(t.question)
     calls = iter(t.calls)
     for k in range(turn):
@@ -188,10 +189,11 @@ def rollout(
         batch_size: at most this many rollouts at a time (None: all; halved by itself when memory runs out).
         first_action: "search" or "answer": once the model has thought, this tag is put into its mouth
             (mask 0); or one value (or None) for each rollout of a group.
-        trees: of a question only so many rollouts begin at the prompt. Each of the others branches off one of them, at
-            the beginning of a turn (each with the same chance), and takes over the tokens before it, their cache
-            included: fewer tokens for the same number of rollouts (Tree-GRPO, arXiv 2509.21240, section 3.2, with one
-            round of expansion). 0: every rollout begins at the prompt.
+        trees: of a question only so many rollouts begin at the prompt. Each of the others branches off one of them and
+            takes over the tokens before that, their cache included: fewer tokens for the same number of rollouts
+            (Tree-GRPO, arXiv 2509.21240, with one round of expansion). It branches where a turn begins, the first to
+            the last possible one with the same chance, or the last one where the rollout had fewer: drawn beforehand,
+            so that a branch grows beside its trunk instead of after it. 0: every rollout begins at the prompt.
         on_turn: is shown the rollouts of the batch after each turn, as far as they have come (those that go on
             have no ``finish_reason`` yet). To look at, not to keep: they grow.
         environment: makes the environment of an episode; takes the arguments of ``Environment`` by name.
@@ -228,15 +230,18 @@ def rollout(
         t.token_values["entropy"] = []
         return _Episode(policy, here, t, list(t.prompt_ids))
 
-    def branch(trunk: Trajectory) -> _Episode:
-        turn = int(torch.randint(trunk.turns, (), generator=generator, device=policy.device))
+    def branch(trunk: Trajectory, turn: int) -> _Episode:
         episode = _resumed(policy, world(), trunk, turn)
         episode.t.tree = trunk.tree
         return episode
 
     def play(part: range) -> list[Trajectory]:
-        decoder = Decoder(policy, temperature, generator, keep=of_tree > 1)
-        return _play([begin(i) for i in part[::of_tree]], decoder, on_turn, branch, of_tree - 1)
+        trunks = [begin(i) for i in part[::of_tree]]
+        plans = torch.empty(len(trunks), 0)
+        if trees:
+            size = len(trunks), of_tree - 1
+            plans = torch.randint(bounds.max_turns + 1, size, generator=generator, device=policy.device)
+        return _play(trunks, Decoder(policy, temperature, generator), on_turn, branch, plans.tolist())
 
     return _in_parts(play, len(questions) * num_generations, batch_size, of_tree)
 
@@ -286,7 +291,7 @@ def continuations(
 def _in_parts(
     play: Callable[[range], list[Trajectory]], total: int, batch_size: int | None, least: int = 1
 ) -> list[Trajectory]:
-    """``play`` all numbers, at most ``batch_size`` at a time, or fewer where memory runs out; ``least`` stay together."""
+    """``play`` all numbers, ``batch_size`` at a time, or fewer where memory runs out; ``least`` belong together."""
     trajectories: list[Trajectory] = []
     size = batch_size or max(1, total)
     while len(trajectories) < total:
@@ -303,39 +308,45 @@ def _in_parts(
 
 
 def _play(
-    episodes: list[_Episode],
+    episodes: Sequence[_Episode],
     decoder: Decoder,
     on_turn: Callable | None = None,
-    branch: Callable[[Trajectory], _Episode] | None = None,
-    branches: int = 0,
+    branch: Callable[[Trajectory, int], _Episode] | None = None,
+    plans: Sequence[list[int]] = (),
 ) -> list[Trajectory]:
-    """Play a batch of episodes to their ends, then as many ``branches`` off each; these stand behind it."""
+    """Play a batch of episodes to their ends; ``plans`` are the turns at which others ``branch`` off each of them, and
+    stand behind it.
+    """
     started = time.perf_counter()
+    families = [[e] for e in episodes]
     with decoder:
-        _play_turns(episodes, decoder, on_turn)
-        if branches:
-            forks = [[branch(trunk.t) for _ in range(branches)] for trunk in episodes]
-            pairs = [(fork, trunk) for trunk, group in zip(episodes, forks) for fork in group]
-            decoder.fork([fork.ids for fork, _ in pairs], [trunk.ids for _, trunk in pairs])
-            _play_turns([fork for fork, _ in pairs], decoder, on_turn)
-            episodes = [e for trunk, group in zip(episodes, forks) for e in (trunk, *group)]
-    for e in episodes:
+        branches = lambda: [e for family, plan in zip(families, plans) for e in _grown(family, plan, branch, decoder)]
+        going = [*episodes, *branches()]
+        while going:
+            stops = sorted({stop for e in going for stop in e.environment.stops})
+            written = decoder.write([e.ids for e in going], [s.encode() for s in stops], [e.room for e in going])
+            for e, w in zip(going, written):
+                e.write(w)
+            over = [(e, text) for e in going if e.turn_is_over(text := e.text)]
+            outcomes = step_all([e.environment for e, _ in over], [text for _, text in over], [e.end for e, _ in over])
+            for (e, text), outcome in zip(over, outcomes):
+                e.take(outcome, text)
+            going = [e for e in going if e.t.finish_reason is None] + branches()
+            if on_turn:
+                on_turn([e.t for family in families for e in family])
+    for e in (every := [e for family in families for e in family]):
         e.t.seconds = time.perf_counter() - started
-    return [e.t for e in episodes]
+    return [e.t for e in every]
 
 
-def _play_turns(episodes: list[_Episode], decoder: Decoder, on_turn: Callable | None) -> None:
-    """Turn by turn, until all episodes are over."""
-    going = episodes
-    while going:
-        stops = sorted({stop for e in going for stop in e.environment.stops})
-        written = decoder.write([e.ids for e in going], [s.encode() for s in stops], [e.room for e in going])
-        for e, w in zip(going, written):
-            e.write(w)
-        over = [(e, text) for e in going if e.turn_is_over(text := e.text)]
-        outcomes = step_all([e.environment for e, _ in over], [text for _, text in over], [e.end for e, _ in over])
-        for (e, text), outcome in zip(over, outcomes):
-            e.take(outcome, text)
-        going = [e for e in going if e.t.finish_reason is None]
-        if on_turn:
-            on_turn([e.t for e in episodes])
+def _grown(family: list[_Episode], plan: list[int], branch: Callable, decoder: Decoder) -> list[_Episode]:
+    """The episodes that branch off the first of a family now, by its ``plan``; they join the family."""
+    trunk = family[0].t
+    is_over = trunk.finish_reason is not None
+    due = [turn for turn in plan if is_over or turn == trunk.turns]
+    plan[:] = [turn for turn in plan if turn not in due]
+    new = [branch(trunk, trunk.turns - is_over) for _ in due]
+    for e in new:
+        decoder.fork(e.ids, family[0].ids)
+    family += new
+    return new
