@@ -6,7 +6,8 @@ dropped some tokens at a time, and made again in the backward pass where it need
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -19,6 +20,22 @@ def padded(rows: Sequence[Sequence[float]], value: float, device: torch.device |
     dtype = torch.float32 if isinstance(value, float) else torch.long
     # in one piece: a tensor for each row would leave holes in the memory
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=dtype, device=device)
+
+
+def micro_batches(items: Iterable, token_budget: int, length: Callable[[Any], int]) -> Iterator[list]:
+    """Parts of similar length, each of at most ``token_budget`` padded tokens (one item at least).
+
+    Args:
+        items: anything of which ``length`` says how many tokens it has.
+    """
+    part: list = []
+    for item in sorted(items, key=length):
+        if part and (len(part) + 1) * length(item) > token_budget:
+            yield part
+            part = []
+        part.append(item)
+    if part:
+        yield part
 
 
 def head_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

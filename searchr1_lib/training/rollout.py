@@ -99,13 +99,13 @@ class _Episode:
         """Put text into the model's mouth; of its tokens the one that decides is remembered, to be trained."""
         ids, start = self.policy.encode(text), len(self.t.mask)
         self._append_unsampled(ids)
-        ends = _ends([self.policy.token_bytes[i] for i in ids])
+        ends = token_ends([self.policy.token_bytes[i] for i in ids])
         self.t.forced = start + next(i for i, end in enumerate(ends) if end > decides)
 
     def _record_ends(self, start: int) -> list[int]:
         """Where the tokens of the completion from ``start`` on end, in its text; returned in their own text."""
         before = self.t.ends[-1] if self.t.ends else 0
-        ends = _ends([self.policy.token_bytes[i] for i in self.t.completion_ids[start:]])
+        ends = token_ends([self.policy.token_bytes[i] for i in self.t.completion_ids[start:]])
         self.t.ends += [before + end for end in ends]
         return ends
 
@@ -120,13 +120,18 @@ class _Episode:
             self.t.segments.append(Segment(self.policy.name, kind, text[start:end], self.t.turns, *span))
 
 
-def _ends(tokens: list[bytes]) -> list[int]:
+def token_ends(tokens: list[bytes]) -> list[int]:
     """Where each token ends in the text of all, in characters; a character belongs to the token that completes it."""
     decoder, ends, at = codecs.getincrementaldecoder("utf-8")("replace"), [], 0
     for number, token in enumerate(tokens, 1):
         at += len(decoder.decode(token, final=number == len(tokens)))
         ends.append(at)
     return ends
+
+
+def turn_start(t: Trajectory, turn: int) -> int:
+    """The completion token with which a turn begins."""
+    return max((s.end for s in t.segments if s.turn < turn), default=0)
 
 
 def _resumed(policy: Policy, environment: Environment, t: Trajectory, turn: int) -> _Episode:
@@ -147,7 +152,7 @@ def _resumed(policy: Policy, environment: Environment, t: Trajectory, turn: int)
         if not isinstance(outcome, Observation):
             environment.calls.append(next(calls))
             environment.observe(environment.calls[-1])
-    start = max((s.end for s in t.segments if s.turn < turn), default=0)
+    start = turn_start(t, turn)
     begun = Trajectory(t.question, t.prompt_ids, *(x[:start] for x in (t.completion_ids, t.mask, t.logprobs)))
     begun.segments, begun.tokens, begun.ends = (
         [s for s in t.segments if s.turn < turn],
