@@ -164,6 +164,7 @@ def igpo_advantages(
     Turn k < T earns how much likelier the right answer became by it, ``p_{k+1} - p_k``, the last one the outcome. All
     of these, of all turns of the group, are normalised together (the public code's "joint"); ``A_k`` is the discounted
     sum of the normalised ones from k on. Normalising before the sum charges every further turn the mean of all.
+    (The public code leaves gains of exactly 0 out of the mean, and divides by the population's deviation.)
 
     Args:
         outcome: (B,), the reward.
@@ -252,7 +253,8 @@ def shaped_rewards(turn_rewards: torch.Tensor, potentials: torch.Tensor, *, gamm
     and the best policy stays the best one.
 
     Args:
-        turn_rewards, potentials: (B, K), NaN where there is no such turn; the potential is that with which a turn begins.
+        turn_rewards: (B, K), NaN where there is no such turn.
+        potentials: (B, K), that of the state in which each turn began.
 
     >>> shaped_rewards(torch.tensor([[-0.2, 1.0]]), torch.tensor([[0.0, 0.5]]))
     tensor([[0.3000, 0.5000]])
@@ -313,8 +315,11 @@ def credit_of(trajectories: Sequence[Trajectory], settings: Settings) -> torch.T
     """An advantage for each turn of scored rollouts as ``settings.credit`` has it, (B, K); 0 where there is no turn.
 
     Args:
-        trajectories: the G of a question next to each other. "igpo" needs ``token_values["p_gold"]``, "tree_grpo" rollouts
-            that grew on ``trees``.
+        trajectories: the G of a question next to each other. "igpo" needs ``token_values["p_gold"]``, "tree_grpo"
+            rollouts that grew on ``trees``.
+
+    Raises:
+        ValueError: one of these is missing, or rewards do not fit the groups.
     """
     s, size, scale = settings, settings.num_generations, {"scale_rewards": settings.scale_rewards}
     earned = padded([t.turn_rewards for t in trajectories], math.nan)
@@ -373,7 +378,7 @@ def states_of(t: Trajectory) -> list[frozenset]:
 
 
 def found_share(trajectories: Sequence[Trajectory]) -> torch.Tensor:
-    """A potential: the share of the gold passages that had been found as each turn began, (B, K), NaN without a turn."""
+    """A potential: the share of the gold passages found before each turn, (B, K), NaN where there is no such turn."""
     gained = _gains(trajectories)
     return gained.cumsum(1) - gained
 
@@ -399,9 +404,10 @@ def gold_probabilities(
 ) -> list[list[float]]:
     """How likely the policy would be to give the right answer in each turn, at the place where it acts.
 
-    The rollout is cut off where the model, having thought, wrote the tag of its act; there an answer's tag and the right
-    answer are put instead, and read in one forward pass. Off this place the number means nothing: after a bare
+    The rollout is cut off where the model, having thought, wrote the tag of its act. There an answer's tag and the
+    right answer are put instead, and read in one forward pass. Off this place the number means nothing: after a bare
     ``<answer>`` the tiny Qwen gives the right answer 0.0004, in place 0.998. A turn without an act is asked at its end.
+    The thought before the act belongs to the turn, so the gain of a search shows once the model has read and thought.
 
     Args:
         temperature: as sampled; token_budget: padded tokens of one forward pass.
@@ -419,8 +425,11 @@ def gold_probabilities(
     with policy.sampling():
         for part in micro_batches(found, token_budget, lambda probe: len(probe.ids)):
             ids = padded([probe.ids for probe in part], policy.pad_id, policy.device)
-            within = lambda probe: [probe.first <= i < probe.end for i in range(1, ids.shape[1])]
-            mask = torch.tensor([*map(within, part)], device=policy.device)
+            place = torch.arange(1, ids.shape[1], device=policy.device)
+            first, end = (
+                torch.tensor(column, device=policy.device).unsqueeze(1) for column in zip(*(p[1:] for p in part))
+            )
+            mask = (first <= place) & (place < end)
             hidden = policy.decoder(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
             how = {"bias": head.bias, "mask": mask, "temperature": temperature}
             logprobs, _ = token_logprobs_and_entropy(hidden, head.weight, ids[:, 1:], **how)
@@ -430,7 +439,7 @@ def gold_probabilities(
 
 
 class Probe(NamedTuple):
-    """Token ids of a rollout up to where a turn acts, with an answer there: those from ``first`` to before ``end``."""
+    """Token ids of a rollout up to where a turn acts, and of an answer there: from ``first`` to before ``end``."""
 
     ids: tuple[int, ...]
     first: int

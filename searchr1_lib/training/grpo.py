@@ -214,8 +214,8 @@ def policy_loss(
     Returns:
         loss: scalar; 0 with zero gradients where the mask is empty.
         metrics: detached scalars: "loss"; "tokens" sampled; and as means over sampled tokens "ratio" (w), "clip_low"
-            and "clip_high" (share of tokens whose clipped side applies), "kl", "entropy" and "llds" where given. Combine
-            those of micro-batches with ``merge_metrics``.
+            and "clip_high" (share of tokens whose clipped side applies), "kl", "entropy" and "llds" where given.
+            Combine those of micro-batches with ``merge_metrics``.
 
     Raises:
         ValueError: a shape, a name or a number is wrong.
@@ -293,9 +293,8 @@ def _surrogate(loss_type, ratio, advantages, logprobs, low: float, high: float) 
 def _displacement(logprobs, old_logprobs, spared: torch.Tensor) -> torch.Tensor:
     """What each token has lost in likelihood, (B, T), in runs of ``spared`` tokens that have lost some as a whole."""
     lost = (old_logprobs - logprobs).masked_fill(~spared, 0.0)
-    begins = spared & ~torch.nn.functional.pad(spared, (1, -1))
-    run = begins.cumsum(1)
-    total = torch.zeros_like(lost.detach()).new_zeros(len(run), int(run.max()) + 1).scatter_add(1, run, lost.detach())
+    run = (spared & ~torch.nn.functional.pad(spared, (1, -1))).cumsum(1)
+    total = lost.new_zeros(len(run), run.shape[1] + 1).scatter_add(1, run, lost.detach())
     return lost.clamp(min=0) * (total > ROUNDING).gather(1, run)
 
 

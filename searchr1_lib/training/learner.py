@@ -7,7 +7,7 @@ reference policy. It never asks the model for text and knows nothing of files; `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -157,7 +157,7 @@ class Learner:
         parts = []
         for learns in (True, False):
             rows = [t for t in trajectories if self._is_idle(t) != learns]
-            for part in micro_batches(rows, self.token_budget, _length):
+            for part in micro_batches(rows, self.token_budget):
                 with torch.set_grad_enabled(learns):
                     loss, metrics = self._loss(part, references, counts)
                 if learns:
@@ -208,7 +208,7 @@ class Learner:
 
         def compute():
             by_id = {}
-            for part in micro_batches(trajectories, self.token_budget, _length):
+            for part in micro_batches(trajectories, self.token_budget):
                 hidden, batch = self._hidden(part)
                 for t, row, start in zip(part, measure(hidden, batch).tolist(), batch.starts):
                     by_id[id(t)] = row[start : start + len(t.mask)]
@@ -333,10 +333,6 @@ def _check_trainable(model: torch.nn.Module) -> None:
         raise ValueError("the policy has nothing to train: its adapter is frozen")
     if lost := [name for name, is_held in trained.items() if not is_held]:
         raise ValueError(f"{lost[0]} (of {len(lost)}) would be trained, but no adapter holds it: freeze it")
-
-
-def _length(t: Trajectory) -> int:
-    return len(t.prompt_ids) + len(t.completion_ids)
 
 
 @dataclass

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..records import Trajectory
+
 CHUNK_LOGITS = 2**24  # logits of one chunk: 64 MiB in fp32
 
 
@@ -22,11 +24,15 @@ def padded(rows: Sequence[Sequence[float]], value: float, device: torch.device |
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=dtype, device=device)
 
 
-def micro_batches(items: Iterable, token_budget: int, length: Callable[[Any], int]) -> Iterator[list]:
+def _length(t: Trajectory) -> int:
+    return len(t.prompt_ids) + len(t.completion_ids)
+
+
+def micro_batches(items: Iterable, token_budget: int, length: Callable[[Any], int] = _length) -> Iterator[list]:
     """Parts of similar length, each of at most ``token_budget`` padded tokens (one item at least).
 
     Args:
-        items: anything of which ``length`` says how many tokens it has.
+        items: trajectories, or anything of which ``length`` says how many tokens it has.
     """
     part: list = []
     for item in sorted(items, key=length):
