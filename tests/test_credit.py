@@ -318,8 +318,9 @@ def worst(policy, trajectories) -> float:
 def test_the_probe_stands_where_the_model_answers(tiny):
     """Asked for its own answer, in the turn in which it gave it, it says what it recorded while it sampled."""
     ids = lambda t, s: t.completion_ids[s.start : s.end]
-    made = [t for t in rollouts(tiny) if t.answer and tiny.encode(t.segments[-1].text) == ids(t, t.segments[-1])]
-    assert len(made) > 5  # of those that are spelled as the tokenizer would
+    usual = lambda t, s: tiny.encode(f"<answer> {t.answer} </answer>") == ids(t, s)
+    made = [t for t in rollouts(tiny) if t.answer and usual(t, t.segments[-1])]
+    assert len(made) > 5  # of those that are spelled as most answers are
     for t in made:
         t.question = replace(t.question, answers=["Nobody", t.answer])
     for t, values in zip(made, credit.gold_probabilities(tiny, made, token_budget=600)):
