@@ -154,11 +154,8 @@ def _resumed(policy: Policy, environment: Environment, t: Trajectory, turn: int)
             environment.observe(environment.calls[-1])
     start = turn_start(t, turn)
     begun = Trajectory(t.question, t.prompt_ids, *(x[:start] for x in (t.completion_ids, t.mask, t.logprobs)))
-    begun.segments, begun.tokens, begun.ends = (
-        [s for s in t.segments if s.turn < turn],
-        t.tokens[:start],
-        t.ends[:start],
-    )
+    begun.segments = [s for s in t.segments if s.turn < turn]
+    begun.tokens, begun.ends = t.tokens[:start], t.ends[:start]
     begun.token_values = {"entropy": t.token_values["entropy"][:start]}
     begun.group, begun.prompt, begun.finish_reason, begun.shared = t.group, t.prompt, None, start
     begun.calls, begun.turns, begun.invalid_turns = environment.calls, environment.turn, environment.invalid_turns
@@ -242,10 +239,8 @@ def rollout(
 
     def play(part: range) -> list[Trajectory]:
         trunks = [begin(i) for i in part[::of_tree]]
-        plans = torch.empty(len(trunks), 0)
-        if trees:
-            size = len(trunks), of_tree - 1
-            plans = torch.randint(bounds.max_turns + 1, size, generator=generator, device=policy.device)
+        size = len(trunks), of_tree - 1
+        plans = torch.randint(bounds.max_turns + 1, size, generator=generator, device=policy.device)
         return _play(trunks, Decoder(policy, temperature, generator), on_turn, branch, plans.tolist())
 
     return _in_parts(play, len(questions) * num_generations, batch_size, of_tree)

@@ -108,7 +108,7 @@ class Settings(Limits):
     """groups of earlier steps that are trained again in each step, with the log-probabilities and advantages that were
     recorded; drawn by the size of the advantages"""
     replay_max_age: Count = 4
-    """of them, in steps"""
+    """how many steps ago they may have been sampled"""
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
     """those with 8 bits are of bitsandbytes, on a GPU"""
     max_grad_norm: Amount = 1.0

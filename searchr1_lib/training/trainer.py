@@ -145,13 +145,15 @@ class Trainer:
                 advice += ", or load the policy with dtype bfloat16 or float32: fp16 may be too narrow for it"
             raise self._failure(str(e), f"Try {advice}") from None
         done = time.perf_counter()
+        sampled = sum(sum(t.mask[t.shared :]) for t in drawn)
         row = {
             "step": self.step + 1,
             **describe(drawn, self.settings.num_generations),
             **update,
             "resampled_groups": (len(drawn) - len(chosen)) // self.settings.num_generations,
             "learning_rate": self.settings.learning_rate_at(self.step),
-            "tokens_per_second": sum(sum(t.mask) for t in drawn) / (rolled - started),
+            "sampled_tokens": sampled,
+            "tokens_per_second": sampled / (rolled - started),
             "seconds": done - started,
             "seconds_rollout": rolled - started,
             "seconds_update": done - rolled,
