@@ -322,12 +322,12 @@ def credit_of(trajectories: Sequence[Trajectory], settings: Settings) -> torch.T
         ValueError: one of these is missing, or rewards do not fit the groups.
     """
     s, size, scale = settings, settings.num_generations, {"scale_rewards": settings.scale_rewards}
-    earned = padded([t.turn_rewards for t in trajectories], math.nan)
-    rewards = torch.tensor([t.reward for t in trajectories])
+    rewards, turns = torch.tensor([t.reward for t in trajectories]), [*map(turn_count, trajectories)]
     by_rollout = group_advantages(rewards, size, baseline=s.baseline, **scale)
-    outcome = by_rollout.unsqueeze(1).expand(earned.shape).masked_fill(earned.isnan(), 0.0)
+    outcome = by_rollout.unsqueeze(1) * (torch.arange(max(turns)) < torch.tensor(turns).unsqueeze(1))
     if s.credit == "rollout":
         return outcome
+    earned = padded([t.turn_rewards for t in trajectories], math.nan)
     w, onward = {"weight": s.credit_weight}, {**scale, "gamma": s.gamma}
     if s.credit == "gigpo":
         advantages = gigpo_advantages(earned, [*map(states_of, trajectories)], size, **w, **onward)
@@ -345,7 +345,7 @@ def credit_of(trajectories: Sequence[Trajectory], settings: Settings) -> torch.T
         advantages = return_advantages(earned, size, **onward)
     if s.shuffle_credit:
         rng = random.Random(f"{s.seed}/{trajectories[0].group}")
-        advantages = shuffled(advantages, outcome, [len(t.turn_rewards) for t in trajectories], size, rng)
+        advantages = shuffled(advantages, outcome, turns, size, rng)
     return advantages
 
 
