@@ -29,7 +29,7 @@ import math
 import random
 from collections.abc import Hashable, Sequence
 from statistics import fmean, stdev
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -321,27 +321,28 @@ def credit_of(trajectories: Sequence[Trajectory], settings: Settings) -> torch.T
     Raises:
         ValueError: one of these is missing, or rewards do not fit the groups.
     """
-    s, size, scale = settings, settings.num_generations, {"scale_rewards": settings.scale_rewards}
+    s, size = settings, settings.num_generations
+    scale: dict[str, Any] = {"scale_rewards": s.scale_rewards}
     rewards, turns = torch.tensor([t.reward for t in trajectories]), [*map(turn_count, trajectories)]
     by_rollout = group_advantages(rewards, size, baseline=s.baseline, **scale)
     outcome = by_rollout.unsqueeze(1) * (torch.arange(max(turns)) < torch.tensor(turns).unsqueeze(1))
     if s.credit == "rollout":
         return outcome
     earned = padded([t.turn_rewards for t in trajectories], math.nan)
-    w, onward = {"weight": s.credit_weight}, {**scale, "gamma": s.gamma}
+    w, onward = s.credit_weight, scale | {"gamma": s.gamma}
     if s.credit == "gigpo":
-        advantages = gigpo_advantages(earned, [*map(states_of, trajectories)], size, **w, **onward)
+        advantages = gigpo_advantages(earned, [*map(states_of, trajectories)], size, weight=w, **onward)
     elif s.credit == "igpo":
         advantages = igpo_advantages(rewards, _by_turn(trajectories, P_GOLD), size, **onward)
     elif s.credit == "mt_grpo":
-        advantages = mt_grpo_advantages(earned, size, **w, **scale)
+        advantages = mt_grpo_advantages(earned, size, weight=w, **scale)
     elif s.credit == "tree_grpo":
         advantages = tree_advantages(earned, [t.tree for t in trajectories], size, **scale)
     else:
         if s.credit == "stepsearch":
-            earned = earned + s.credit_weight * _gains(trajectories, redundancy=1.0)
+            earned = earned + w * _gains(trajectories, redundancy=1.0)
         elif s.credit == "potential":
-            earned = shaped_rewards(earned, s.credit_weight * found_share(trajectories), gamma=s.gamma)
+            earned = shaped_rewards(earned, w * found_share(trajectories), gamma=s.gamma)
         advantages = return_advantages(earned, size, **onward)
     if s.shuffle_credit:
         rng = random.Random(f"{s.seed}/{trajectories[0].group}")
@@ -488,9 +489,9 @@ def values_of_continuing(
     """
     check(num_generations=(num_generations, Annotated[int, Field(ge=2)]))
     decisions = [
-        [(t.prompt, *t.completion_ids[: turn_start(t, k)], k) for k in range(turn_count(t))] for t in trajectories
+        [(t.prompt, tuple(t.completion_ids[: turn_start(t, k)]), k) for k in range(turn_count(t))] for t in trajectories
     ]
-    distinct = {key: (t, key[-1]) for t, keys in zip(trajectories, decisions) for key in keys}
+    distinct = {key: (t, key[2]) for t, keys in zip(trajectories, decisions) for key in keys}
     sampled = continuations(policy, [*distinct.values()], engine, num_generations=num_generations, **how)
     rewards = iter(score(reward, sampled).values)
     each = {key: [next(rewards) for _ in range(num_generations)] for key in distinct}

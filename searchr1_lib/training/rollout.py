@@ -153,7 +153,7 @@ def _resumed(policy: Policy, environment: Environment, t: Trajectory, turn: int)
             environment.calls.append(next(calls))
             environment.observe(environment.calls[-1])
     start = turn_start(t, turn)
-    begun = Trajectory(t.question, t.prompt_ids, *(x[:start] for x in (t.completion_ids, t.mask, t.logprobs)))
+    begun = Trajectory(t.question, t.prompt_ids, t.completion_ids[:start], t.mask[:start], t.logprobs[:start])
     begun.segments = [s for s in t.segments if s.turn < turn]
     begun.tokens, begun.ends = t.tokens[:start], t.ends[:start]
     begun.token_values = {"entropy": t.token_values["entropy"][:start]}
