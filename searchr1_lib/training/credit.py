@@ -323,7 +323,7 @@ def credit_of(trajectories: Sequence[Trajectory], settings: Settings) -> torch.T
     """
     s, size = settings, settings.num_generations
     scale: dict[str, Any] = {"scale_rewards": s.scale_rewards}
-    rewards, turns = torch.tensor([t.reward for t in trajectories]), [*map(turn_count, trajectories)]
+    rewards, turns = [t.reward for t in trajectories], [*map(turn_count, trajectories)]
     by_rollout = group_advantages(rewards, size, baseline=s.baseline, **scale)
     outcome = by_rollout.unsqueeze(1) * (torch.arange(max(turns)) < torch.tensor(turns).unsqueeze(1))
     if s.credit == "rollout":
@@ -333,7 +333,7 @@ def credit_of(trajectories: Sequence[Trajectory], settings: Settings) -> torch.T
     if s.credit == "gigpo":
         advantages = gigpo_advantages(earned, [*map(states_of, trajectories)], size, weight=w, **onward)
     elif s.credit == "igpo":
-        advantages = igpo_advantages(rewards, _by_turn(trajectories, P_GOLD), size, **onward)
+        advantages = igpo_advantages(torch.tensor(rewards), _by_turn(trajectories, P_GOLD), size, **onward)
     elif s.credit == "mt_grpo":
         advantages = mt_grpo_advantages(earned, size, weight=w, **scale)
     elif s.credit == "tree_grpo":
