@@ -8,7 +8,7 @@ model goes on with the rest alone.
 Token in, token out: the sampled ids are the trained ids. Stop strings are looked for in the bytes of the tokens, and a
 token in which one ends stays whole, because to cut it and encode it again would train on ids that nobody sampled.
 
-Another decoder (a server) can stand in its place: a context manager with ``write``.
+Another decoder (a server) can stand in its place: a context manager with ``write`` and ``fork``.
 """
 
 from __future__ import annotations

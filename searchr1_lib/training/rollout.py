@@ -240,7 +240,8 @@ def rollout(
     def play(part: range) -> list[Trajectory]:
         trunks = [begin(i) for i in part[::of_tree]]
         size = len(trunks), of_tree - 1
-        plans = torch.randint(bounds.max_turns + 1, size, generator=generator, device=policy.device)
+        where = generator.device if generator else None  # what a server samples for has no weights, and no device
+        plans = torch.randint(bounds.max_turns + 1, size, generator=generator, device=where)
         return _play(
             trunks, (policy.sampler or Decoder)(policy, temperature, generator), on_turn, branch, plans.tolist()
         )
