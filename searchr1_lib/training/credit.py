@@ -18,7 +18,8 @@ tree_grpo  the rollout's in its group + the rollout's in its tree; Tree-GRPO (ar
 potential  as return, of rewards + potential-based shaping (Ng, Harada and Russell, ICML 1999)
 =========  =======================================================================================================
 
-w is ``Settings.credit_weight``. More credit is not better credit: in 17 runs of a public comparison
+w is ``Settings.credit_weight``. Of a method that trains a value function (StepSearch: PPO) only what it pays a turn is
+taken, and compared within the group as all else here. More credit is not better credit: in 17 runs of a public comparison
 (RainyFields/Agentic-RL-CA) step rewards that were shuffled did as well as real ones. So ``shuffled`` is the control of
 each of them, and ``values_of_continuing`` the yardstick.
 """
@@ -168,7 +169,7 @@ def igpo_advantages(
 
     Args:
         outcome: (B,), the reward.
-        p_gold: (B, K), the probability of the right answer as turn k begins, its tokens' geometric mean
+        p_gold: (B, K), the probability of the right answer where turn k acts, its tokens' geometric mean
             (``gold_probabilities``); NaN where there is no such turn.
 
     For the other arguments, the result and errors see ``return_advantages``. Two rollouts; both end wrongly, but the
@@ -179,7 +180,7 @@ def igpo_advantages(
     tensor([[ 0.3000, -0.1500],
             [-0.3000, -0.1500]])
     """
-    groups = checked_turns(p_gold, group_size)
+    groups = checked_turns(p_gold, group_size, "p_gold")
     gains = torch.full_like(p_gold, math.nan)
     gains[:, :-1] = p_gold[:, 1:] - p_gold[:, :-1]
     last = ~p_gold.isnan() & gains.isnan()
@@ -195,8 +196,8 @@ def mt_grpo_advantages(
 
     ``A_outcome`` compares what the last turn earned over the group. ``A_turn`` compares what turn k itself earned, with
     0 for the rollouts that had ended by then. A rollout of a single turn gets the advantage of its whole reward, as in
-    the public code, of which this is the form for more than one search. What a turn leads to later is not credited to
-    it, but for the outcome.
+    the public code, of which this is the form for more than one search. There too the weight stands at ``A_turn``, in
+    the paper at the outcome's. What a turn leads to later is not credited to it, but for the outcome.
 
     For the arguments, the result and errors see ``return_advantages``. Both fail; the first one's search found a hop:
 
@@ -249,7 +250,7 @@ def tree_advantages(
 def shaped_rewards(turn_rewards: torch.Tensor, potentials: torch.Tensor, *, gamma: float = 1.0) -> torch.Tensor:
     """Potential-based shaping (Ng, Harada and Russell, ICML 1999): ``r_k + gamma Phi(s_{k+1}) - Phi(s_k)``.
 
-    The potential is 0 once the rollout is over, so what is added sums (for gamma 1) to ``-Phi(s_0)`` whatever was done,
+    The potential is 0 once the rollout is over, so what is added sums, discounted, to ``-Phi(s_0)`` whatever was done,
     and the best policy stays the best one.
 
     Args:
@@ -285,25 +286,27 @@ def shuffled(
     return outcome + beyond
 
 
-def checked_turns(turn_rewards: torch.Tensor, group_size: int) -> torch.Tensor:
-    """The group of each rollout, (B, 1) long.
+def checked_turns(by_turn: torch.Tensor, group_size: int, name: str = "turn_rewards") -> torch.Tensor:
+    """The group of each rollout, (B, 1) long, of numbers by turn that are called ``name``.
 
     Raises:
-        ValueError: not (B, K), B is no multiple of G, a rollout has no turn, or a reward is infinite.
+        ValueError: not (B, K), B is no multiple of G, a rollout has no turn, a number is infinite, or NaN comes before
+            a rollout's last turn.
     """
-    if turn_rewards.dim() != 2 or group_size < 1 or not len(turn_rewards) or len(turn_rewards) % group_size:
-        raise ValueError(f"turn_rewards of shape {tuple(turn_rewards.shape)} do not split into groups of {group_size}")
-    if turn_rewards.isinf().any() or turn_rewards[:, 0].isnan().any():
-        raise ValueError("turn_rewards must be finite numbers, and NaN only after a rollout's last turn")
-    return (torch.arange(len(turn_rewards)) // group_size).unsqueeze(1)
+    if by_turn.dim() != 2 or group_size < 1 or not len(by_turn) or len(by_turn) % group_size:
+        raise ValueError(f"{name} of shape {tuple(by_turn.shape)} do not split into groups of {group_size}")
+    over = by_turn.isnan()
+    if by_turn.isinf().any() or over[:, 0].any() or (over[:, :-1] & ~over[:, 1:]).any():
+        raise ValueError(f"{name} must be finite numbers, and NaN only after a rollout's last turn")
+    return (torch.arange(len(by_turn)) // group_size).unsqueeze(1)
 
 
 def _whole(turn_rewards: torch.Tensor) -> torch.Tensor:
     return turn_rewards.double().nansum(1)
 
 
-def _everywhere(reward, alike: torch.Tensor, like: torch.Tensor, scale_rewards: str) -> torch.Tensor:
-    """The reward of each rollout beside those that are alike, at all of its turns."""
+def _everywhere(reward: torch.Tensor, alike: torch.Tensor, like: torch.Tensor, scale_rewards: str) -> torch.Tensor:
+    """The reward of each rollout (B,) beside those that are ``alike`` (B, 1), at all turns that ``like`` (B, K) has."""
     each = compared(reward.unsqueeze(1), alike, scale_rewards=scale_rewards)
     return each.expand(like.shape).masked_fill(like.isnan(), 0.0)
 
@@ -370,7 +373,7 @@ def states_of(t: Trajectory) -> list[frozenset]:
     rollouts would share any state but the first. Nor does the number of the turn count: a search in vain leads back to
     the state in which it was asked.
     """
-    found: list[set] = [set() for _ in t.turn_rewards]
+    found: list[set] = [set() for _ in range(turn_count(t))]
     answered = [s.turn for s in t.segments if s.kind == "information" and not s.by_model]
     for turn, call in zip(answered, t.calls):
         for later in found[turn + 1 :]:
