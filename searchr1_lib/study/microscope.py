@@ -67,14 +67,13 @@ def credits_of(trajectories: Sequence[Trajectory], settings: Settings) -> dict[s
 
     Args:
         trajectories: the ``num_generations`` of a group next to each other. "igpo" is left out where they lack
-            ``token_values["p_gold"]`` (see ``gold_probabilities``), "tree_grpo" where they did not grow on trees.
+            ``token_values["p_gold"]`` (see ``gold_probabilities``).
+        settings: those of the rollouts; "tree_grpo" is left out without ``trees``, "rollout" with ``shuffle_credit``.
     """
-    lacking = {
-        "igpo": any(P_GOLD not in t.token_values for t in trajectories),
-        "tree_grpo": any(t.tree is None for t in trajectories),
-    }
-    ways = {name: settings.model_copy(update={"credit": name}) for name in get_args(Credit) if not lacking.get(name)}
-    return {name: credit_of(trajectories, way).tolist() for name, way in ways.items()}
+    asked = all(P_GOLD in t.token_values for t in trajectories)
+    possible = {"igpo": asked, "tree_grpo": settings.trees > 0, "rollout": not settings.shuffle_credit}
+    ways = [settings.model_copy(update={"credit": name}) for name in get_args(Credit) if possible.get(name, True)]
+    return {way.credit: credit_of(trajectories, way).tolist() for way in ways}
 
 
 def by_optimum(yardstick: Yardstick, trajectories: Sequence[Trajectory], credits: Credits) -> list[Reading]:

@@ -18,10 +18,12 @@ tree_grpo  the rollout's in its group + the rollout's in its tree; Tree-GRPO (ar
 potential  as return, of rewards + potential-based shaping (Ng, Harada and Russell, ICML 1999)
 =========  =======================================================================================================
 
-w is ``Settings.credit_weight``. Of a method that trains a value function (StepSearch: PPO) only what it pays a turn is
-taken, and compared within the group as all else here. More credit is not better credit: in 17 runs of a public comparison
-(RainyFields/Agentic-RL-CA) step rewards that were shuffled did as well as real ones. So ``shuffled`` is the control of
-each of them, and ``values_of_continuing`` the yardstick.
+w is ``Settings.credit_weight``. StepSearch trains with PPO; only what it pays a turn is taken, and compared within the
+group as all else here.
+
+More credit is not better credit: in 17 runs of a public comparison (RainyFields/Agentic-RL-CA) step rewards that were
+shuffled did as well as real ones. So ``shuffled`` is the control of each of them, and ``values_of_continuing`` the
+yardstick.
 """
 
 from __future__ import annotations
