@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from test_half_known import play
@@ -69,7 +70,7 @@ def test_a_decision_knows_its_turn(yardstick, played):
         made = yardstick.decisions(t)
         assert [d.turn for d in made if d.act in (*WORDINGS, WASTED)] == list(range(len(t.calls)))
         assert [d.turn for d in made] == sorted(d.turn for d in made) and made[-1].turn == len(t.calls)
-        together += any(a.act == TRUST and a.turn == b.turn < len(t.calls) for a, b in zip(made, made[1:]))
+        together += any(a.act == TRUST and a.turn == b.turn < len(t.calls) for a, b in pairwise(made))
     assert together > 20  # a memory trusted on the way to the next search
 
 
