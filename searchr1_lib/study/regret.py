@@ -18,6 +18,8 @@ from statistics import fmean
 from ..files import read_json
 from ..metrics import exact_match, grouped, normalize_answer
 from ..records import ToolCall, Trajectory
+from ..rewards.base import turn_count
+from ..rewards.steps import search_turns
 from ..worlds.almanac import RELATIONS, TRUE_SHARE, UNKNOWN_PAYS, Asked, Entity, World, world_of
 from ..worlds.optimum import TRUST, UNKNOWN, WORDINGS, Level, Optimum, Skill, State
 
@@ -33,6 +35,7 @@ class Decision:
         level: the chance that the memory of this hop is true, as the policy states it; None behind the last hop.
         values: Q* of the acts that were open.
         found: whether a search brought the passage; None for another act.
+        turn: in which it was made, from 0; in one turn a memory may be trusted and the next hop searched for.
     """
 
     state: State
@@ -41,6 +44,7 @@ class Decision:
     values: dict[str, float]
     value: float
     found: bool | None = None
+    turn: int = 0
 
     @property
     def regret(self) -> float:
@@ -91,11 +95,12 @@ class Yardstick:
     def decisions(self, t: Trajectory) -> list[Decision]:
         """What the policy decided, one after the other."""
         walk = _Walk(self, self.world.asked[t.question.id])
-        for call in t.searches:
+        for call, walk.turn in zip(t.searches, search_turns(t)):
             walk.search(call)
-        asks = sum(s.by_model and s.kind == "search" for s in t.segments)
-        for _ in range(asks - len(t.searches)):
+        asks = [s.turn for s in t.segments if s.by_model and s.kind == "search"]
+        for walk.turn in asks[len(t.searches) :]:
             walk.waste()  # asked for where no search was left
+        walk.turn = turn_count(t) - 1
         if t.answer is None:
             walk.end("nothing", 0.0)
         elif normalize_answer(t.answer) == UNKNOWN:
@@ -113,6 +118,7 @@ class _Walk:
         self.yardstick, self.asked = yardstick, asked
         self.state, self.made = State(), list[Decision]()
         self.read: frozenset[int] = frozenset()
+        self.turn = 0
 
     def _open(self) -> tuple[Optimum, float | None, dict[str, float]]:
         optimum = self.yardstick.optimum(self.asked, self.read)
@@ -125,7 +131,7 @@ class _Walk:
     def _record(self, act: str, value: float | None = None, found: bool | None = None) -> None:
         _, level, values = self._open()
         value = values.get(act, 0.0) if value is None else value
-        self.made.append(Decision(self.state, level, act, values, value, found))
+        self.made.append(Decision(self.state, level, act, values, value, found, self.turn))
 
     def trust_up_to(self, hop: int) -> None:
         while self.state.hop < hop:
@@ -150,7 +156,8 @@ class _Walk:
         """A search that changes nothing but the price."""
         optimum, level, values = self._open()
         dearer = replace(self.state, searches=self.state.searches + 1)
-        self.made.append(Decision(self.state, level, WASTED, values, max(optimum.act_values(dearer, level).values())))
+        value = max(optimum.act_values(dearer, level).values())
+        self.made.append(Decision(self.state, level, WASTED, values, value, turn=self.turn))
         self.state = dearer
 
     def end(self, act: str, value: float | None) -> None:
