@@ -68,7 +68,8 @@ class Settings(Limits):
     """how a rollout's reward is credited to its turns, see ``searchr1_lib.training.credit``: "rollout" gives its
     advantage to all of them"""
     credit_weight: Amount = 1.0
-    """of what "gigpo", "stepsearch", "mt_grpo" and "potential" say beside the outcome; of the deciding token in "pairs""""
+    """of what "gigpo", "stepsearch", "mt_grpo" and "potential" say beside the outcome, and of the token that decides in
+    "pairs" beside the others"""
     shuffle_credit: bool = False
     """a control, never of use: what ``credit`` says beside the outcome is dealt out at random among a group's turns"""
     trees: Whole = 0
