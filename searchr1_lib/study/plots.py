@@ -515,13 +515,19 @@ def outcomes(steps: Numbers, right: Numbers, searches: Numbers, known: Numbers) 
 
 
 @_styled
-def calibration(sides: Mapping[str, Rows], *, title: str = "Answers without a search") -> Figure:
+def calibration(
+    sides: Mapping[str, Rows],
+    *,
+    title: str = "Answers without a search",
+    xlabel: str = "how sure: probability of its own words",
+) -> Figure:
     """How often answers given without searching are right, over how sure the model was of them.
 
     Args:
         sides: label -> bins, each with "sure", "right", "low", "high" and "n"; on the dotted line a model is right as
             often as it is sure. The bars below count the answers.
         title: the takeaway.
+        xlabel: what "sure" is.
     """
     fig, (ax, count) = _axes(2, 4.6, across=1, height_ratios=(3, 1), sharex=True)
     ax.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1.5, label="as right as it is sure")
@@ -532,7 +538,7 @@ def calibration(sides: Mapping[str, Rows], *, title: str = "Answers without a se
         count.bar(sure + shift, [row["n"] for row in bins], 0.022, color=look["color"])
         told += [f"{label}: sure {row['sure']:.2f}, right {row['right']:.2f} of {row['n']}" for row in bins]
     ax.set(ylabel="share right (95 % interval)", ylim=(-0.04, 1.04))
-    count.set(yscale="log", ylabel="answers (log)", xlabel="how sure: probability of its own words", xlim=(-0.03, 1.03))
+    count.set(yscale="log", ylabel="answers (log)", xlabel=xlabel, xlim=(-0.03, 1.03))
     count.set_ylim(bottom=0.8)
     return _finished(fig, title, f"Points with intervals. {'; '.join(told)}.")
 

@@ -509,16 +509,20 @@ TARGETS = {
 
 
 def measure(
-    policy, world: World, *, topk: int = 3, seed: int = 0, generations: int = 8
+    policy, world: World, *, topk: int = 3, seed: int = 0, questions: int = 80, generations: int = 8
 ) -> dict[str, tuple[float, int]]:
     """The figures of ``TARGETS`` for a policy, each with the number of rollouts that it was taken from.
 
     Reading: questions about entities that the recipe never saw, where it is made to search first and every passage
     came. Memory: taught facts that no question asks. First acts: questions of one hop of the test split.
+
+    Args:
+        questions: of each kind and level, or facts.
+        generations: rollouts of each question that is to be read for.
     """
     import torch
 
-    from ..metrics import exact_match
+    from ..metrics import exact_match, first_act
     from ..records import Question
     from ..search.bm25 import BM25Search
     from ..training.rollout import rollout
@@ -527,17 +531,18 @@ def measure(
 
     engine, generator = BM25Search(world.passages), torch.Generator().manual_seed(seed)
 
+    def some(pool: list[T]) -> list[T]:
+        return random.Random(seed).sample(pool, min(questions, len(pool)))
+
     def play(questions, n, **how):
-        how |= LIMITS | {"topk": topk, "num_generations": n, "batch_size": 64 * n}
+        how = LIMITS | {"topk": topk, "num_generations": n, "batch_size": 64 * n} | how
         return rollout(policy, questions, engine, generator=generator, **how)
 
     figures: dict[str, list[bool]] = {name: [] for name in TARGETS}
     fresh = [q for part in world.questions.values() for q in part if not set(q.source.split("/")[2]) - {"0"}]
     names = {"1-hop": "1 hop", "2-hop": "2 hops", "3-hop": "3 hops", "comparison": "comparison"}
-    for kind, questions in grouped(fresh, lambda q: q.source.split("/")[1]).items():
-        for t in play(
-            random.Random(seed).sample(questions, min(64, len(questions))), generations, first_action="search"
-        ):
+    for kind, asked in grouped(fresh, lambda q: q.source.split("/")[1]).items():
+        for t in play(some(asked), generations, first_action="search"):
             if hops_found(world, t) == t.question.hops:
                 figures[f"reads, {names[kind]}"].append(bool(exact_match(t.answer, t.question.answers)))
     for level in range(1, len(SURENESS)):
@@ -547,18 +552,18 @@ def measure(
             for e in world.entities[UNASKED][relation.kind]
             if e.level == level
         ]
-        chosen = {str(i): fact for i, fact in enumerate(random.Random(seed).sample(facts, 80))}
+        chosen = {str(i): fact for i, fact in enumerate(some(facts))}
         asked = [Question(i, WORDINGS[name][0].format(s=e.subject), ["?"]) for i, (e, name) in chosen.items()]
-        for t in play(asked, 3):
+        for t in play(asked, 3, max_turns=0):
             sentence, value = recollect(*chosen[t.question.id])
             stated = t.text.startswith(f"<think> {sentence}")
             figures["states the level"].append(stated)
-            if stated and not t.searches and t.answer not in (None, "unknown"):
+            if stated and first_act(t) == "answer" and t.answer != UNKNOWN:
                 figures["answers what it states"].append(t.answer == _short(value))
     for level in range(len(SURENESS)):
         of_level = [q for q in world.questions["test"] if q.source == f"almanac/1-hop/{level}"]
-        for t in play(random.Random(seed).sample(of_level, 64), 4):
-            figures[f"searches first, level {level}"].append(bool(t.searches))
+        for t in play(some(of_level), 4, max_turns=0):
+            figures[f"searches first, level {level}"].append(first_act(t) == "search")
     return {name: (sum(values) / max(1, len(values)), len(values)) for name, values in figures.items()}
 
 

@@ -91,7 +91,7 @@ class Profile(Settings, use_attribute_docstrings=True):
     warm_steps: Count = 24
     """steps of the warm start that A1 tries out"""
     warm_questions: Count = 100
-    """test questions of each part on which A1 examines the tiny Qwen"""
+    """of each kind and level, on which A1 examines the tiny Qwen"""
 
     @model_validator(mode="before")
     @classmethod
