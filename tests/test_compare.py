@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 
 from searchr1_lib.rewards import ExactMatch
 from searchr1_lib.study.compare import LIMITS, MODEL, Comparison, Method, blanked, compare
@@ -20,7 +21,7 @@ def test_ideas_are_trained_measured_and_kept(tmp_path):
         return [[0.5 * t.reward] * len(t.mask) for t in trajectories]
 
     methods = {
-        "mine": Method(SMALL, advantages=lambda rewards, num_generations: rewards - rewards.mean()),
+        "mine": Method(SMALL, advantages=lambda rewards, num_generations: torch.sub(rewards, rewards.mean())),
         "credit": Method(SMALL, credit=halves, reward=ExactMatch()),
         "grpo": SMALL,
     }

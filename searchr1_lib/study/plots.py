@@ -578,6 +578,33 @@ def before_after(report_before, report_after) -> Figure:
 
 
 @_styled
+def search_by_level(sides: Mapping[str, Rows]) -> Figure:
+    """How often a hop is searched for, over how sure the policy says it is of what it remembers.
+
+    Args:
+        sides: label -> rows of ``regret.by_level``; the optimum is drawn for the decisions of the last one.
+    """
+    fig, (ax,) = _axes(1, 3.6)
+    *_, last = sides.values()
+    level, best = ([row[name] for row in last] for name in ("level", "best"))
+    ax.step(level, best, where="mid", color=GREEN, linestyle="-.", label="the optimum")
+    told = [_by_level("the optimum", last, "best")]
+    for (label, rows), look in zip(sides.items(), (_OTHERS[0] | {"linestyle": ":"}, KNOWN)):
+        ax.plot([row["level"] for row in rows], [row["searches"] for row in rows], **look, label=label)
+        told.append(_by_level(label, rows, "searches"))
+    ax.set(xlabel="the chance that the memory is true, as the policy states it", ylabel="searches for it (share)")
+    ax.set(ylim=(-0.03, 1.03), xticks=level)
+    sure, unsure = last[-1], last[0]
+    title = f"Searches for {unsure['searches']:.0%} of what it says it knows with {unsure['level']:.0%}, and for "
+    title += f"{sure['searches']:.0%} at {sure['level']:.0%}"
+    return _finished(fig, title, f"Curves over the stated level. {'; '.join(told)}.")
+
+
+def _by_level(label: str, rows: Rows, name: str) -> str:
+    return f"{label} " + ", ".join(f"{row[name]:.2f} at {row['level']:.2f}" for row in rows)
+
+
+@_styled
 def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = None) -> Figure:
     """Share of rollouts by searches made, for each number of searches needed; the framed cells are just right.
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ def _content(x: Any, around: frozenset[int]) -> Any:
     inner = lambda value: _content(value, around | {id(x)})
     if isinstance(x, _PLAIN):
         return x
+    if isinstance(x, ModuleType):
+        return x.__name__
     if isinstance(said := getattr(x, "identity", None), str):
         return said
     if isinstance(x, Mapping):
