@@ -156,6 +156,17 @@ def figures():
                 "after": [{"level": x, "searches": 1 - x, "best": float(x < 0.5)} for x in (0.0, 0.2, 0.95)],
             }
         ),
+        "regrets": plots.regrets(
+            [
+                {"method": m, "price": c, "mean": 0.1 * c, "low": 0.08 * c, "high": 0.2 * c}
+                for m in ("mine", "grpo", "a third one")
+                for c in (0.15, 0.3)
+            ],
+            {c: {"always searches": 0.15, "never": 0.2, "where nothing is recalled": 0.1} for c in (0.15, 0.3)},
+        ),
+        "regrets at one price": plots.regrets(
+            [{"method": "mine", "price": 0.3, "mean": 0.1, "low": 0.08, "high": 0.2}], {0.3: {"never": 0.2}}
+        ),
         "searches_vs_need": plots.searches_vs_need([rollout(True, 1, 0), rollout(False, 2, 3)] * 3),
     }
 

@@ -761,6 +761,34 @@ def _spread_labels(ax, labels: Sequence[str], points: Sequence[tuple[float, floa
 
 
 @_styled
+def regrets(cells: Rows, simple: Mapping[float, Mapping[str, float]]) -> Figure:
+    """Choice regret of methods over the price of a search, with intervals; simple policies dotted.
+
+    Args:
+        cells: of ``Comparison.table``: "method", "price", "mean", "low", "high".
+        simple: price -> name of a simple policy -> its regret.
+    """
+    fig, (ax,) = _axes(1, 4.2)
+    prices = sorted(simple)
+    for name in simple[prices[0]]:
+        values = [simple[price][name] for price in prices]
+        ax.plot(prices, values, ":", marker="_", markersize=18, color=GREY)
+        ax.annotate(name, (prices[-1], values[-1]), (12, 3), textcoords="offset points", color=GREY, fontsize=9)
+    methods = list(dict.fromkeys(cell["method"] for cell in cells))
+    for i, (name, look) in enumerate(zip(methods, itertools.cycle((KNOWN, LOOKUP, *_OTHERS)))):
+        mine = sorted((cell for cell in cells if cell["method"] == name), key=lambda cell: cell["price"])
+        at = [cell["price"] + 0.004 * (i - (len(methods) - 1) / 2) for cell in mine]  # side by side
+        _intervals(ax, at, mine, ("mean", "low", "high"), **look, capsize=3, label=name)
+    ax.set(xlabel="price of a search", ylabel="choice regret", xticks=prices, ylim=(0, None))
+    ax.set_xlim(prices[0] - 0.05, prices[-1] + 0.05 + 0.25 * (prices[-1] - prices[0]))
+    best = min(cells, key=lambda cell: cell["mean"])
+    title = f"The least choice regret is {best['mean']:.3f}: {best['method']} at price {best['price']:g}"
+    told = [f"{c['method']} at {c['price']:g}: {c['mean']:.3f} ({c['low']:.3f} to {c['high']:.3f})" for c in cells]
+    told += [f"{name} at {price:g}: {value:.3f}" for price in prices for name, value in simple[price].items()]
+    return _finished(fig, title, f"Points with 95 % intervals, and dotted simple policies. {'; '.join(told)}.")
+
+
+@_styled
 def by_setting(groups: Rows, panels: Mapping[str, Sequence[str]], name: str, *, title: str | None = None) -> Figure:
     """Figures of several settings that differ in one parameter: mean and interval, one panel a key of ``panels``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,7 +88,8 @@ def _content(x: Any, around: frozenset[int]) -> Any:
 
 
 def _names(code: CodeType) -> set[str]:
-    return {*code.co_names, *(name for c in code.co_consts if isinstance(c, CodeType) for name in _names(c))}
+    own = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}  # co_names has attributes too
+    return own.union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 
 def _installed(function: FunctionType) -> bool:
