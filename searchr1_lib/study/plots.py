@@ -532,7 +532,7 @@ def calibration(sides: Mapping[str, Rows], *, title: str = "Answers without a se
         count.bar(sure + shift, [row["n"] for row in bins], 0.022, color=look["color"])
         told += [f"{label}: sure {row['sure']:.2f}, right {row['right']:.2f} of {row['n']}" for row in bins]
     ax.set(ylabel="share right (95 % interval)", ylim=(-0.04, 1.04))
-    count.set(yscale="log", ylabel="answers (log)", xlabel="how sure: probability of its own words", xlim=(-0.03, 1.03))
+    count.set(yscale="log", ylabel="answers (log)", xlabel="how sure it was", xlim=(-0.03, 1.03))
     count.set_ylim(bottom=0.8)
     return _finished(fig, title, f"Points with intervals. {'; '.join(told)}.")
 
