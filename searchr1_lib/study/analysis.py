@@ -370,7 +370,7 @@ def judge(figures: Means) -> list[tuple[str, str, float | None, float | None, bo
     The choice regret must be small, and small beside the best simple policy's; there are no such rows where nobody
     knows it. The reward has no number to reach; it must be higher than always searching and than never searching.
     """
-    rows = []
+    rows: list[tuple[str, str, float | None, float | None, bool]] = []
     if regret := figures.get("choice regret"):
         was, now, simple = regret["before"], regret["after"], regret["best simple policy"]
         shares, few = (was / simple, now / simple), now / simple <= MOST_OF_SIMPLE

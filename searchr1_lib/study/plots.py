@@ -589,14 +589,13 @@ def search_by_level(sides: Mapping[str, Rows]) -> Figure:
     level, best = ([row[name] for row in last] for name in ("level", "best"))
     ax.step(level, best, where="mid", color=GREEN, linestyle="-.", label="the optimum")
     told = [_by_level("the optimum", last, "best")]
-    for (label, rows), look in zip(sides.items(), (_OTHERS[0] | {"linestyle": ":"}, KNOWN)):
-        ax.plot([row["level"] for row in rows], [row["searches"] for row in rows], **look, label=label)
-        told.append(_by_level(label, rows, "searches"))
+    for (name, rows), look in zip(sides.items(), (_OTHERS[0] | {"linestyle": ":"}, KNOWN)):
+        ax.plot([row["level"] for row in rows], [row["searches"] for row in rows], **look, label=name)
+        told.append(_by_level(name, rows, "searches"))
     ax.set(xlabel="the chance that the memory is true, as the policy states it", ylabel="searches for it (share)")
     ax.set(ylim=(-0.03, 1.03), xticks=level)
-    sure, unsure = last[-1], last[0]
-    title = f"Searches for {unsure['searches']:.0%} of what it says it knows with {unsure['level']:.0%}, and for "
-    title += f"{sure['searches']:.0%} at {sure['level']:.0%}"
+    told_of = [f"{row['searches']:.0%} where it states {row['level']:g}" for row in (last[0], last[-1])]
+    title = f"{name.capitalize()}, it searches in {' and in '.join(told_of)}"
     return _finished(fig, title, f"Curves over the stated level. {'; '.join(told)}.")
 
 
