@@ -3,11 +3,13 @@
 import os
 
 import pytest
+import torch
 
 from searchr1_lib.rewards import ExactMatch
 from searchr1_lib.study.compare import LIMITS, MODEL, Comparison, Method, blanked, compare
 from searchr1_lib.suite import cli
 from searchr1_lib.suite.profiles import load_profile
+from searchr1_lib.training.identity import identity
 from searchr1_lib.worlds.almanac import build_world
 
 SMALL = {"steps": 1, "questions_per_step": 2, "num_generations": 4}
@@ -20,7 +22,7 @@ def test_ideas_are_trained_measured_and_kept(tmp_path):
         return [[0.5 * t.reward] * len(t.mask) for t in trajectories]
 
     methods = {
-        "mine": Method(SMALL, advantages=lambda rewards, num_generations: rewards - rewards.mean()),
+        "mine": Method(SMALL, advantages=lambda rewards, num_generations: torch.sub(rewards, rewards.mean())),
         "credit": Method(SMALL, credit=halves, reward=ExactMatch()),
         "grpo": SMALL,
     }
@@ -29,7 +31,7 @@ def test_ideas_are_trained_measured_and_kept(tmp_path):
     assert all(0 <= r["regret"] <= 1 and 0 < r["best"] < 1 for r in found.rows)
     assert {c["method"] for c in found.differences("grpo")} == {"mine", "credit"}
     assert set(found.simple[0.3]) == {"always searches", "never", "where nothing is recalled", "at random"}
-    assert len(found.plot().lines) >= 4
+    assert len(found.plot().axes[0].lines) >= 4
     times = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}
     assert compare(methods, out=tmp_path, **ONCE).rows == found.rows
     assert times == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}  # nothing is made again
@@ -94,3 +96,12 @@ def test_the_table_has_intervals_over_the_seeds():
     assert difference["method"] == "b" and difference["low"] == pytest.approx(0.1) == pytest.approx(difference["high"])
     with pytest.raises(ValueError, match="no method is named 'c'; there are a, b"):
         found.differences("c")
+
+
+def test_an_idea_is_what_it_computes_wherever_it_is_written():
+    def written(**around):
+        space = {"__name__": "__main__", "torch": torch, **around}
+        exec("def idea(rewards, num_generations):\n    return torch.mul(rewards - rewards.mean(), scale)", space)
+        return identity(space["idea"])
+
+    assert written(scale=1) == written(scale=1, mean="the same name as a method's") != written(scale=2)

@@ -150,6 +150,23 @@ def figures():
             xlabel="cost of a search",
             title="Where answering begins to pay more",
         ),
+        "search_by_level": plots.search_by_level(
+            {
+                "before": [{"level": x, "searches": 0.5, "best": 1.0} for x in (0.0, 0.2, 0.95)],
+                "after": [{"level": x, "searches": 1 - x, "best": float(x < 0.5)} for x in (0.0, 0.2, 0.95)],
+            }
+        ),
+        "regrets": plots.regrets(
+            [
+                {"method": m, "price": c, "mean": 0.1 * c, "low": 0.08 * c, "high": 0.2 * c}
+                for m in ("mine", "grpo", "a third one")
+                for c in (0.15, 0.3)
+            ],
+            {c: {"always searches": 0.15, "never": 0.2, "where nothing is recalled": 0.1} for c in (0.15, 0.3)},
+        ),
+        "regrets at one price": plots.regrets(
+            [{"method": "mine", "price": 0.3, "mean": 0.1, "low": 0.08, "high": 0.2}], {0.3: {"never": 0.2}}
+        ),
         "searches_vs_need": plots.searches_vs_need([rollout(True, 1, 0), rollout(False, 2, 3)] * 3),
     }
 
@@ -195,6 +212,8 @@ def test_values_reach_the_alt_text(drawn):
     told = drawn["learning_curves"][0].alt
     assert "exact match known 0.90" in told and "transition at step 3" in told
     assert "known questions 1.00 before, 0.00 after" in drawn["before_after"][0].alt
+    told = drawn["search_by_level"][0].alt
+    assert "the optimum 1.00 at 0.00, 1.00 at 0.20, 0.00 at 0.95" in told and "after 1.00 at 0.00, 0.80" in told
     fig = plots.searches_vs_need([rollout(True, 1, 0), rollout(True, 1, 2), rollout(False, 2, 1), rollout(False, 2, 2)])
     assert "just right 50%, too many 25%, too few 25%" in fig.alt
     fig = plots.outcomes([1, 1, 2, 2], [1, 0, 1, 1], [0, 0, 1, 0], [1, 0, 0, 1])

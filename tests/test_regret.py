@@ -9,7 +9,7 @@ from searchr1_lib.metrics import exact_match
 from searchr1_lib.records import Question, ToolCall, Trajectory
 from searchr1_lib.rewards.cost import Discounted
 from searchr1_lib.search.bm25 import BM25Search
-from searchr1_lib.study.regret import SIMPLE, WASTED, Yardstick, _Walk, simple_policies
+from searchr1_lib.study.regret import SIMPLE, WASTED, Yardstick, _Walk, by_level, simple_policies
 from searchr1_lib.worlds.almanac import MONTHS, RELATIONS, Entity, build_world, query, sample_questions
 from searchr1_lib.worlds.optimum import TRUST, UNKNOWN, WORDINGS, Skill
 
@@ -128,6 +128,27 @@ def test_an_episode_without_an_answer_has_thrown_its_value_away(world):
     yardstick = Yardstick(world, Skill(), 0.3)
     made = yardstick.decisions(Trajectory(q, [], [], [], [], segments=[]))
     assert sum(d.regret for d in made) == pytest.approx(yardstick.value(q.id)) == pytest.approx(0.95)
+
+
+def test_by_level_the_optimum_searches_as_it_should_and_never_does_not(world, engine):
+    asked = sample_questions(world, "test", 200)
+    yardstick = Yardstick(world, measured(world, engine, asked), 0.3, 0.1)
+    best = lambda state, level, values, rng: max(values, key=values.get)
+    rows = by_level(yardstick, [play(yardstick, q, engine, best, None) for q in asked])
+    assert [row["level"] for row in rows] == [0.0, 0.2, 0.4, 0.55, 0.7, 0.85, 0.95]
+    assert all(row["searches"] == row["best"] and row["over"] == row["under"] == 0 for row in rows)
+    assert rows[0]["best"] > 0.9 and rows[-1]["best"] == 0  # the optimum is a step
+    never = lambda state, level, values, rng: TRUST
+    rows = by_level(yardstick, [play(yardstick, q, engine, never, None) for q in asked])
+    assert all(row["searches"] == row["over"] == 0 and row["under"] == row["best"] for row in rows)
+
+
+def test_by_level_counts_a_wasted_search_as_one_too_many(world):
+    q = next(q for q in world.questions["test"] if q.source == "almanac/1-hop/6")
+    call = ToolCall("search", "the weather in Rome", [])
+    done = Trajectory(q, [], [], [], [], calls=[call], answer="x", segments=[])
+    row = {"level": 0.95, "n": 2, "searches": 0.5, "best": 0.0, "over": 0.5, "under": 0.0}
+    assert by_level(Yardstick(world, Skill(), 0.3), [done]) == [row]
 
 
 # ---- the reward ------------------------------------------------------------------------------------------

@@ -116,24 +116,11 @@ class Comparison:
     def _values(self, method: str, price: float, figure: str) -> list[float]:
         return [r[figure] for r in self.rows if (r["method"], r["price"]) == (method, price)]
 
-    def plot(self, ax=None):
-        """Regret against the price, a line a method with its interval; simple policies dotted."""
-        import matplotlib.pyplot as plt
+    def plot(self):
+        """Regret against the price, see ``plots.regrets``."""
+        from . import plots
 
-        ax = ax or plt.subplots(figsize=(6, 3.6))[1]
-        prices = sorted(self.simple)
-        for name in dict.fromkeys(c["method"] for c in self.table()):
-            cells = sorted((c for c in self.table() if c["method"] == name), key=lambda c: c["price"])
-            means = [c["mean"] for c in cells]
-            bars = [[c["mean"] - c["low"] for c in cells], [c["high"] - c["mean"] for c in cells]]
-            ax.errorbar([c["price"] for c in cells], means, yerr=bars, marker="o", capsize=3, label=name)
-        for name in self.simple[prices[0]]:
-            values = [self.simple[price][name] for price in prices]
-            ax.plot(prices, values, ":", color="0.6")
-            ax.annotate(name, (prices[-1], values[-1]), color="0.4", fontsize="small")
-        ax.set(xlabel="price of a search", ylabel="choice regret", xticks=prices, ylim=(0, None))
-        ax.legend()
-        return ax
+        return plots.regrets(self.table(), self.simple)
 
 
 def compare(
@@ -251,7 +238,8 @@ class _Run:
 
         torch.set_num_threads(1)
         world, skill = build_world(0), skill_of(self.how["model"])
-        engine, policy = BM25Search(world.passages), load_policy(self.how["model"], seed=self.seed)
+        # on the CPU: a process that was forked off a notebook cannot use its GPU
+        engine, policy = BM25Search(world.passages), load_policy(self.how["model"], seed=self.seed, device="cpu")
         settings = Settings(**SETTINGS | LIMITS | dict(self.method.settings) | {"seed": self.seed})
         asked = [blanked(q) for q in sample_questions(world, "train", 1200, seed=self.seed)]
         reward = self.method.reward or Discounted(self.price, UNKNOWN_PAYS)

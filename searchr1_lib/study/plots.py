@@ -584,6 +584,32 @@ def before_after(report_before, report_after) -> Figure:
 
 
 @_styled
+def search_by_level(sides: Mapping[str, Rows]) -> Figure:
+    """How often a hop is searched for, over how sure the policy says it is of what it remembers.
+
+    Args:
+        sides: label -> rows of ``regret.by_level``; the optimum is drawn for the decisions of the last one.
+    """
+    fig, (ax,) = _axes(1, 3.6)
+    *_, last = sides.values()
+    level, best = ([row[name] for row in last] for name in ("level", "best"))
+    ax.step(level, best, where="mid", color=GREEN, linestyle="-.", label="the optimum")
+    told = [_by_level("the optimum", last, "best")]
+    for (name, rows), look in zip(sides.items(), (_OTHERS[0] | {"linestyle": ":"}, KNOWN)):
+        ax.plot([row["level"] for row in rows], [row["searches"] for row in rows], **look, label=name)
+        told.append(_by_level(name, rows, "searches"))
+    ax.set(xlabel="the chance that the memory is true, as the policy states it", ylabel="searches for it (share)")
+    ax.set(ylim=(-0.03, 1.03), xticks=level)
+    told_of = [f"{row['searches']:.0%} where it states {row['level']:g}" for row in (last[0], last[-1])]
+    title = f"{name.capitalize()}, it searches in {' and in '.join(told_of)}"
+    return _finished(fig, title, f"Curves over the stated level. {'; '.join(told)}.")
+
+
+def _by_level(label: str, rows: Rows, name: str) -> str:
+    return f"{label} " + ", ".join(f"{row[name]:.2f} at {row['level']:.2f}" for row in rows)
+
+
+@_styled
 def searches_vs_need(trajectories: Sequence[Trajectory], *, title: str | None = None) -> Figure:
     """Share of rollouts by searches made, for each number of searches needed; the framed cells are just right.
 
@@ -737,6 +763,34 @@ def _spread_labels(ax, labels: Sequence[str], points: Sequence[tuple[float, floa
                 break
             text.remove()
         taken.append(box)
+
+
+@_styled
+def regrets(cells: Rows, simple: Mapping[float, Mapping[str, float]]) -> Figure:
+    """Choice regret of methods over the price of a search, with intervals; simple policies dotted.
+
+    Args:
+        cells: of ``Comparison.table``: "method", "price", "mean", "low", "high".
+        simple: price -> name of a simple policy -> its regret.
+    """
+    fig, (ax,) = _axes(1, 4.2)
+    prices = sorted(simple)
+    for name in simple[prices[0]]:
+        values = [simple[price][name] for price in prices]
+        ax.plot(prices, values, ":", marker="_", markersize=18, color=GREY)
+        ax.annotate(name, (prices[-1], values[-1]), (12, 3), textcoords="offset points", color=GREY, fontsize=9)
+    methods = list(dict.fromkeys(cell["method"] for cell in cells))
+    for i, (name, look) in enumerate(zip(methods, itertools.cycle((KNOWN, LOOKUP, *_OTHERS)))):
+        mine = sorted((cell for cell in cells if cell["method"] == name), key=lambda cell: cell["price"])
+        at = [cell["price"] + 0.004 * (i - (len(methods) - 1) / 2) for cell in mine]  # side by side
+        _intervals(ax, at, mine, ("mean", "low", "high"), **look, capsize=3, label=name)
+    ax.set(xlabel="price of a search", ylabel="choice regret", xticks=prices, ylim=(0, None))
+    ax.set_xlim(prices[0] - 0.05, prices[-1] + 0.05 + 0.25 * (prices[-1] - prices[0]))
+    best = min(cells, key=lambda cell: cell["mean"])
+    title = f"The least choice regret is {best['mean']:.3f}: {best['method']} at price {best['price']:g}"
+    told = [f"{c['method']} at {c['price']:g}: {c['mean']:.3f} ({c['low']:.3f} to {c['high']:.3f})" for c in cells]
+    told += [f"{name} at {price:g}: {value:.3f}" for price in prices for name, value in simple[price].items()]
+    return _finished(fig, title, f"Points with 95 % intervals, and dotted simple policies. {'; '.join(told)}.")
 
 
 @_styled

@@ -254,10 +254,8 @@ def skill_of(model: str | os.PathLike) -> Skill:
         ) from None
 
 
-def table_of(
-    trajectories: Sequence[Trajectory], *, data: str | os.PathLike, model: str | os.PathLike, price: float
-) -> list[dict] | None:
-    """``table`` for rollouts on the questions of a folder, by a policy that began as the model of another.
+def yardstick_of(*, data: str | os.PathLike, model: str | os.PathLike, price: float) -> Yardstick | None:
+    """The yardstick for questions of a folder, and for policies that began as the model of another.
 
     Returns:
         None where nobody knows the optimum: ``data`` is no almanac, or of the model no skill was measured.
@@ -267,8 +265,36 @@ def table_of(
     """
     if not (Path(data) / "almanac.json").exists() or not (Path(model) / "skill.json").exists():
         return None
-    world = world_of(data, "choice regret")
-    return table(Yardstick(world, skill_of(model), price, UNKNOWN_PAYS), trajectories)
+    return Yardstick(world_of(data, "choice regret"), skill_of(model), price, UNKNOWN_PAYS)
+
+
+def table_of(
+    trajectories: Sequence[Trajectory], *, data: str | os.PathLike, model: str | os.PathLike, price: float
+) -> list[dict] | None:
+    """``table`` by the yardstick of ``yardstick_of``, or None with it."""
+    yardstick = yardstick_of(data=data, model=model, price=price)
+    return yardstick and table(yardstick, trajectories)
+
+
+def by_level(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> list[dict]:
+    """When a policy searches for a hop, and when it should: one row for each level that it states, lowest first.
+
+    Of each hop the first decision counts, before any search for it has failed; a wasted search is a search.
+
+    Returns:
+        rows of "level", "n" decisions, and shares of these: "searches", "best" (searching is best), "over" (it searched
+        and should not have), "under" (it should have searched and did not).
+    """
+    made = [d for t in trajectories for d in yardstick.decisions(t) if d.level is not None and not d.state.tried]
+    rows = []
+    for level, decisions in sorted(grouped(made, lambda d: d.level).items()):
+        did = [d.act in (*WORDINGS, WASTED) for d in decisions]
+        should = [max(d.values, key=d.values.__getitem__) in WORDINGS for d in decisions]
+        pairs = list(zip(did, should))
+        over, under = fmean(a and not b for a, b in pairs), fmean(b and not a for a, b in pairs)
+        shares = {"searches": fmean(did), "best": fmean(should), "over": over, "under": under}
+        rows.append({"level": level, "n": len(decisions), **shares})
+    return rows
 
 
 def _always(state: State, level: float | None, values: dict[str, float]) -> dict[str, float]:
