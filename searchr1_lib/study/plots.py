@@ -519,7 +519,7 @@ def calibration(
     sides: Mapping[str, Rows],
     *,
     title: str = "Answers without a search",
-    xlabel: str = "how sure: probability of its own words",
+    xlabel: str = "how sure it was",
 ) -> Figure:
     """How often answers given without searching are right, over how sure the model was of them.
 

@@ -33,6 +33,7 @@ from ..metrics import grouped
 from ..records import Passage
 from ..worlds.almanac import (
     MONTHS,
+    PRICE,
     RELATIONS,
     SPLITS,
     SURENESS,
@@ -589,7 +590,7 @@ def search_skill(policy) -> Skill:
     engine, asked = BM25Search(world.passages), sample_questions(world, "validation", 400)
     how = LIMITS | {"num_generations": 3, "batch_size": 3 * 64}
     done = rollout(policy, asked, engine, generator=generator, **how)
-    return measure_skill(Yardstick(world, Skill(), price=0.3), done)
+    return measure_skill(Yardstick(world, Skill(), price=PRICE), done)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

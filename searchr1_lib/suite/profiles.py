@@ -43,7 +43,7 @@ class Profile(Settings, use_attribute_docstrings=True):
     """folder with passages.jsonl and train, validation and test.jsonl"""
     reward: str | dict[str, Any] | list = "Discounted"
     """any reward of the library, as ``rewards.build`` reads it, such as SearchR1Reward or {OTC: {c: 3}}"""
-    search_cost: Amount = 0.3
+    search_cost: Amount = 0.2
     """price of a search: the share of a right answer's reward that it takes, or what it takes off; for each reward with
     an argument ``price`` or ``cost``"""
     eval_questions: Count = 120
