@@ -516,10 +516,7 @@ def outcomes(steps: Numbers, right: Numbers, searches: Numbers, known: Numbers) 
 
 @_styled
 def calibration(
-    sides: Mapping[str, Rows],
-    *,
-    title: str = "Answers without a search",
-    xlabel: str = "how sure it was",
+    sides: Mapping[str, Rows], *, title: str = "Answers without a search", xlabel: str = "how sure it was"
 ) -> Figure:
     """How often answers given without searching are right, over how sure the model was of them.
 

@@ -254,7 +254,7 @@ def skill_of(model: str | os.PathLike) -> Skill:
         ) from None
 
 
-def yardstick_of(*, data: str | os.PathLike, model: str | os.PathLike, price: float) -> Yardstick | None:
+def yardstick_of(*, data: str | Path, model: str | os.PathLike, price: float) -> Yardstick | None:
     """The yardstick for questions of a folder, and for policies that began as the model of another.
 
     Returns:
@@ -269,11 +269,11 @@ def yardstick_of(*, data: str | os.PathLike, model: str | os.PathLike, price: fl
 
 
 def table_of(
-    trajectories: Sequence[Trajectory], *, data: str | os.PathLike, model: str | os.PathLike, price: float
+    trajectories: Sequence[Trajectory], *, data: str | Path, model: str | os.PathLike, price: float
 ) -> list[dict] | None:
     """``table`` by the yardstick of ``yardstick_of``, or None with it."""
     yardstick = yardstick_of(data=data, model=model, price=price)
-    return yardstick and table(yardstick, trajectories)
+    return table(yardstick, trajectories) if yardstick else None
 
 
 def by_level(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> list[dict]:

@@ -247,7 +247,9 @@ def _turn(sentences: list[str], act: str, words: str) -> str:
     return f"<think> {' '.join(sentences)} </think>\n<{act}> {words} </{act}>"
 
 
-def play(episodes: Iterable[tuple[T, Generator, int]], engine) -> list[tuple[T, list[Piece]]]:
+def play(
+    episodes: Iterable[tuple[T, Generator[str, list[Passage], list[Piece]], int]], engine
+) -> list[tuple[T, list[Piece]]]:
     """Each episode, which is given the first so many documents of what the engine finds, to its end; all in step.
 
     Args:

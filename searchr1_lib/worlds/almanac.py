@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..environment.limits import Whole, valid
 from ..files import read_json, write_json, write_json_lines
@@ -446,10 +447,10 @@ def build_world(seed: int = 0, *, avoid: Set[str] = frozenset(), fresh: dict = F
             hops = list(asked.hops())
             levels = "".join(str(e.level) for e, _ in hops)
             kind = "comparison" if asked.other else f"{len(hops)}-hop"
-            how = {"passages": [e.passage for e, _ in hops if e.passage], "hops": len(hops)}
+            how: dict[str, Any] = {"passages": [e.passage for e, _ in hops if e.passage], "hops": len(hops)}
             source = f"almanac/{kind}/{levels}"
-            known = _is_known(tuple(TRUE_SHARE[e.level] for e, _ in hops), bool(asked.other))
-            question = Question(id, text, answers_of(asked), known=known, source=source, **how)
+            how["known"] = _is_known(tuple(TRUE_SHARE[e.level] for e, _ in hops), bool(asked.other))
+            question = Question(id, text, answers_of(asked), source=source, **how)
             world.questions[split].append(question)
             world.asked[id] = asked
     return world
@@ -590,12 +591,15 @@ def write_almanac(
         ValueError: as ``sample_questions``, before anything is written.
     """
     world = build_world(seed)
-    how = {"mixture": mixture, "blank": blank}
+    how: dict[str, Any] = {"mixture": mixture, "blank": blank}
     chosen = {split: sample_questions(world, split, count, seed=seed, **how) for split, count in ASKED.items()}
     write_json_lines(out / "passages.jsonl", map(asdict, world.passages))
     for split, part in chosen.items():
         write_json_lines(out / f"{split}.jsonl", map(asdict, part))
-    counts = {"passages": len(world.passages), "questions": {split: len(part) for split, part in chosen.items()}}
+    counts: dict[str, Any] = {
+        "passages": len(world.passages),
+        "questions": {split: len(part) for split, part in chosen.items()},
+    }
     origin = {"generator": "searchr1_lib.worlds.almanac", "version": VERSION, "seed": seed, "known_seed": KNOWN_SEED}
     write_json(out / "almanac.json", origin | how | counts)
     return counts
