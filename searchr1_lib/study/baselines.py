@@ -182,7 +182,7 @@ def optimal(yardstick: Yardstick) -> Choose:
         level = TRUE_SHARE[chain[number].entity.level] if number < len(chain) else None
         optimum = yardstick.optimum(asked, frozenset(i for i, t in enumerate(chain) if t.read))
         values = optimum.act_values(State(number, searches, right, tried), level)
-        return max(values, key=values.get)
+        return max(values, key=lambda act: values[act])
 
     return choose
 
