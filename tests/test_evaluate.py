@@ -217,7 +217,6 @@ def test_killed_in_the_middle_of_a_line_and_started_again(asked, finished, tmp_p
         import os, signal, sys
         from searchr1_lib.study import evaluate
         from searchr1_lib.suite import cli
-from searchr1_lib.training.policy import load_policy
         append, count = evaluate.TrajectoryLog.append, []
         def dying(log, trajectories):
             count.append(1)

@@ -144,6 +144,7 @@ class Thought:
 #: question, the thoughts so far, the number of the hop, how often was searched before, and in which wordings in vain
 #: for this hop.
 Choose = Callable[[Asked, list[Thought], int, int, tuple[int, ...]], str]
+Episode = Generator[str, list[Passage], list[Piece]]
 
 
 def coin(rng: random.Random) -> Choose:
@@ -172,7 +173,7 @@ def recollect(entity: Entity, relation: str) -> tuple[str, Entity | str | None]:
     return f"{fact(entity, relation, value)}, {SURENESS[entity.level]}.", value
 
 
-def episode(asked: Asked, choose: Choose) -> Generator[str, list[Passage], list[Piece]]:
+def episode(asked: Asked, choose: Choose) -> Episode:
     """One demonstration: yields queries, is sent what the engine returned, returns its pieces."""
     pieces: list[Piece] = []
     sentences: list[str] = []
@@ -247,9 +248,7 @@ def _turn(sentences: list[str], act: str, words: str) -> str:
     return f"<think> {' '.join(sentences)} </think>\n<{act}> {words} </{act}>"
 
 
-def play(
-    episodes: Iterable[tuple[T, Generator[str, list[Passage], list[Piece]], int]], engine
-) -> list[tuple[T, list[Piece]]]:
+def play(episodes: Iterable[tuple[T, Episode, int]], engine) -> list[tuple[T, list[Piece]]]:
     """Each episode, which is given the first so many documents of what the engine finds, to its end; all in step.
 
     Args:

@@ -581,7 +581,7 @@ def _stratified(world: World, pool: list[Question], count: int, rng: random.Rand
 
 def write_almanac(
     out: Path, seed: int = 0, *, mixture: dict[str, float] = MIXTURE, blank: float = BLANK
-) -> dict[str, int | dict[str, int]]:
+) -> dict[str, Any]:
     """Write ``passages.jsonl``, a question file a split, and ``almanac.json`` (how they were made).
 
     Returns:
@@ -591,8 +591,8 @@ def write_almanac(
         ValueError: as ``sample_questions``, before anything is written.
     """
     world = build_world(seed)
-    how: dict[str, Any] = {"mixture": mixture, "blank": blank}
-    chosen = {split: sample_questions(world, split, count, seed=seed, **how) for split, count in ASKED.items()}
+    draw = lambda split, n: sample_questions(world, split, n, seed=seed, mixture=mixture, blank=blank)
+    chosen = {split: draw(split, count) for split, count in ASKED.items()}
     write_json_lines(out / "passages.jsonl", map(asdict, world.passages))
     for split, part in chosen.items():
         write_json_lines(out / f"{split}.jsonl", map(asdict, part))
@@ -601,7 +601,7 @@ def write_almanac(
         "questions": {split: len(part) for split, part in chosen.items()},
     }
     origin = {"generator": "searchr1_lib.worlds.almanac", "version": VERSION, "seed": seed, "known_seed": KNOWN_SEED}
-    write_json(out / "almanac.json", origin | how | counts)
+    write_json(out / "almanac.json", origin | {"mixture": mixture, "blank": blank} | counts)
     return counts
 
 
