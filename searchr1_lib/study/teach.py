@@ -2,6 +2,7 @@
 decision, to read what a search brings to the end, also against the memory. When to search is not taught.
 
     searchr1 teach --out runs/half_known
+    searchr1 teach --start runs/half_known --out runs/longer
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 import time
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -38,18 +39,8 @@ from ..worlds.halfknown import (
 )
 from ..worlds.optimum import Skill
 from ..worlds.prepare import check_out
-from .warmstart import (
-    OWN,
-    SPECIAL,
-    Piece,
-    Recipe,
-    learning_rate,
-    new_model,
-    nf4_rounded,
-    prompt_text,
-    save,
-    train_tokenizer,
-)
+from .warmstart import CHAT_TEMPLATE as CHAT_TEMPLATE_OF_QWEN2
+from .warmstart import OWN, SPECIAL, Piece, Recipe, learning_rate, new_model, nf4_rounded, save, train_tokenizer
 
 #: Its shape and its schedule; about an hour on two cores with bf16 (AMX). ``batch`` are demonstrations a step.
 RECIPE = Recipe(
@@ -59,13 +50,17 @@ RECIPE = Recipe(
     num_attention_heads=3,
     num_key_value_heads=3,
     steps=3000,
-    batch=14,
+    batch=16,
     warmup=100,
     context_steps=1500,
-    quantised_steps=300,
+    quantised_steps=1200,
 )
-#: Lines of drills a step, and the tokens of one: taught facts alone, which are cheap to repeat.
-DRILLS, DRILL_TOKENS, DRILL_WEIGHT = 8, 250, 0.3
+#: From weights that were made so before: the passages are known as text by then.
+LONGER = replace(RECIPE, steps=2400, lr=1.2e-3, warmup=50, context_steps=0)
+#: Drills a step: a question and what is recalled of it, without an act, which are cheap to repeat.
+DRILLS = 20
+#: Qwen3's chat template, for messages without tools: without a system message there is none.
+CHAT_TEMPLATE = CHAT_TEMPLATE_OF_QWEN2[CHAT_TEMPLATE_OF_QWEN2.index("{%- for") :]
 #: Longer demonstrations are left out: a few of them would cost as much as all others of a step.
 LONGEST = 640
 #: Muon (Jordan et al. 2024) on the matrices learns so many times faster than AdamW on the rest.
@@ -73,7 +68,7 @@ MUON_SPEED = 2.0
 
 #: How often a demonstration searches at a decision, by the level of the least sure memory that it rests on. The coin
 #: is bent up and down by turns, so that the act listens to the level and no direction is the right one.
-COIN = (0.62, 0.38, 0.62, 0.38, 0.62, 0.38, 0.62)
+COIN = (0.57, 0.43, 0.57, 0.43, 0.57, 0.43, 0.57)
 UNKNOWN = 0.25  # of the acts that are no search
 
 
@@ -166,17 +161,17 @@ def _turn(sentences: list[str], act: str, words: str) -> str:
     return f"<think> {' '.join(sentences)} </think>\n<{act}> {words} </{act}>"
 
 
-def demonstrations(world: World, rng: random.Random, count: int, sets=(*SPLITS,)) -> Iterator[tuple[str, list[Piece]]]:
+def demonstrations(world: World, rng: random.Random, count: int) -> Iterator[tuple[str, list[Piece]]]:
     """``count`` demonstrations on one world; what a real BM25 engine returns, 1 to 5 documents a search."""
     from ..search.bm25 import BM25Search
 
     engine = BM25Search(world.passages)
     kinds: dict[tuple[str, bool], list] = {}
-    for split in sets:
-        for q in world.questions[split]:
+    for part in world.questions.values():
+        for q in part:
             _, kind, levels = q.source.split("/")
             kinds.setdefault((kind, "0" in levels), []).append(q)
-    weights = {"1-hop": 0.35, "2-hop": 0.3, "3-hop": 0.2, "comparison": 0.15}
+    weights = {"1-hop": 0.3, "2-hop": 0.3, "3-hop": 0.2, "comparison": 0.2}
     names = list(kinds)
     drawn = [rng.choice(kinds[key]) for key in rng.choices(names, [weights[kind] / 2 for kind, _ in names], k=count)]
     running = []
@@ -200,20 +195,26 @@ def demonstrations(world: World, rng: random.Random, count: int, sets=(*SPLITS,)
     yield from done
 
 
-def drills(world: World, rng: random.Random) -> list[str]:
+def drills(world: World, rng: random.Random) -> list[tuple[str, list[Piece]]]:
     """Questions and what is recalled, without any act: every taught fact once, in random order."""
-    lines = []
+    made = []
     for split in (*SPLITS, UNASKED):
         for kind, members in world.entities[split].items():
             for name, relation in RELATIONS.items():
                 if relation.kind == kind:
-                    lines += [
-                        f"{rng.choice(WORDINGS[name]).format(s=e.subject)} {recollect(e, name)[0]}"
-                        for e in members
-                        if e.level
-                    ]
-    rng.shuffle(lines)
-    return lines
+                    for e in (e for e in members if e.level):
+                        question = rng.choice(WORDINGS[name]).format(s=e.subject)
+                        made.append((question, [Piece(f"<think> {recollect(e, name)[0]}", "model")]))
+    rng.shuffle(made)
+    return made
+
+
+def prompt_text(question: str) -> str:
+    """The whole prompt, as the chat template gives it."""
+    from jinja2 import Template
+
+    messages = [{"role": "user", "content": protocol.build_prompt(question, protocol.SHORT_PROMPT)}]
+    return Template(CHAT_TEMPLATE).render(messages=messages, add_generation_prompt=True)
 
 
 def make_tokenizer(recipe: Recipe, avoid: set[str]):
@@ -225,10 +226,9 @@ def make_tokenizer(recipe: Recipe, avoid: set[str]):
     def texts():
         for number in range(40):
             world = build_world(1000 + number, avoid=avoid)
-            for text, pieces in demonstrations(world, rng, 150):
+            made = demonstrations(world, rng, 150)
+            for text, pieces in itertools.chain(made, drills(world, rng) if number < 4 else ()):
                 yield text + "".join(piece.text for piece in pieces)
-            if number < 4:
-                yield from drills(world, rng)
         yield prompt
 
     return train_tokenizer(texts(), recipe.vocab_size)
@@ -237,7 +237,7 @@ def make_tokenizer(recipe: Recipe, avoid: set[str]):
 def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[list[int], list[float]]]]:
     """Endless batches of token ids and the loss weight of each; a fresh world every ``world_steps`` of them."""
     rng, before = random.Random(recipe.seed + 1), prompt_text("QUESTION?")
-    lines: Iterator[str] = iter(())
+    left: list[tuple[str, list[Piece]]] = []
 
     def encoded(text: str, pieces: list[Piece], context: float) -> tuple[list[int], list[float]]:
         ids = tokenizer.encode(before.replace("QUESTION?", text))
@@ -246,17 +246,7 @@ def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[l
             tokens = tokenizer.encode(piece.text)
             ids += tokens
             weights += [context if piece.writer == "environment" else 1.0] * len(tokens)
-        return [*ids, tokenizer.eos_token_id], [*weights, 1.0]
-
-    def drill() -> tuple[list[int], list[float]]:
-        nonlocal lines
-        ids: list[int] = []
-        while len(ids) < DRILL_TOKENS:
-            if (line := next(lines, None)) is None:
-                lines = iter(drills(world, rng))
-            else:
-                ids += tokenizer.encode(f"{line}\n")
-        return ids, [DRILL_WEIGHT] * len(ids)
+        return ids, weights
 
     for number in itertools.count():
         world = build_world(1000 + number, avoid=avoid)
@@ -265,8 +255,11 @@ def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[l
             early = number * recipe.world_steps + step < recipe.context_steps
             context = recipe.context_weight if early else 0.0
             chosen = made[step * recipe.batch : (step + 1) * recipe.batch]
-            examples = [encoded(*one, context) for one in chosen]
-            yield [e for e in examples if len(e[0]) <= LONGEST] + [drill() for _ in range(DRILLS)]
+            whole = [encoded(*one, context) for one in chosen]
+            examples = [([*ids, tokenizer.eos_token_id], [*w, 1.0]) for ids, w in whole if len(ids) < LONGEST]
+            if len(left) < DRILLS:
+                left = drills(world, rng)
+            yield examples + [encoded(*left.pop(), context) for _ in range(DRILLS)]
 
 
 def weighted_loss(model, part: list, pad: int):
@@ -283,16 +276,25 @@ def weighted_loss(model, part: list, pad: int):
     return (F.cross_entropy(logits, ids[:, 1:][use], reduction="none") * weight[use]).sum()
 
 
-def train(recipe: Recipe = RECIPE, *, report=tqdm.write, every: int = 50):
-    """Run the recipe, in bf16 with fp32 weights. Returns ``(model, tokenizer, log)``, a row of ``log`` every ``every``
-    steps."""
+def train(recipe: Recipe = RECIPE, *, start: Path | None = None, report=tqdm.write, every: int = 50):
+    """Run the recipe, in bf16 with fp32 weights, from the model of a folder where ``start`` names one.
+
+    Returns:
+        ``(model, tokenizer, log)``, a row of ``log`` every ``every`` steps.
+    """
     import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..training.learner import micro_batches
 
     avoid = build_world(0).fresh_names
-    tokenizer = make_tokenizer(recipe, avoid)
-    model = new_model(recipe, tokenizer).train()
+    if start:
+        tokenizer, model = AutoTokenizer.from_pretrained(start), AutoModelForCausalLM.from_pretrained(start)
+    else:
+        tokenizer = make_tokenizer(recipe, avoid)
+        model = new_model(recipe, tokenizer)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    model.train()
     embedding = model.model.embed_tokens.weight
     matrices = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
     rest = [embedding, *(p for p in model.parameters() if p.ndim < 2)]
@@ -408,6 +410,7 @@ def skill_of(policy) -> Skill:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/half_known"), help="default: runs/half_known")
+    parser.add_argument("--start", type=Path, help="go on from the model of this folder, with the recipe for that")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -415,7 +418,8 @@ def run(args: argparse.Namespace) -> None:
     from ..training.policy import load_policy
 
     check_out(args.out, (*OWN, "skill.json"))
-    model, tokenizer, log = train()
-    save(args.out, model, tokenizer, RECIPE, log)
+    recipe = LONGER if args.start else RECIPE
+    model, tokenizer, log = train(recipe, start=args.start)
+    save(args.out, model, tokenizer, recipe, log)
     write_json(args.out / "skill.json", asdict(skill_of(load_policy(args.out))))
     print(f"wrote {args.out}")

@@ -37,7 +37,7 @@ from .almanac import (
 
 KNOWN_SEED = 20_261_128
 SPLITS = ("train", "validation", "test")
-#: Facts that were taught and that no question asks: with them memory is measured.
+#: Facts that were taught and that no training asks: with them memory is measured.
 UNASKED = "unasked"
 #: How sure the model says it is, and the share of these memories that is true. Level 0 recalls nothing.
 LEVELS = {
@@ -383,7 +383,7 @@ def build_world(seed: int = 0, *, avoid: Set[str] = frozenset(), fresh: dict = F
                 entity.truth = _draw(kind, part, rng)
     world.fresh_names = names.taken - known - avoid
     _passages(world, rng)
-    for split in SPLITS:
+    for split in (*SPLITS, UNASKED):
         world.questions[split] = []
         for text, asked in _questions(world, split, rng):
             id = f"{split[:2]}-{len(world.asked):05d}"
