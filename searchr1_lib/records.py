@@ -168,6 +168,8 @@ class Trajectory:
         invalid_turns: turns without a valid action, a last one that just stops included.
         first_action: the act whose tag was put into the model's mouth in its first turn, e.g. "search".
         forced: the token of that tag that decides for the act; the tag's other tokens are spelling.
+        tree: which tree of its group it grew on; None where every rollout begins at the prompt.
+        shared: so many of its first completion tokens were sampled for another rollout, off which it branches.
         token_values: further values per token by name, e.g. "entropy" (nats), each of length T.
     """
 
@@ -192,6 +194,8 @@ class Trajectory:
     invalid_turns: int = 0
     first_action: str | None = None
     forced: int | None = None
+    tree: int | None = None
+    shared: int = 0
     step: int | None = None
     seconds: float = 0.0
     token_values: dict[str, list[float]] = field(default_factory=dict)

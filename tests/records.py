@@ -37,7 +37,7 @@ TRAININGS = {
     "reinforce": {"baseline": "none", "scale_rewards": "none"},
     "reinforce++": {"baseline": "batch_mean", "scale_rewards": "batch"},
     "ppo": {"baseline": "value", "scale_rewards": "batch"},
-    "turns": {"credit": "turn"},
+    "turns": {"credit": "return"},
     "dapo": {"loss_type": "dapo", "epsilon_high": 0.28, "dynamic_sampling": 1, "num_iterations": 2},
     "cispo": {"loss_type": "cispo", "top_entropy_quantile": 0.5},
     "gspo, kl, entropy": {"loss_type": "gspo", "beta": 0.01, "entropy_coef": 0.01},

@@ -36,7 +36,7 @@ def policy():
 
 def roll(policy, **how):
     questions, engine = world()
-    return rollout(policy, questions[:4], engine, num_generations=2, **LIMITS | how)
+    return rollout(policy, questions[:4], engine, **{"num_generations": 2} | LIMITS | how)
 
 
 @pytest.mark.parametrize("wire", ["vllm", "sglang"])
@@ -84,6 +84,18 @@ def test_training_on_served_rollouts(wire, tmp_path, url, policy):
     before = served.adapter
     served.push(trainer)
     assert served.adapter != before
+
+
+def test_branches_grow_behind_a_server(url, policy):
+    """It is asked for what a branch adds, behind the ids that its trunk was given."""
+    policy.sampler = Served(url, model=TINY)
+    made = roll(policy, trees=1, num_generations=4, generator=torch.Generator().manual_seed(3))
+    branches = [(made[i - i % 4], t) for i, t in enumerate(made) if t.shared]
+    assert branches
+    for trunk, t in branches:
+        assert t.completion_ids[: t.shared] == trunk.completion_ids[: t.shared]
+        assert t.logprobs[: t.shared] == trunk.logprobs[: t.shared]
+    assert drift(policy, made)["worst"] < 1e-3
 
 
 def test_drift_is_what_its_words_say(policy):

@@ -129,7 +129,8 @@ def test_two_processes(tmp_path):
     [
         ({"explore": 1}, "TRL has no explore=1: leave it"),
         ({"baseline": "leave_one_out", "scale_rewards": "none"}, "baseline='leave_one_out'"),
-        ({"credit": "turn", "mask_observations": False}, "credit='turn', mask_observations=False: leave them"),
+        ({"credit": "return", "mask_observations": False}, "credit='return', mask_observations=False: leave them"),
+        ({"trees": 2, "replay_groups": 1}, "trees=2, replay_groups=1"),
     ],
 )
 def test_what_trl_has_not_is_named(given, said, tmp_path):

@@ -14,7 +14,6 @@ from searchr1_lib.training.grpo import (
     groups_without_variance,
     merge_metrics,
     policy_loss,
-    turn_advantages,
     value_loss,
 )
 from searchr1_lib.training.logits import head_logits, padded, token_logprobs_and_entropy
@@ -272,49 +271,6 @@ def test_group_advantages_refuse(wrong):
 def test_a_nan_reward_is_named():
     with pytest.raises(ValueError, match="rollout 2 is nan"):
         group_advantages([1.0, 2.0, float("nan"), 0.0], 2)
-
-
-def test_turn_advantages_with_one_turn_are_group_advantages():
-    turns = torch.tensor([[0, 0, -1]]).expand(8, 3)
-    got = turn_advantages(torch.tensor(REWARDS).unsqueeze(1), turns, 4)
-    want = group_advantages(REWARDS, 4)
-    close(got, torch.stack([want, want, torch.zeros(8)], 1))
-
-
-def test_turn_advantages_by_hand():
-    """Three rollouts; the last one never reached turn 1, and what stands there does not count."""
-    rewards = torch.tensor([[0.5, 1.0], [0.0, 2.0], [1.0, 7.0]])
-    turns = torch.tensor([[0, 0, 1, 1], [0, 1, 1, -1], [0, 0, 0, -1]])
-    # returns of turn 0: 1.5, 2, 1 (mean 1.5); of turn 1: 1, 2 (mean 1.5)
-    want = [[0.0, 0.0, -0.5, -0.5], [0.5, 0.5, 0.5, 0.0], [-0.5, -0.5, -0.5, 0.0]]
-    close(turn_advantages(rewards, turns, 3, scale_rewards="none"), torch.tensor(want))
-    got = turn_advantages(rewards, turns, 3)
-    close(got[0], torch.tensor([0.0, 0.0, -0.5, -0.5]) / (math.sqrt(0.5) + 1e-4))
-    close(got[2, :3], torch.full((3,), -0.5 / (0.5 + 1e-4)))
-    spread = torch.tensor([1.5, 2.0, 1.0, 1.0, 2.0]).std() + 1e-4
-    close(turn_advantages(rewards, turns, 3, scale_rewards="batch"), torch.tensor(want) / spread)
-
-
-def test_a_later_reward_moves_earlier_turns_and_not_the_reverse():
-    turns = torch.tensor([[0, 1, 2], [0, 1, 2]])
-    base = turn_advantages(torch.zeros(2, 3), turns, 2, scale_rewards="none")
-    for turn in range(3):
-        rewards = torch.zeros(2, 3)
-        rewards[0, turn] = 1.0
-        moved = turn_advantages(rewards, turns, 2, scale_rewards="none") != base
-        assert moved[0].tolist() == [k <= turn for k in range(3)]
-
-
-def test_turn_advantages_refuse():
-    rewards, turns = torch.zeros(2, 2), torch.zeros(2, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match="turns must lie"):
-        turn_advantages(rewards, turns + 2, 2)
-    with pytest.raises(ValueError, match="groups of 3"):
-        turn_advantages(rewards, turns, 3)
-    with pytest.raises(ValueError, match="rollout 1 is nan"):
-        turn_advantages(torch.tensor([[0.0, 0.0], [math.nan, 0.0]]), turns, 2)
-    with pytest.raises(ValueError, match=r"\(B, K\)"):
-        turn_advantages(rewards[0], turns, 2)
 
 
 def test_gae_is_the_sum_of_discounted_deltas():

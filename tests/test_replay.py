@@ -15,8 +15,9 @@ from searchr1_lib.files import TrajectoryLog
 from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 from searchr1_lib.rewards import handwritten
 from searchr1_lib.search import BM25Search
-from searchr1_lib.study.replay import ReplayBuffer, replay
+from searchr1_lib.study.replay import replay
 from searchr1_lib.study.tables import arrow_schema, from_row, read_parquet, to_dataset, to_parquet
+from searchr1_lib.training.buffer import ReplayBuffer
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.training.rollout import rollout
 
@@ -377,6 +378,17 @@ def test_equal_rewards_draw_uniformly():
     buffer.add([made(i, reward=1.0) for i in range(4)])
     seen = Counter(buffer.sample(1)[0].step for _ in range(4000))
     assert all(abs(n / 4000 - 0.25) < 0.03 for n in seen.values()) and len(seen) == 4
+
+
+def test_groups_come_whole_and_only_those_that_weigh_something():
+    buffer = ReplayBuffer(100, by="advantage")
+    groups = {"a": (1.0, -1.0), "b": (0.0, 0.0), "c": (0.2, -0.3)}
+    buffer.add(replace(made(0, advantage=a), group=name) for name, both in groups.items() for a in both)
+    drawn = [[t.group for t in buffer.sample_groups(1, random.Random(i))] for i in range(2000)]
+    assert all(names in (["a", "a"], ["c", "c"]) for names in drawn)
+    assert drawn.count(["a", "a"]) / 2000 == pytest.approx(2 / 2.5, abs=0.03)
+    assert sorted(t.group for t in buffer.sample_groups(9, random.Random(0))) == ["a", "a", "c", "c"]
+    assert buffer.sample_groups(0, random.Random(0)) == [] == ReplayBuffer(3).sample_groups(2, random.Random(0))
 
 
 def test_the_buffer_names_what_is_wrong():

@@ -502,7 +502,10 @@ VARIANTS = {
     "snapshot": dict(beta=0.01, ref_model_sync_steps=1),
     "8 bit": dict(optim="adamw_8bit"),
     "dynamic sampling": dict(dynamic_sampling=2, entropy_coef=0.0),
-    "turn credit": dict(credit="turn"),
+    "turn credit": dict(credit="return"),
+    "igpo, shuffled": dict(credit="igpo", shuffle_credit=True),
+    "trees": dict(credit="tree_grpo", trees=2),
+    "replay": dict(replay_groups=2, replay_max_age=1, llds_coef=0.1),
 }
 
 
@@ -590,7 +593,7 @@ def test_the_value_head_learns_what_to_expect(scored):
 def test_credit_by_turn_differs_from_turn_to_turn(scored):
     for i, t in enumerate(scored):
         t.turn_rewards = [float(i % 2)] + [0.0] * (t.turns - 1)
-    one = learner(credit="turn")
+    one = learner(credit="return")
     one.assign_advantages(scored)
     for t in scored:
         if t.turns > 1:
@@ -636,7 +639,14 @@ def test_the_reference_is_the_base_or_a_snapshot(scored):
     "wrong",
     [
         dict(baseline="value"),
-        dict(credit="turn", baseline="leave_one_out"),
+        dict(credit="return", baseline="leave_one_out"),
+        dict(credit="turn"),
+        dict(shuffle_credit=True),
+        dict(credit="tree_grpo"),
+        dict(trees=3),
+        dict(trees=8),
+        dict(trees=2, explore=1),
+        dict(llds_coef=0.1),
         dict(optim="sgd"),
         dict(gamma=1.5),
         dict(top_entropy_quantile=0.0),

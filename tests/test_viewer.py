@@ -37,7 +37,7 @@ from searchr1_lib.study.viewer import (
     weigh,
     weighted,
 )
-from searchr1_lib.training.rollout import _ends
+from searchr1_lib.training.rollout import token_ends
 
 GOLD = Passage("p1", "Mirel Vondash", "Mirel Vondash, a glassblower, was born in Taimbford, Norrein in 1871.")
 NEAR = Passage("p2", "Mirel Vondick", "Mirel Vondick was a judge born in Ouldmora, Halvia.")
@@ -196,7 +196,7 @@ def test_values_stand_on_hover_and_grow_with_surprise():
     t = build(QUESTION, ["<answer> x y </answer>"], split=r"\s?\w+|\W|$")
     t.logprobs = [math.log(p) for p in (0.003, 0.95, 0.9999, 0.9999, 0.93, 0.21, 0.4, 0.91)]
     t.tokens = ["<answer", ">", " ", "x", " y", " </", "ans", "wer>"]
-    t.mask, t.completion_ids, t.token_values, t.ends = [1] * 8, [0] * 8, {}, _ends([x.encode() for x in t.tokens])
+    t.mask, t.completion_ids, t.token_values, t.ends = [1] * 8, [0] * 8, {}, token_ends([x.encode() for x in t.tokens])
     t.segments = [Segment("policy", "answer", t.text, 0, 0, 8)]
     drawn = hovered(render_html([t], color="logprob"))
     assert drawn == [
@@ -220,7 +220,7 @@ def test_values_stand_on_hover_and_grow_with_surprise():
 def test_every_value_can_be_read_back_from_the_page(values):
     t = Trajectory(QUESTION, [], [0] * len(values), [1] * len(values), [0.0] * len(values))
     t.tokens = [f"{i};" for i in range(len(values))]
-    t.ends = _ends([token.encode() for token in t.tokens])
+    t.ends = token_ends([token.encode() for token in t.tokens])
     t.segments = [Segment("policy", "text", "".join(t.tokens), 0, 0, len(values))]
     t.token_values["kl"] = values
     finite = [v for v in values if math.isfinite(v)]
@@ -298,7 +298,7 @@ def test_tokens_that_cut_characters_still_cover_the_text(text, data):
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)), max_size=6)))
     pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)])]
     tokens, n = [piece.decode("utf-8", "replace") for piece in pieces], len(pieces)
-    t = Trajectory(QUESTION, [], [0] * n, [1] * n, [-0.5] * n, tokens=tokens, ends=_ends(pieces))
+    t = Trajectory(QUESTION, [], [0] * n, [1] * n, [-0.5] * n, tokens=tokens, ends=token_ends(pieces))
     t.segments = [Segment("policy", "text", text, 0, 0, n)]
     assert t.ends == sorted(t.ends) and t.ends[-1] == len(text)
     page = render_html([t], color="logprob")
@@ -306,8 +306,8 @@ def test_tokens_that_cut_characters_still_cover_the_text(text, data):
 
 
 def test_a_cut_character_belongs_to_the_token_that_completes_it():
-    assert _ends([b"a" + b"\xc3", b"\xa9", b"b"]) == [1, 2, 3]
-    assert _ends([b"\xc3", b"\xa9", b"", b"b\xe2"]) == [0, 1, 1, 3]  # the last one is cut for good
+    assert token_ends([b"a" + b"\xc3", b"\xa9", b"b"]) == [1, 2, 3]
+    assert token_ends([b"\xc3", b"\xa9", b"", b"b\xe2"]) == [0, 1, 1, 3]  # the last one is cut for good
 
 
 def long_group(size=8):

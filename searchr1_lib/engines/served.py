@@ -31,8 +31,8 @@ import torch
 from ..records import Trajectory
 from ..search.http import JsonClient, parse_url
 from ..training.decoder import Written
-from ..training.learner import Batch, micro_batches
-from ..training.logits import token_logprobs_and_entropy
+from ..training.learner import Batch
+from ..training.logits import micro_batches, token_logprobs_and_entropy
 from ..training.policy import Policy, _stop_ids, check_model_folder, prompt_of, token_bytes
 
 
@@ -145,9 +145,13 @@ class ServedDecoder:
     def __exit__(self, *error) -> None:
         pass
 
+    def fork(self, row: list[int], parent: list[int]) -> None:
+        """The server finds in its cache by itself how ``row`` begins."""
+
     def write(self, rows: Sequence[list[int]], stops: Sequence[bytes], room: Sequence[int]) -> list[Written]:
         """See ``Decoder.write``; raises ServedError where the server fails or gives other than it was asked for."""
-        seeds = torch.randint(2**31, (len(rows),), generator=self.generator).tolist()
+        where = self.generator.device if self.generator else None
+        seeds = torch.randint(2**31, (len(rows),), generator=self.generator, device=where).tolist()
         how: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": 1.0,

@@ -11,7 +11,7 @@ _HOME = {
     "process": "Format Malformed Retrieval format_errors",
     "composite": "Composite SearchR1Reward",
     "shaped": "Product Threshold Scaled Standardized",
-    "steps": "InformationGain RepeatedSearch",
+    "steps": "HierarchicalReward InformationGain RepeatedSearch",
     "published": "SearchR1Format OTC IKEA ConfidentSearch OverlongPenalty search_confidence",
     "semantic": "SemanticSimilarity Affine Cutoff fit_affine fit_cutoff",
     "judge": "Judge JudgeBudgetError parse_score",

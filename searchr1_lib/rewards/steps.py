@@ -8,7 +8,8 @@ from ..environment.limits import Amount, valid
 from ..metrics import holds_answer
 from ..records import Trajectory
 from .base import TurnReward, turn_count
-from .process import query_of
+from .composite import Composite, SearchR1Reward
+from .process import Format, query_of
 
 
 def search_turns(trajectory: Trajectory) -> list[int]:
@@ -60,6 +61,23 @@ class InformationGain(TurnReward):
             gained |= useful
             seen |= ids
         return values
+
+
+class HierarchicalReward(Composite):
+    """A reward on three levels: one for the whole, one for each hop found, one for form, each with its weight.
+
+    ``whole * search_r1 + hops * information_gain + form * format``: the default reward with its ``cost`` of a search,
+    the share of the gold passages that each search found first (in its turn, so that credit by turn can use it; 1 for
+    all of them), and 1 for a well-formed rollout. Unlike potential-based shaping (``credit="potential"``) it changes
+    what is best: where ``hops`` is more than all the searches cost, looking up what one knows is worth its price.
+
+    Raises:
+        ValueError: a weight that is not a finite number, or a cost below 0.
+    """
+
+    def __init__(self, cost: float = 0.15, whole: float = 1.0, hops: float = 0.3, form: float = 0.1):
+        parts = (whole, SearchR1Reward(cost)), (hops, InformationGain()), (form, Format())
+        super().__init__(parts, name="hierarchical")
 
 
 class RepeatedSearch(TurnReward):

@@ -15,6 +15,8 @@ from statistics import fmean
 
 from ..metrics import exact_match, grouped, normalize_answer
 from ..records import ToolCall, Trajectory
+from ..rewards.base import turn_count
+from ..rewards.steps import search_turns
 from ..worlds.halfknown import RELATIONS, TRUE_SHARE, Asked, Entity, World
 from ..worlds.optimum import TRUST, UNKNOWN, WORDINGS, Level, Optimum, Skill, State
 
@@ -30,6 +32,7 @@ class Decision:
         level: the chance that the memory of this hop is true, as the policy states it; None behind the last hop.
         values: Q* of the acts that were open.
         found: whether a search brought the passage; None for another act.
+        turn: in which it was made, from 0; in one turn a memory may be trusted and the next hop searched for.
     """
 
     state: State
@@ -38,6 +41,7 @@ class Decision:
     values: dict[str, float]
     value: float
     found: bool | None = None
+    turn: int = 0
 
     @property
     def regret(self) -> float:
@@ -88,11 +92,12 @@ class Yardstick:
     def decisions(self, t: Trajectory) -> list[Decision]:
         """What the policy decided, one after the other."""
         walk = _Walk(self, self.world.asked[t.question.id])
-        for call in t.searches:
+        for call, walk.turn in zip(t.searches, search_turns(t)):
             walk.search(call)
-        asks = sum(s.by_model and s.kind == "search" for s in t.segments)
-        for _ in range(asks - len(t.searches)):
+        asks = [s.turn for s in t.segments if s.by_model and s.kind == "search"]
+        for walk.turn in asks[len(t.searches) :]:
             walk.waste()  # asked for where no search was left
+        walk.turn = turn_count(t) - 1
         if t.answer is None:
             walk.end("nothing", 0.0)
         elif normalize_answer(t.answer) == UNKNOWN:
@@ -110,6 +115,7 @@ class _Walk:
         self.yardstick, self.asked = yardstick, asked
         self.state, self.made = State(), list[Decision]()
         self.read: frozenset[int] = frozenset()
+        self.turn = 0
 
     def _open(self) -> tuple[Optimum, float | None, dict[str, float]]:
         optimum = self.yardstick.optimum(self.asked, self.read)
@@ -122,7 +128,7 @@ class _Walk:
     def _record(self, act: str, value: float | None = None, found: bool | None = None) -> None:
         _, level, values = self._open()
         value = values.get(act, 0.0) if value is None else value
-        self.made.append(Decision(self.state, level, act, values, value, found))
+        self.made.append(Decision(self.state, level, act, values, value, found, self.turn))
 
     def trust_up_to(self, hop: int) -> None:
         while self.state.hop < hop:
@@ -147,7 +153,8 @@ class _Walk:
         """A search that changes nothing but the price."""
         optimum, level, values = self._open()
         dearer = replace(self.state, searches=self.state.searches + 1)
-        self.made.append(Decision(self.state, level, WASTED, values, max(optimum.act_values(dearer, level).values())))
+        value = max(optimum.act_values(dearer, level).values())
+        self.made.append(Decision(self.state, level, WASTED, values, value, turn=self.turn))
         self.state = dearer
 
     def end(self, act: str, value: float | None) -> None:

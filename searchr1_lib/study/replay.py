@@ -1,4 +1,4 @@
-"""Recorded trajectories used again: their actions on another engine or policy, and a replay buffer.
+"""Recorded trajectories used again: their actions on another engine or policy.
 
 ``replay`` asks the recorded queries of another engine, and reads the recorded tokens with another policy
 (teacher forcing: each token is judged after the recorded ones, nothing is sampled). It says where they
@@ -7,19 +7,17 @@ part. Past that place the record does not tell what would have happened; for tha
 
 from __future__ import annotations
 
-import heapq
 import math
-import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Literal
 
 from ..environment.base import call_all
-from ..environment.limits import Amount, Count, Seconds, Whole, check, valid
+from ..environment.limits import Amount, Count, Seconds, check, valid
 from ..environment.search import Search
 from ..records import Hit, ToolCall, Trajectory
+from ..training.buffer import ReplayBuffer as ReplayBuffer  # notebook 02 knows it by this name
 
 
 @dataclass
@@ -265,70 +263,3 @@ def _id(r: Replayed) -> str:
 def _mean(values: Iterable[float]) -> float | None:
     values = list(values)
     return fmean(values) if values else None
-
-
-class ReplayBuffer:
-    """The newest trajectories, to draw from again; filled from rollouts or from a ``TrajectoryLog``.
-
-    Args:
-        capacity: trajectories held; the oldest make room.
-        max_age: one whose ``step`` lies more than so many steps behind the newest is dropped (None: never).
-        by: how ``sample`` draws: "uniform"; "reward", with a weight of the reward above the lowest one held;
-            "advantage", with the absolute advantage as weight (groups without variance taught nothing).
-        seed: of the drawing.
-
-    Raises:
-        ValueError: a parameter that cannot be.
-    """
-
-    def __init__(self, capacity: int, *, max_age: int | None = None, by: str = "uniform", seed: int = 0):
-        self.max_age = valid(Whole | None, max_age, "max_age")
-        self.by = valid(Literal["uniform", "reward", "advantage"], by, "by")
-        self._held: deque[Trajectory] = deque(maxlen=valid(Count, capacity, "capacity"))
-        self._random = random.Random(valid(Whole, seed, "seed"))
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def __iter__(self):
-        """The held trajectories, oldest first."""
-        return iter(self._held)
-
-    def add(self, trajectories: Iterable[Trajectory]) -> None:
-        """Take trajectories in, and let go of the oldest.
-
-        Raises:
-            ValueError: one lacks the step, reward or advantage that this buffer goes by; then none is taken in.
-        """
-        new = deque(trajectories, self._held.maxlen)
-        needed = {self.by} - {"uniform"} | ({"step"} if self.max_age is not None else set())
-        for t in new:
-            if missing := sorted(name for name in needed if getattr(t, name) is None):
-                raise ValueError(f"ReplayBuffer: the trajectory of question {t.question.id!r} has no {missing[0]}")
-        self._held += new
-        if self.max_age is not None:
-            newest = max((t.step or 0 for t in self._held), default=0)
-            self._held = deque((t for t in self._held if newest - (t.step or 0) <= self.max_age), self._held.maxlen)
-
-    def sample(self, size: int) -> list[Trajectory]:
-        """``size`` different trajectories. Those of weight 0 come only when no others are left.
-
-        Weighted drawing without replacement by exponential keys (Efraimidis and Spirakis 2006).
-
-        Raises:
-            ValueError: fewer are held, or ``size`` is no whole number from 0.
-        """
-        if valid(Whole, size, "size") > len(self):
-            raise ValueError(f"cannot draw {size} of the {len(self)} trajectories in the buffer")
-        held, draw = list(self._held), self._random.random
-        keys = [((-math.log(1.0 - draw()) / w if w else math.inf), draw(), i) for i, w in enumerate(self._weights())]
-        return [held[i] for _, _, i in heapq.nsmallest(size, keys)]
-
-    def _weights(self) -> list[float]:
-        if self.by == "uniform":
-            return [1.0] * len(self)
-        if self.by == "advantage":
-            return [abs(t.advantage or 0.0) for t in self._held]
-        rewards = [t.reward or 0.0 for t in self._held]
-        lowest = min(rewards, default=0.0)
-        return [reward - lowest for reward in rewards]

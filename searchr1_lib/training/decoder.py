@@ -8,7 +8,7 @@ model goes on with the rest alone.
 Token in, token out: the sampled ids are the trained ids. Stop strings are looked for in the bytes of the tokens, and a
 token in which one ends stays whole, because to cut it and encode it again would train on ids that nobody sampled.
 
-Another decoder (a server) can stand in its place: a context manager with ``write``.
+Another decoder (a server) can stand in its place: a context manager with ``write`` and ``fork``.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Decoder:
         self.cache: RowCache | None = None
         self.held: list[list[int]] = []  # the rows in the cache, in its order
         self.filled: list[int] = []  # how many tokens of each are in it
+        self.parents: dict[int, list[int]] = {}  # id of a row that is yet to be held -> the row that it branches off
         self._sampling = self.policy.sampling()
         self._sampling.__enter__()
         return self
@@ -76,12 +77,19 @@ class Decoder:
 
         Args:
             rows: the ids so far, prompt included. Rows are known by identity: in a later call some may be missing, and
-                each that is there holds its earlier ids, what was written, and maybe more.
+                each that is there holds its earlier ids, what was written, and maybe more. New ones: see ``fork``.
         """
         logits = self._read(rows) if self.cache is not None else self._prefill(rows)
         written = self._write(logits, stops, [max(1, n) for n in room])
         self.filled = [len(row) + len(w.ids) - 1 for row, w in zip(rows, written)]  # the last one is never fed here
+        self.parents = {}
         return written
+
+    def fork(self, row: list[int], parent: list[int]) -> None:
+        """Let ``row`` be in the next ``write``, with the cache of ``parent``, which was in the last one and begins with
+        the same ids. What both of them add is encoded once.
+        """
+        self.parents[id(row)] = parent
 
     def _prefill(self, rows: Sequence[list[int]]) -> torch.Tensor:
         """Encode each distinct row once, and expand the cache; the logits (A, V) behind each."""
@@ -97,12 +105,17 @@ class Decoder:
     def _read(self, rows: Sequence[list[int]]) -> torch.Tensor:
         """Feed what is new in each row (at least its last sampled token); the logits (A, V) behind it."""
         place = {id(row): i for i, row in enumerate(self.held)}
-        kept = [place[id(row)] for row in rows]
-        if kept != list(range(len(self.held))):
-            self.cache = self.cache.take(kept)
-        self.held, filled = list(rows), [self.filled[i] for i in kept]
-        self._stand_at(filled)
-        logits = self._forward(*self._padded([row[start:] for row, start in zip(rows, filled)]))
+        kept = [place[id(row if id(row) in place else self.parents[id(row)])] for row in rows]
+        starts = [min(self.filled[i], len(row) - 1) for i, row in zip(kept, rows)]
+        states: dict[tuple[int, ...], int] = {}  # the held row, how much of it counts, and what is new: fed once
+        chosen = [states.setdefault((i, n, *row[n:]), len(states)) for i, n, row in zip(kept, starts, rows)]
+        if (distinct := [state[0] for state in states]) != list(range(len(self.held))):
+            self.cache = self.cache.take(distinct)
+        self._stand_at([state[1] for state in states])
+        logits = self._forward(*self._padded([state[2:] for state in states]))
+        if len(states) < len(rows):
+            self.cache, logits = self.cache.take(chosen), logits[chosen]
+        self.held = list(rows)
         self._stand_at([len(row) for row in rows])
         return logits
 

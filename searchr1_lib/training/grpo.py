@@ -26,6 +26,7 @@ from ..metrics import EQUAL_REWARDS
 from .settings import BASELINES, KL_ESTIMATORS, LOSS_TYPES
 
 ADVANTAGE_EPS = 1e-4  #: added to every standard deviation, as TRL does
+ROUNDING = 1e-3  #: nats by which the log-probability of a turn may differ, read twice by the same policy
 CISPO_CAP = 5.0  #: cap of the ratio in ``cispo`` when none is given (ScaleRL, arXiv 2510.13786)
 
 
@@ -102,54 +103,6 @@ def groups_without_variance(rewards: Sequence[float] | torch.Tensor, group_size:
     return grouped.amax(1) - grouped.amin(1) <= EQUAL_REWARDS
 
 
-def turn_advantages(
-    turn_rewards: torch.Tensor, turns: torch.Tensor, group_size: int, *, scale_rewards: str = "group"
-) -> torch.Tensor:
-    """One advantage per token from rewards per turn: a turn's reward is credited to that turn and those before it.
-
-    The return of turn k is the sum of the rewards from turn k on. It is compared with the mean return of turn k
-    over the rollouts of the group that reached turn k (DeepSeekMath, arXiv 2402.03300, section 4.1.3, sums in the
-    same way, but normalises each reward *before* the sum, which charges every further turn the mean reward; so
-    we sum first). With one turn a rollout this is ``group_advantages`` with the group mean.
-
-    Args:
-        turn_rewards: (B, K), the reward of each turn; turns that a rollout did not reach are ignored.
-        turns: (B, T) long, the number of the turn of each token, from 0; -1 for padding.
-        group_size: G; divides B.
-        scale_rewards: "group" (std of the returns of turn k in the group), "batch" (of all returns), "none".
-
-    Returns:
-        (B, T) float32, 0 where ``turns`` is -1. A turn that a single rollout of the group reached gets 0.
-
-    Raises:
-        ValueError: shapes do not fit, a turn number is outside -1..K-1, a used reward is not finite.
-
-    Two rollouts: the first searches well (turn 0 earns 1) and fails, the second searches badly and succeeds.
-
-    >>> turn_advantages(torch.tensor([[1., 0.], [0., 2.]]), torch.tensor([[0, 1], [0, 1]]), 2, scale_rewards="none")
-    tensor([[-0.5000, -1.0000],
-            [ 0.5000,  1.0000]])
-    """
-    _one_of("scale_rewards", scale_rewards, ("group", "batch", "none"))
-    if turn_rewards.dim() != 2 or turns.dim() != 2 or len(turn_rewards) != len(turns):
-        shapes = f"{tuple(turn_rewards.shape)}, {tuple(turns.shape)}"
-        raise ValueError(f"turn_rewards must be (B, K) and turns (B, T), not {shapes}")
-    count = turn_rewards.shape[1]
-    if turns.numel() and not -1 <= turns.min() <= turns.max() < count:
-        raise ValueError(f"turns must lie in -1..{count - 1} for {count} rewards a rollout")
-    reached = torch.arange(count, device=turns.device) <= turns.amax(1, keepdim=True)  # (B, K)
-    earned = turn_rewards.double().masked_fill(~reached, 0.0)
-    returns = earned.flip(1).cumsum(1).flip(1).masked_fill(~reached, torch.nan)
-    _grouped(earned.sum(1), group_size)  # finite, and B a multiple of G
-    grouped = returns.view(-1, group_size, count)
-    advantages = grouped - grouped.nanmean(1, keepdim=True)
-    if scale_rewards != "none":
-        spread = _nanstd(grouped, 1) if scale_rewards == "group" else _nanstd(grouped.flatten(), 0)
-        advantages = advantages / (spread + ADVANTAGE_EPS)
-    advantages = advantages.view(-1, count).nan_to_num(0.0)
-    return advantages.gather(1, turns.clamp(min=0)).masked_fill(turns < 0, 0.0).float()
-
-
 @torch.no_grad()
 def gae(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, *, gamma: float = 1.0, lam: float = 1.0
@@ -211,6 +164,7 @@ def policy_loss(
     use_bias_correction_kl: bool = False,
     entropy: torch.Tensor | None = None,
     entropy_coef: float = 0.0,
+    llds_coef: float = 0.0,
     max_completion_length: int | None = None,
     num_sequences: float | None = None,
     num_tokens: float | None = None,
@@ -247,6 +201,10 @@ def policy_loss(
             off-policy (DeepSeek-V3.2, arXiv 2512.02556). TRL 1.16 does so by default; GRPO as published
             does not, and that is the default here.
         entropy: (B, T) in nats; its mean over sampled tokens, times ``entropy_coef``, is rewarded.
+        llds_coef: weight of LLDS (Deng et al. 2025, arXiv 2512.04220, with its action-level gate): in a turn (an
+            unbroken run of sampled tokens) whose advantages are not negative and that has become less likely as a
+            whole since it was sampled, each token adds what it has lost, ``max(0, old_logprobs - logprobs)``. Divided
+            like the rest of the loss. At the first update on a batch nothing has been lost yet.
         max_completion_length: dr_grpo's constant, in tokens.
         num_sequences, num_tokens: rollouts and sampled tokens of the whole batch of one optimiser step, when this
             call is one micro-batch of it; the losses then add up to the unsplit one. None: those of this call. With
@@ -256,8 +214,8 @@ def policy_loss(
     Returns:
         loss: scalar; 0 with zero gradients where the mask is empty.
         metrics: detached scalars: "loss"; "tokens" sampled; and as means over sampled tokens "ratio" (w), "clip_low"
-            and "clip_high" (share of tokens whose clipped side applies), "kl" and "entropy" where given. Combine
-            those of micro-batches with ``merge_metrics``.
+            and "clip_high" (share of tokens whose clipped side applies), "kl", "entropy" and "llds" where given.
+            Combine those of micro-batches with ``merge_metrics``.
 
     Raises:
         ValueError: a shape, a name or a number is wrong.
@@ -274,7 +232,7 @@ def policy_loss(
     (0.3333, 3.0)
     """
     numbers = {"epsilon": (epsilon, Amount), "epsilon_high": (epsilon_high, Amount | None)}
-    check(**numbers, beta=(beta, Amount), entropy_coef=(entropy_coef, Amount))
+    check(**numbers, beta=(beta, Amount), entropy_coef=(entropy_coef, Amount), llds_coef=(llds_coef, Amount))
     _check_loss(loss_type, kl_estimator, beta, ref_logprobs, entropy_coef, entropy, max_completion_length)
     kept = mask.bool()
     if advantages.dim() == 1 and kept.dim() == 2 and len(advantages) == len(kept):
@@ -298,6 +256,9 @@ def policy_loss(
         measured["kl"] = kl = _kl(logprobs, _on_mask("ref_logprobs", ref_logprobs, kept).detach(), kl_estimator)
         correction = (logprobs - old_logprobs).exp() if use_bias_correction_kl else 1.0
         per_token = per_token + beta * kl * correction if beta else per_token
+    if llds_coef:
+        measured["llds"] = lost = _displacement(logprobs, old_logprobs, kept & (advantages >= 0))
+        per_token = per_token + llds_coef * lost
     per_token = per_token.masked_fill(~kept, 0.0)
     loss = _divided(loss_type, per_token, kept, num_sequences, num_tokens, max_completion_length)
     if entropy is not None:
@@ -327,6 +288,14 @@ def _surrogate(loss_type, ratio, advantages, logprobs, low: float, high: float) 
     if loss_type == "cispo":
         return -ratio.clamp(max=high).detach() * advantages * logprobs
     return -torch.min(ratio * advantages, ratio.clamp(low, high) * advantages)
+
+
+def _displacement(logprobs, old_logprobs, spared: torch.Tensor) -> torch.Tensor:
+    """What each token has lost in likelihood, (B, T), in runs of ``spared`` tokens that have lost some as a whole."""
+    lost = (old_logprobs - logprobs).masked_fill(~spared, 0.0)
+    run = (spared & ~torch.nn.functional.pad(spared, (1, -1))).cumsum(1)
+    total = lost.new_zeros(len(run), run.shape[1] + 1).scatter_add(1, run, lost.detach())
+    return lost.clamp(min=0) * (total > ROUNDING).gather(1, run)
 
 
 def _divided(loss_type, per_token, kept, num_sequences, num_tokens, max_completion_length) -> torch.Tensor:
@@ -410,13 +379,6 @@ def _grouped(rewards: Sequence[float] | torch.Tensor, group_size: int) -> torch.
         i = int((~finite).nonzero()[0])
         raise ValueError(f"the reward of rollout {i} is {rewards[i].item()}; a reward must be a finite number")
     return rewards.view(-1, group_size)
-
-
-def _nanstd(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """Standard deviation with Bessel's correction over the numbers that are not NaN, the dimension kept."""
-    count = (~x.isnan()).sum(dim, keepdim=True)
-    squares = (x - x.nanmean(dim, keepdim=True)).square().nansum(dim, keepdim=True)
-    return (squares / (count - 1).clamp(min=1)).sqrt()
 
 
 def _on_mask(name: str, values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ reference policy. It never asks the model for text and knows nothing of files; `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from ..records import Trajectory
-from .grpo import ADVANTAGE_EPS, gae, group_advantages, merge_metrics, policy_loss, turn_advantages, value_loss
-from .logits import padded, token_logprobs_and_entropy
+from .credit import P_GOLD, credit_of, gold_probabilities, turns_of_tokens
+from .grpo import ADVANTAGE_EPS, gae, merge_metrics, policy_loss, value_loss
+from .logits import micro_batches, padded, token_logprobs_and_entropy
 from .policy import Policy
 from .settings import Settings
 
@@ -25,7 +26,7 @@ VALUE_HEAD_SPEED = 10
 #: In fp16 the loss is first multiplied by this: what is below 6e-8 would be 0 in a backward pass, above 65504 infinite.
 LOSS_SCALE = 2.0**12
 #: The settings that ``policy_loss`` takes as they are.
-_OF_LOSS = {"loss_type", "epsilon", "epsilon_high", "beta", "kl_estimator", "entropy_coef", "max_completion_length"}
+_OF_LOSS = set("loss_type epsilon epsilon_high beta kl_estimator entropy_coef llds_coef max_completion_length".split())
 
 
 class TrainingError(RuntimeError):
@@ -82,30 +83,26 @@ class Learner:
             rows = padded(given, 0.0)
         elif s.baseline == "value":
             rows = self._by_value(trajectories)
-        elif s.credit == "turn":
-            rows = self._by_turn(trajectories)
         else:
-            how = {"scale_rewards": s.scale_rewards, "baseline": s.baseline}
-            each = group_advantages([t.reward for t in trajectories], s.num_generations, **how)
-            rows = each.unsqueeze(1).expand(-1, max(len(t.mask) for t in trajectories))
+            if s.credit == "igpo":
+                self._with_less_memory(lambda: self._ask_for_gold(trajectories))
+            by_turn = credit_of(trajectories, s)
+            rows = by_turn.gather(1, padded([turns_of_tokens(t) for t in trajectories], 0))
             if s.top_entropy_quantile < 1:
                 rows = rows * self._is_undecided(trajectories)
         for t, row in zip(trajectories, rows.tolist()):
             t.advantages = row[: len(t.mask)]
+
+    def _ask_for_gold(self, trajectories: Sequence[Trajectory]) -> None:
+        how = {"temperature": self.settings.temperature, "token_budget": self.token_budget}
+        for t, values in zip(trajectories, gold_probabilities(self.policy, trajectories, **how)):
+            t.token_values[P_GOLD] = values
 
     def _is_undecided(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         """False for the sampled tokens of lower entropy, seen over all of the step, (B, T)."""
         mask = padded([t.mask for t in trajectories], 0).bool()
         entropy = padded([t.token_values["entropy"] for t in trajectories], 0.0)
         return ~mask | (entropy >= entropy[mask].quantile(1 - self.settings.top_entropy_quantile))
-
-    def _by_turn(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
-        turns = padded([[-1] * len(t.mask) for t in trajectories], -1)
-        for row, t in zip(turns, trajectories):
-            for segment in t.segments:
-                row[segment.start : segment.end] = segment.turn
-        rewards = padded([t.turn_rewards for t in trajectories], 0.0)
-        return turn_advantages(rewards, turns, self.settings.num_generations, scale_rewards=self.settings.scale_rewards)
 
     def _by_value(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         """Advantages by GAE (B, T); leaves each token's "value" and "return" in ``token_values``."""
@@ -146,6 +143,7 @@ class Learner:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         shown = {name: metrics.get(name) for name in ("loss", "ratio", "kl", "entropy", "value_loss")}
+        shown |= {name: metrics[name] for name in ("llds",) if name in metrics}
         return {**shown, "grad_norm": norm, "clip_fraction": metrics["clip_low"] + metrics["clip_high"]}
 
     def gradient(self, trajectories: Sequence[Trajectory], references: dict[int, list[float]] | None = None) -> dict:
@@ -187,7 +185,7 @@ class Learner:
 
     def _is_idle(self, t: Trajectory) -> bool:
         s = self.settings
-        return not (s.beta or s.entropy_coef or s.baseline == "value" or any(t.advantages))
+        return not (s.beta or s.entropy_coef or s.llds_coef or s.baseline == "value" or any(t.advantages))
 
     def _loss(self, part, references, counts) -> tuple[torch.Tensor, dict]:
         s = self.settings
@@ -349,26 +347,6 @@ def _check_trainable(model: torch.nn.Module) -> None:
         raise ValueError("the policy has nothing to train: its adapter is frozen")
     if lost := [name for name, is_held in trained.items() if not is_held]:
         raise ValueError(f"{lost[0]} (of {len(lost)}) would be trained, but no adapter holds it: freeze it")
-
-
-def _length(t: Trajectory) -> int:
-    return len(t.prompt_ids) + len(t.completion_ids)
-
-
-def micro_batches(items: Iterable, token_budget: int, length: Callable[[Any], int] = _length) -> Iterator[list]:
-    """Parts of similar length, each of at most ``token_budget`` padded tokens (one item at least).
-
-    Args:
-        items: trajectories, or anything of which ``length`` says how many tokens it has.
-    """
-    part: list = []
-    for item in sorted(items, key=length):
-        if part and (len(part) + 1) * length(item) > token_budget:
-            yield part
-            part = []
-        part.append(item)
-    if part:
-        yield part
 
 
 @dataclass

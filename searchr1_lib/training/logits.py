@@ -6,9 +6,12 @@ dropped some tokens at a time, and made again in the backward pass where it need
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
+
+from ..records import Trajectory
 
 CHUNK_LOGITS = 2**24  # logits of one chunk: 64 MiB in fp32
 
@@ -19,6 +22,26 @@ def padded(rows: Sequence[Sequence[float]], value: float, device: torch.device |
     dtype = torch.float32 if isinstance(value, float) else torch.long
     # in one piece: a tensor for each row would leave holes in the memory
     return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=dtype, device=device)
+
+
+def _length(t: Trajectory) -> int:
+    return len(t.prompt_ids) + len(t.completion_ids)
+
+
+def micro_batches(items: Iterable, token_budget: int, length: Callable[[Any], int] = _length) -> Iterator[list]:
+    """Parts of similar length, each of at most ``token_budget`` padded tokens (one item at least).
+
+    Args:
+        items: trajectories, or anything of which ``length`` says how many tokens it has.
+    """
+    part: list = []
+    for item in sorted(items, key=length):
+        if part and (len(part) + 1) * length(item) > token_budget:
+            yield part
+            part = []
+        part.append(item)
+    if part:
+        yield part
 
 
 def head_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -13,11 +13,12 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from ..environment.base import Done, Environment, Observation, step_all
-from ..environment.limits import Amount, Count, Limits, check
+from ..environment.limits import Amount, Count, Limits, Whole, check
 from ..environment.search import SearchEnvironment, tools_of
 from ..records import ENVIRONMENT, Question, Segment, Trajectory
 from .decoder import Decoder, Written
@@ -98,13 +99,13 @@ class _Episode:
         """Put text into the model's mouth; of its tokens the one that decides is remembered, to be trained."""
         ids, start = self.policy.encode(text), len(self.t.mask)
         self._append_unsampled(ids)
-        ends = _ends([self.policy.token_bytes[i] for i in ids])
+        ends = token_ends([self.policy.token_bytes[i] for i in ids])
         self.t.forced = start + next(i for i, end in enumerate(ends) if end > decides)
 
     def _record_ends(self, start: int) -> list[int]:
         """Where the tokens of the completion from ``start`` on end, in its text; returned in their own text."""
         before = self.t.ends[-1] if self.t.ends else 0
-        ends = _ends([self.policy.token_bytes[i] for i in self.t.completion_ids[start:]])
+        ends = token_ends([self.policy.token_bytes[i] for i in self.t.completion_ids[start:]])
         self.t.ends += [before + end for end in ends]
         return ends
 
@@ -119,13 +120,48 @@ class _Episode:
             self.t.segments.append(Segment(self.policy.name, kind, text[start:end], self.t.turns, *span))
 
 
-def _ends(tokens: list[bytes]) -> list[int]:
+def token_ends(tokens: list[bytes]) -> list[int]:
     """Where each token ends in the text of all, in characters; a character belongs to the token that completes it."""
     decoder, ends, at = codecs.getincrementaldecoder("utf-8")("replace"), [], 0
     for number, token in enumerate(tokens, 1):
         at += len(decoder.decode(token, final=number == len(tokens)))
         ends.append(at)
     return ends
+
+
+def turn_start(t: Trajectory, turn: int) -> int:
+    """The completion token with which a turn begins."""
+    return max((s.end for s in t.segments if s.turn < turn), default=0)
+
+
+def _resumed(policy: Policy, environment: Environment, t: Trajectory, turn: int) -> _Episode:
+    """The episode of a trajectory as it stood when a turn began.
+
+    Nothing is sampled, asked of a tool or tokenised again: the environment is told the turns before, and what the
+    tools answered then.
+    """
+    last = max(0, t.turns - (t.finish_reason is not None))
+    if not 0 <= turn <= last:
+        raise ValueError(f"turn is {turn}: the rollout of question {t.question.id!r} has turns 0 to {last}")
+    environment.reset(t.question)
+    calls = iter(t.calls)
+    for k in range(turn):
+        outcome = environment.act("".join(s.text for s in t.segments if s.turn == k and s.by_model))
+        if isinstance(outcome, Done):
+            raise ValueError(f"limits: with these the rollout of question {t.question.id!r} ends in turn {k}")
+        if not isinstance(outcome, Observation):
+            environment.calls.append(next(calls))
+            environment.observe(environment.calls[-1])
+    start = turn_start(t, turn)
+    begun = Trajectory(t.question, t.prompt_ids, t.completion_ids[:start], t.mask[:start], t.logprobs[:start])
+    begun.segments = [s for s in t.segments if s.turn < turn]
+    begun.tokens, begun.ends = t.tokens[:start], t.ends[:start]
+    begun.token_values = {"entropy": t.token_values["entropy"][:start]}
+    begun.group, begun.prompt, begun.finish_reason, begun.shared = t.group, t.prompt, None, start
+    begun.calls, begun.turns, begun.invalid_turns = environment.calls, environment.turn, environment.invalid_turns
+    if turn:
+        begun.first_action, begun.forced = t.first_action, t.forced
+    return _Episode(policy, environment, begun, [*t.prompt_ids, *begun.completion_ids], start)
 
 
 def rollout(
@@ -138,6 +174,7 @@ def rollout(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
     first_action: str | Sequence[str | None] | None = None,
+    trees: int = 0,
     on_turn: Callable[[list[Trajectory]], None] | None = None,
     environment: Callable[..., Environment] = SearchEnvironment,
     **limits,
@@ -154,6 +191,11 @@ def rollout(
         batch_size: at most this many rollouts at a time (None: all; halved by itself when memory runs out).
         first_action: "search" or "answer": once the model has thought, this tag is put into its mouth
             (mask 0); or one value (or None) for each rollout of a group.
+        trees: of a question only so many rollouts begin at the prompt. Each of the others branches off one of them and
+            takes over the tokens before that, their cache included: fewer tokens for the same number of rollouts
+            (Tree-GRPO, arXiv 2509.21240, with one round of expansion). It branches where a turn begins, the first to
+            the last possible one with the same chance, or the last one where the rollout had fewer: drawn beforehand,
+            so that a branch grows beside its trunk instead of after it. 0: every rollout begins at the prompt.
         on_turn: is shown the rollouts of the batch after each turn, as far as they have come (those that go on
             have no ``finish_reason`` yet). To look at, not to keep: they grow.
         environment: makes the environment of an episode; takes the arguments of ``Environment`` by name.
@@ -167,46 +209,122 @@ def rollout(
         ValueError: a parameter that cannot be.
     """
     counts = {"num_generations": (num_generations, Count), "batch_size": (batch_size, Count | None)}
-    check(**counts, temperature=(temperature, Amount))
+    check(**counts, temperature=(temperature, Amount), trees=(trees, Whole))
     tools, bounds = tools_of(engine), Limits(**limits)
     firsts = [first_action] * num_generations if first_action is None or isinstance(first_action, str) else first_action
     acts = {None, "answer", *(tool.name for tool in tools)}
     if len(firsts) != num_generations or not set(firsts) <= acts:
         known = f"{', '.join(sorted(map(repr, acts)))}, or {num_generations} of these (one a rollout of a group)"
         raise ValueError(f"first_action must be {known}, got {first_action!r}")
+    if trees and (num_generations % trees or any(firsts)):
+        raise ValueError(f"trees={trees} must divide num_generations={num_generations}, and goes with no first_action")
+    of_tree = num_generations // trees if trees else 1
+    world = partial(environment, tools=tools, limits=bounds, measure=policy.measure, prompt=policy.prompt)
 
     def begin(number: int) -> _Episode:
         """The episode of the rollout of this number, over all groups."""
         place, member = divmod(number, num_generations)
-        question, how = questions[place], {"prompt": policy.prompt, "first_action": firsts[member]}
-        world = environment(tools=tools, limits=bounds, measure=policy.measure, **how)
-        prompt = policy.chat(world.reset(question))
+        question, here = questions[place], world(first_action=firsts[member])
+        prompt = policy.chat(here.reset(question))
         t = Trajectory(question, policy.encode(prompt), [], [], [], finish_reason=None)
-        t.group, t.prompt, t.first_action = f"{place}:{question.id}", prompt, world.first_action
+        t.group, t.prompt, t.first_action = f"{place}:{question.id}", prompt, here.first_action
+        t.tree = member // of_tree if trees else None
         t.token_values["entropy"] = []
-        return _Episode(policy, world, t, list(t.prompt_ids))
+        return _Episode(policy, here, t, list(t.prompt_ids))
 
-    total = len(questions) * num_generations
+    def branch(trunk: Trajectory, turn: int) -> _Episode:
+        episode = _resumed(policy, world(), trunk, turn)
+        episode.t.tree = trunk.tree
+        return episode
+
+    def play(part: range) -> list[Trajectory]:
+        trunks = [begin(i) for i in part[::of_tree]]
+        size = len(trunks), of_tree - 1
+        where = generator.device if generator else None  # what a server samples for has no weights, and no device
+        plans = torch.randint(bounds.max_turns + 1, size, generator=generator, device=where)
+        return _play(
+            trunks, (policy.sampler or Decoder)(policy, temperature, generator), on_turn, branch, plans.tolist()
+        )
+
+    return _in_parts(play, len(questions) * num_generations, batch_size, of_tree)
+
+
+def continuations(
+    policy: Policy,
+    decisions: Sequence[tuple[Trajectory, int]],
+    engine,
+    *,
+    num_generations: int = 16,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    environment: Callable[..., Environment] = SearchEnvironment,
+    **limits,
+) -> list[Trajectory]:
+    """Sample ``num_generations`` ways in which recorded rollouts could have gone on from a decision.
+
+    Args:
+        decisions: (trajectory, turn): from the beginning of this turn on, counted from 0, all is sampled anew.
+        **limits: those of the recorded rollouts; for the other arguments see ``rollout``.
+
+    Returns:
+        whole trajectories, what stood before the turn included; those of a decision next to each other and in one
+        ``group``, in the order of ``decisions``.
+
+    Raises:
+        ValueError: a parameter that cannot be, a turn that the rollout does not have, or limits under which it would
+            have ended before it.
+    """
+    check(num_generations=(num_generations, Count), batch_size=(batch_size, Count | None))
+    check(temperature=(temperature, Amount))
+    world = partial(environment, tools=tools_of(engine), limits=Limits(**limits), measure=policy.measure)
+
+    def begin(number: int) -> _Episode:
+        place = number // num_generations
+        episode = _resumed(policy, world(prompt=policy.prompt), *decisions[place])
+        episode.t.group = f"{place}:{episode.t.group}"
+        return episode
+
+    def play(part: range) -> list[Trajectory]:
+        return _play([begin(i) for i in part], (policy.sampler or Decoder)(policy, temperature, generator))
+
+    return _in_parts(play, len(decisions) * num_generations, batch_size)
+
+
+def _in_parts(
+    play: Callable[[range], list[Trajectory]], total: int, batch_size: int | None, least: int = 1
+) -> list[Trajectory]:
+    """``play`` all numbers, ``batch_size`` at a time, or fewer where memory runs out; ``least`` belong together."""
     trajectories: list[Trajectory] = []
     size = batch_size or max(1, total)
     while len(trajectories) < total:
+        size = max(least, size // least * least)
         part = range(len(trajectories), min(len(trajectories) + size, total))
         try:
-            trajectories += _play(
-                [begin(i) for i in part], (policy.sampler or Decoder)(policy, temperature, generator), on_turn
-            )
+            trajectories += play(part)
         except torch.OutOfMemoryError:
-            if len(part) == 1:
+            if len(part) == least:
                 raise
-            size = max(1, len(part) // 2)
+            size = len(part) // 2
             torch.cuda.empty_cache()
     return trajectories
 
 
-def _play(episodes: list[_Episode], decoder: Decoder, on_turn: Callable | None) -> list[Trajectory]:
-    """Play a batch of episodes to their ends."""
-    started, going = time.perf_counter(), list(episodes)
+def _play(
+    episodes: Sequence[_Episode],
+    decoder: Decoder,
+    on_turn: Callable | None = None,
+    branch: Callable[[Trajectory, int], _Episode] | None = None,
+    plans: Sequence[list[int]] = (),
+) -> list[Trajectory]:
+    """Play a batch of episodes to their ends; ``plans`` are the turns at which others ``branch`` off each of them, and
+    stand behind it.
+    """
+    started = time.perf_counter()
+    families = [[e] for e in episodes]
     with decoder:
+        branches = lambda: [e for family, plan in zip(families, plans) for e in _grown(family, plan, branch, decoder)]
+        going = [*episodes, *branches()]
         while going:
             stops = sorted({stop for e in going for stop in e.environment.stops})
             written = decoder.write([e.ids for e in going], [s.encode() for s in stops], [e.room for e in going])
@@ -216,9 +334,22 @@ def _play(episodes: list[_Episode], decoder: Decoder, on_turn: Callable | None) 
             outcomes = step_all([e.environment for e, _ in over], [text for _, text in over], [e.end for e, _ in over])
             for (e, text), outcome in zip(over, outcomes):
                 e.take(outcome, text)
-            going = [e for e in going if e.t.finish_reason is None]
+            going = [e for e in going if e.t.finish_reason is None] + branches()
             if on_turn:
-                on_turn([e.t for e in episodes])
-    for e in episodes:
+                on_turn([e.t for family in families for e in family])
+    for e in (every := [e for family in families for e in family]):
         e.t.seconds = time.perf_counter() - started
-    return [e.t for e in episodes]
+    return [e.t for e in every]
+
+
+def _grown(family: list[_Episode], plan: list[int], branch: Callable, decoder: Decoder) -> list[_Episode]:
+    """The episodes that branch off the first of a family now, by its ``plan``; they join the family."""
+    trunk = family[0].t
+    is_over = trunk.finish_reason is not None
+    due = [turn for turn in plan if is_over or turn == trunk.turns]
+    plan[:] = [turn for turn in plan if turn not in due]
+    new = [branch(trunk, trunk.turns - is_over) for _ in due]
+    for e in new:
+        decoder.fork(e.ids, family[0].ids)
+    family += new
+    return new

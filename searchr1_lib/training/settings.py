@@ -16,6 +16,7 @@ DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo"]
 Baseline = Literal["group_mean", "leave_one_out", "batch_mean", "none", "value"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Credit = Literal["rollout", "return", "gigpo", "igpo", "stepsearch", "mt_grpo", "tree_grpo", "potential"]
 Estimator = Literal["k1", "k2", "k3"]
 LOSS_TYPES, KL_ESTIMATORS = get_args(LossType), get_args(Estimator)
 #: The scalings that each baseline allows. The others would divide a reward that is not centred by almost 0.
@@ -56,16 +57,23 @@ class Settings(Limits):
     """what a reward is compared with. "value" is PPO's: a linear value head on the policy's last hidden states, and
     advantages by GAE"""
     gamma: Share = 1.0
-    """of GAE"""
+    """discount of GAE, from token to token, and of ``credit``, from turn to turn"""
     lam: Share = 1.0
     """of GAE"""
     vf_coef: Amount = 0.1
     """weight of the value head's loss"""
     cliprange_value: Positive = 0.2
     """its clip range"""
-    credit: Literal["rollout", "turn"] = "rollout"
-    """"rollout" gives a rollout's advantage to all its tokens; "turn" gives each turn the rewards from that turn on,
-    compared with the same turn of the group (``grpo.turn_advantages``)"""
+    credit: Credit = "rollout"
+    """how a rollout's reward is credited to its turns, see ``searchr1_lib.training.credit``: "rollout" gives its
+    advantage to all of them"""
+    credit_weight: Amount = 1.0
+    """of what "gigpo", "stepsearch", "mt_grpo" and "potential" say beside the outcome"""
+    shuffle_credit: bool = False
+    """a control, never of use: what ``credit`` says beside the outcome is dealt out at random among a group's turns"""
+    trees: Whole = 0
+    """of each question so many rollouts begin at the prompt and the others branch off them, see
+    ``searchr1_lib.training.rollout``; 0: all begin there"""
     mask_observations: bool = True
     """False trains on retrieved text as if the model had written it: an ablation of Search-R1 (arXiv 2503.09516),
     never of use"""
@@ -82,6 +90,8 @@ class Settings(Limits):
     """with ``beta`` 0 the KL is only measured, every so many steps (it costs a forward pass); 0: never"""
     entropy_coef: Amount = 0.0
     """weight of the entropy bonus"""
+    llds_coef: Amount = 0.0
+    """weight of the penalty on praised turns that become less likely all the same (LLDS, arXiv 2512.04220)"""
     explore: Whole = 0
     """of the G rollouts of a question, so many begin with a search and as many with an answer, whatever the policy
     would do. Both ways are then compared on every question, also by a policy that has (nearly) given one of them up.
@@ -94,6 +104,11 @@ class Settings(Limits):
     """DAPO's: at most so many times a step draws other questions in place of those whose groups have no variance"""
     num_iterations: Count = 1
     """updates on one batch of rollouts"""
+    replay_groups: Whole = 0
+    """groups of earlier steps that are trained again in each step, with the log-probabilities and advantages that were
+    recorded; drawn by the size of the advantages"""
+    replay_max_age: Count = 4
+    """how many steps ago they may have been sampled"""
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = "adamw_torch"
     """those with 8 bits are of bitsandbytes, on a GPU"""
     max_grad_norm: Amount = 1.0
@@ -117,8 +132,18 @@ class Settings(Limits):
             wrong = f"num_generations must be at least 2: {by} compares a rollout with the others of its group"
         elif self.scale_rewards not in scales:
             wrong = f"scale_rewards={self.scale_rewards!r} does not go with {by}; choose {' or '.join(scales)}"
-        elif self.credit == "turn" and self.baseline != "group_mean":
-            wrong = f"credit='turn' compares turns within a group: it needs baseline='group_mean', not {by}"
+        elif self.credit != "rollout" and self.baseline != "group_mean":
+            wrong = f"credit={self.credit!r} compares turns within a group: it needs baseline='group_mean', not {by}"
+        elif self.shuffle_credit and self.credit == "rollout":
+            wrong = "shuffle_credit is the control of another credit: with credit='rollout' there is nothing to shuffle"
+        elif self.trees and (self.num_generations % self.trees or self.trees == self.num_generations):
+            wrong = f"trees={self.trees} must divide num_generations={self.num_generations}, and be less"
+        elif self.trees and self.explore:
+            wrong = f"trees={self.trees} branch off rollouts that chose by themselves: set explore={self.explore} to 0"
+        elif self.credit == "tree_grpo" and not self.trees:
+            wrong = "credit='tree_grpo' compares rollouts of a tree: set trees, for instance to 2"
+        elif self.llds_coef and self.num_iterations == 1 and not self.replay_groups:
+            wrong = "llds_coef has no effect at the first update on a rollout: raise num_iterations or replay_groups"
         elif self.explore and not with_group:
             wrong = f"explore={self.explore} compares two ways to begin within a group: with {by} set it to 0"
         elif self.explore and 2 * self.explore >= self.num_generations:

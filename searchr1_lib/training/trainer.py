@@ -34,6 +34,7 @@ from ..metrics import mean, means, row_of
 from ..records import FINISH_REASONS, Question, Trajectory
 from ..rewards import SearchR1Reward, score
 from ..search.base import identity_of
+from .buffer import ReplayBuffer
 from .grpo import groups_without_variance
 from .identity import identity, of_questions, of_weights
 from .learner import Learner, TrainingError
@@ -91,6 +92,7 @@ class Trainer:
         if not self.questions:
             raise ValueError("Trainer: no questions to train on")
         self.learner = Learner(policy, self.settings, self.report, advantages)
+        self.buffer = self._new_buffer()
         self.step = 0
         self.metrics: list[dict] = []
         self.log, self._metrics_file = (
@@ -135,7 +137,8 @@ class Trainer:
         rolled = time.perf_counter()
         try:
             self.learner.assign_advantages(chosen)
-            update = self.learner.update(chosen, self.step)
+            again = self._drawn_again()
+            update = self.learner.update(chosen + again, self.step)
         except FloatingPointError as e:
             advice = (
                 f"a lower learning_rate (now {self.settings.learning_rate:g}), beta > 0, or a smaller max_grad_norm"
@@ -144,18 +147,23 @@ class Trainer:
                 advice += ", or load the policy with dtype bfloat16 or float32: fp16 may be too narrow for it"
             raise self._failure(str(e), f"Try {advice}") from None
         done = time.perf_counter()
+        sampled = sum(sum(t.mask[t.shared :]) for t in drawn)
         row = {
             "step": self.step + 1,
             **describe(drawn, self.settings.num_generations),
             **update,
             "resampled_groups": (len(drawn) - len(chosen)) // self.settings.num_generations,
             "learning_rate": self.settings.learning_rate_at(self.step),
-            "tokens_per_second": sum(sum(t.mask) for t in drawn) / (rolled - started),
+            "sampled_tokens": sampled,
+            "tokens_per_second": sampled / (rolled - started),
             "seconds": done - started,
             "seconds_rollout": rolled - started,
             "seconds_update": done - rolled,
             "peak_memory_mb": peak_memory_mb(self.policy.device),
         }
+        if self.settings.replay_groups:
+            row["replayed"] = len(again) / len(chosen + again)
+            self.buffer.add(drawn)
         self.step += 1
         self.metrics.append(row)
         try:
@@ -164,6 +172,19 @@ class Trainer:
         except OSError as e:
             raise self._failure(f"could not write the log ({e.strerror or e})", _FREE_SPACE) from None
         return row
+
+    def _new_buffer(self) -> ReplayBuffer:
+        """Empty, for the rollouts of the last ``replay_max_age`` steps."""
+        s = self.settings
+        most = s.replay_max_age * s.questions_per_step * s.num_generations * (s.dynamic_sampling + 1)
+        return ReplayBuffer(most, max_age=s.replay_max_age - 1, by="advantage")
+
+    def _drawn_again(self) -> list[Trajectory]:
+        """Groups of earlier steps, with the advantages and log-probabilities that were recorded then: their ratios are
+        how far the policy has moved since.
+        """
+        s = self.settings
+        return self.buffer.sample_groups(s.replay_groups, random.Random(f"{s.seed}/{self.step}/replay"))
 
     def _collect(self) -> tuple[list[Trajectory], list[Trajectory]]:  # type: ignore[return]  # the last attempt does
         """The scored rollouts of a step: all that were drawn, and those to train on.
@@ -176,7 +197,8 @@ class Trainer:
         questions = self.questions_of(self.step)
         drawn: list[Trajectory] = []
         chosen: list[Trajectory] = []
-        how = {"num_generations": size, "temperature": s.temperature, "generator": generator, **s.limits()}
+        how = {"num_generations": size, "temperature": s.temperature, "generator": generator, "trees": s.trees}
+        how |= s.limits()
         for attempt in range(s.dynamic_sampling + 1):
             fresh = rollout(self.policy, questions, self.engine, first_action=s.first_actions(self.step), **how)
             score(self.reward, fresh).keep(fresh)
@@ -374,6 +396,8 @@ class Trainer:
         self.learner.load_tensors(load_file(folder / "learner.safetensors", device=str(self.policy.device)))
         self.step, self.learner.token_budget = state["step"], state["token_budget"]
         self.metrics = list(read_json_lines(self._metrics_file))
+        if self.settings.replay_groups and self.log.path.exists():
+            self.buffer.add(t for t in self.log if t.step >= self.step - self.settings.replay_max_age)
         if self.step < self.settings.steps:
             self.report(f"going on after step {self.step}, from {folder}")
 
