@@ -5,10 +5,12 @@ import os
 import shutil
 
 import pytest
+import torch
 
 from searchr1_lib.rewards import ExactMatch
 from searchr1_lib.study.compare import Comparison, Method, blanked, compare
 from searchr1_lib.suite import cli
+from searchr1_lib.training.identity import identity
 from searchr1_lib.worlds.halfknown import build_world
 
 MADE = {"found": [0.9, 0.5], "again": [0.6, 0.1], "read": 0.9}
@@ -31,7 +33,7 @@ def test_ideas_are_trained_measured_and_kept(tmp_path, model):
         return [[0.5 * t.reward] * len(t.mask) for t in trajectories]
 
     methods = {
-        "mine": Method(SMALL, advantages=lambda rewards, num_generations: rewards - rewards.mean()),
+        "mine": Method(SMALL, advantages=lambda rewards, num_generations: torch.sub(rewards, rewards.mean())),
         "credit": Method(SMALL, credit=halves, reward=ExactMatch()),
         "grpo": SMALL,
     }
@@ -100,3 +102,12 @@ def test_the_table_has_intervals_over_the_seeds():
     assert difference["method"] == "b" and difference["low"] == pytest.approx(0.1) == pytest.approx(difference["high"])
     with pytest.raises(ValueError, match="no method is named 'c'; there are a, b"):
         found.differences("c")
+
+
+def test_an_idea_is_what_it_computes_wherever_it_is_written():
+    def written(**around):
+        space = {"__name__": "__main__", "torch": torch, **around}
+        exec("def idea(rewards, num_generations):\n    return torch.mul(rewards - rewards.mean(), scale)", space)
+        return identity(space["idea"])
+
+    assert written(scale=1) == written(scale=1, mean="the same name as a method's") != written(scale=2)

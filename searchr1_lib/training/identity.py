@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -58,6 +59,8 @@ def _content(x: Any, around: frozenset[int]) -> Any:
     inner = lambda value: _content(value, around | {id(x)})
     if isinstance(x, _PLAIN):
         return x
+    if isinstance(x, ModuleType):
+        return x.__name__
     if isinstance(said := getattr(x, "identity", None), str):
         return said
     if isinstance(x, Mapping):
@@ -85,7 +88,8 @@ def _content(x: Any, around: frozenset[int]) -> Any:
 
 
 def _names(code: CodeType) -> set[str]:
-    return {*code.co_names, *(name for c in code.co_consts if isinstance(c, CodeType) for name in _names(c))}
+    own = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}  # co_names has attributes too
+    return own.union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 
 def _installed(function: FunctionType) -> bool:
