@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from test_half_known import play
+from test_regret import play
 
 from searchr1_lib.records import ENVIRONMENT, Question, Segment, Trajectory
 from searchr1_lib.rewards import Discounted, score
