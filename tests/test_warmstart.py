@@ -13,7 +13,16 @@ import torch
 from searchr1_lib.environment import protocol
 from searchr1_lib.study import warmstart
 from searchr1_lib.study.compare import skill_of
-from searchr1_lib.study.warmstart import COIN, Recipe, demonstrations, drills, encode, episode, play, prompt_text
+from searchr1_lib.study.warmstart import (
+    Recipe,
+    demonstrations,
+    drills,
+    encode,
+    episode,
+    play,
+    prompt_text,
+    search_share,
+)
 from searchr1_lib.suite import cli
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.worlds.almanac import SPLITS, SURENESS, UNASKED, answers_of, build_world
@@ -128,11 +137,13 @@ def test_the_first_act_is_a_coin_whatever_was_recalled(world):
     choose, first = warmstart.coin(random.Random(0)), {level: [] for level in range(len(SURENESS))}
     for one in asked:
         try:
-            first[one.start.level].append(bool(next(episode(one, choose))))
+            searched = bool(next(episode(one, choose)))
         except StopIteration:
-            first[one.start.level].append(False)
-    for level, searched in first.items():
-        assert len(searched) > 300 and abs(sum(searched) / len(searched) - COIN[level]) < 0.08
+            searched = False
+        first[one.start.level].append((searched, search_share(one.relations[0], one.start.level)))
+    for made in first.values():
+        often, share = (sum(column) / len(made) for column in zip(*made))
+        assert len(made) > 300 and abs(often - share) < 0.08 and abs(share - 0.5) <= warmstart.BENT
 
 
 def test_what_is_recalled_is_said_first_and_how_sure(world, examples):

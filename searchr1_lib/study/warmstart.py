@@ -117,9 +117,8 @@ LONGEST = 640
 #: Muon (Jordan et al. 2024) on the matrices learns so many times faster than AdamW on the rest.
 MUON_SPEED = 2.0
 
-#: How often a demonstration searches at a decision, by the level of what is recalled. The coin is bent up and down by
-#: turns, so that the act listens to the level and no direction is the right one.
-COIN = (0.57, 0.43, 0.57, 0.43, 0.57, 0.43, 0.57)
+#: By how much the coin of a decision is bent, see ``search_share``.
+BENT = 0.1
 UNKNOWN_SHARE = 0.25  # of the acts that are no search
 
 
@@ -147,14 +146,27 @@ Choose = Callable[[Asked, list[Thought], int, int, tuple[int, ...]], str]
 Episode = Generator[str, list[Passage], list[Piece]]
 
 
+def search_share(relation: str, level: int) -> float:
+    """How often a demonstration searches for a hop: a coin, bent by one binary digit of the level.
+
+    By relation it is another digit. So the act has to listen to the whole level, which a fair coin would leave out of
+    it, and over the relations no direction is the right one.
+    """
+    digit = list(RELATIONS).index(relation) % 3
+    return 0.5 + (BENT if level >> digit & 1 else -BENT)
+
+
 def coin(rng: random.Random) -> Choose:
-    """Chooses by chance: at a hop as ``COIN`` says, then either wording; at the end what it knows, or "unknown"."""
+    """Chooses by chance: at a hop by ``search_share``, then either wording; at the end what it knows, or "unknown"."""
 
     def choose(asked, chain, number, searches, tried):
         if number == len(asked.relations):
             sure = all(t.read for t in chain)
             return TRUST if _complete(asked, chain) and (sure or rng.random() >= UNKNOWN_SHARE) else UNKNOWN
-        if len(tried) == 2 or rng.random() >= (0.5 if tried else COIN[chain[number].entity.level]):
+        if len(tried) == 2:
+            return TRUST
+        share = 0.5 if tried else search_share(chain[number].relation, chain[number].entity.level)
+        if rng.random() >= share:
             return TRUST
         return SEARCHES[1 - tried[0] if tried else rng.random() < 0.5]
 
