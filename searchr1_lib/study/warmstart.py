@@ -329,7 +329,7 @@ def train(recipe: Recipe, *, device: str = "cpu", report=tqdm.write, every: int 
     """Run the recipe. Returns ``(model, tokenizer, log)``; ``log`` has one row of losses every ``every`` steps."""
     import torch
 
-    from ..training.learner import micro_batches
+    from ..training.logits import micro_batches
 
     avoid = build_world(0).lookup_names
     tokenizer = make_tokenizer(recipe, avoid)
