@@ -51,7 +51,7 @@ def play(yardstick, q, engine, choose, rng):
 def chain_of(walk):
     from searchr1_lib.study.regret import _chain
 
-    return [(e, r) for (e, _), r in zip(_chain(walk.asked, walk.read), walk.asked.relations)]
+    return [*zip(_chain(walk.asked, walk.read), walk.asked.relations)]
 
 
 def said(walk):

@@ -245,8 +245,8 @@ def fine_tune(
     """
     import torch
 
-    from ..training.learner import Batch, micro_batches
-    from ..training.logits import token_logprobs_and_entropy
+    from ..training.learner import Batch
+    from ..training.logits import micro_batches, token_logprobs_and_entropy
 
     if not examples:
         raise ValueError("fine_tune: no examples (was no sampled rollout right?)")

@@ -28,10 +28,12 @@ from tqdm import tqdm
 
 from ..environment.limits import Count, Share, Whole, check
 from ..files import read_json, write_json
+from ..metrics import grouped
 from ..records import Question, Trajectory
 from ..rewards import Discounted, score
 from ..worlds.almanac import UNKNOWN_PAYS, build_world, sample_questions
 from .analysis import interval
+from .evaluate import hashes
 from .regret import Yardstick, simple_policies, skill_of, table
 
 MODEL = "data/tiny_qwen"
@@ -89,12 +91,7 @@ class Comparison:
 
     def table(self, figure: str = "regret") -> list[dict[str, Any]]:
         """Mean and 95 % interval over the seeds, of each method at each price."""
-        cells = []
-        for method, price in dict.fromkeys((r["method"], r["price"]) for r in self.rows):
-            values = self._values(method, price, figure)
-            low, high = interval(values)
-            cells.append({"method": method, "price": price, "mean": fmean(values), "low": low, "high": high})
-        return cells
+        return [_cell(*place, self._values(*place, figure)) for place in self._places()]
 
     def differences(self, base: str, figure: str = "regret") -> list[dict[str, Any]]:
         """How much more each other method has than ``base``, paired by seed.
@@ -106,12 +103,14 @@ class Comparison:
         if base not in names:
             raise ValueError(f"no method is named {base!r}; there are {', '.join(names)}")
         cells = []
-        for method, price in dict.fromkeys((r["method"], r["price"]) for r in self.rows if r["method"] != base):
-            pairs = zip(self._values(method, price, figure), self._values(base, price, figure), strict=True)
-            values = [a - b for a, b in pairs]
-            low, high = interval(values)
-            cells.append({"method": method, "price": price, "mean": fmean(values), "low": low, "high": high})
+        for method, price in self._places():
+            if method != base:
+                pairs = zip(self._values(method, price, figure), self._values(base, price, figure), strict=True)
+                cells.append(_cell(method, price, [a - b for a, b in pairs]))
         return cells
+
+    def _places(self) -> list[tuple[str, float]]:
+        return list(dict.fromkeys((r["method"], r["price"]) for r in self.rows))
 
     def _values(self, method: str, price: float, figure: str) -> list[float]:
         return [r[figure] for r in self.rows if (r["method"], r["price"]) == (method, price)]
@@ -121,6 +120,11 @@ class Comparison:
         from . import plots
 
         return plots.regrets(self.table(), self.simple)
+
+
+def _cell(method: str, price: float, values: Sequence[float]) -> dict[str, Any]:
+    low, high = interval(values)
+    return {"method": method, "price": price, "mean": fmean(values), "low": low, "high": high}
 
 
 def compare(
@@ -153,14 +157,15 @@ def compare(
     check(questions=(questions, Count), rollouts=(rollouts, Count), jobs=(jobs, Count | None))
     for name, values, kind in (("prices", prices, Share), ("seeds", seeds, Whole)):
         check(**{f"{name}[{i}]": (value, kind) for i, value in enumerate(values)})
-    how = {"split": split, "questions": questions, "rollouts": rollouts, "model": str(model)}
+    ideas = {name: _method(name, given) for name, given in methods.items()}
+    skill = skill_of(model)
+    how = {"split": split, "questions": questions, "rollouts": rollouts, "model": str(model), "weights": hashes(model)}
     runs = [
-        _Run(name, _method(name, method), price, seed, Path(out), how)
-        for name, method in methods.items()
+        _Run(name, method, price, seed, Path(out), how)
+        for name, method in ideas.items()
         for price in prices
         for seed in seeds
     ]
-    skill = skill_of(model)
     left = [run for run in runs if not run.done()]
     _in_processes([run.make for run in left], [run.label for run in left], jobs or os.cpu_count() or 1)
     rows = [read_json(run.file)["row"] for run in runs]
@@ -212,11 +217,10 @@ class _Run:
 
     def made_of(self) -> dict[str, Any]:
         from ..training.identity import identity
-        from .evaluate import hashes
 
         settings = SETTINGS | LIMITS | dict(self.method.settings)
         parts = {part: identity(getattr(self.method, part)) for part in ("advantages", "credit", "reward")}
-        return dict(self.how) | {"settings": settings, "weights": hashes(self.how["model"])} | parts
+        return dict(self.how) | {"settings": settings} | parts
 
     def done(self) -> bool:
         if not self.file.exists():
@@ -247,20 +251,20 @@ class _Run:
         Trainer(
             policy, asked, engine, reward, settings, run_dir, advantages=self.method.by_token(), report=None
         ).train()
-        rows = evaluate(policy, world, engine, Yardstick(world, skill, self.price, UNKNOWN_PAYS), self.how, self.seed)
+        rows = evaluate(policy, engine, Yardstick(world, skill, self.price, UNKNOWN_PAYS), self.how, self.seed)
         figures = {name: fmean(row[name] for row in rows) for name in ("regret", "reward", "best")}
         row = {"method": self.name, "price": self.price, "seed": self.seed} | figures
         write_json(self.file, {"made_of": self.made_of(), "row": row, "questions": rows})
 
 
-def evaluate(policy, world, engine, yardstick: Yardstick, how: Mapping[str, Any], seed: int = 0) -> list[dict]:
+def evaluate(policy, engine, yardstick: Yardstick, how: Mapping[str, Any], seed: int = 0) -> list[dict]:
     """The rows of ``regret.table`` for a policy, at temperature 1."""
     import torch
 
     from ..training.rollout import rollout
 
     reward, generator = Discounted(yardstick.price, yardstick.unknown), torch.Generator().manual_seed(seed)
-    asked, n = sample_questions(world, how["split"], how["questions"]), how["rollouts"]
+    asked, n = sample_questions(yardstick.world, how["split"], how["questions"]), how["rollouts"]
     limits = LIMITS | {"num_generations": n, "batch_size": 100 * n}
     done = rollout(policy, asked, engine, generator=generator, **limits)
     score(reward, done).keep(done)

@@ -84,7 +84,7 @@ class Yardstick:
     def _levels(self, asked: Asked, read: frozenset[int]) -> tuple[Level, ...]:
         """What is stated of each hop; where memory ends, all that may come, with its chance."""
         levels: list[Level] = []
-        for (entity, _), relation in zip(_chain(asked, read), asked.relations):
+        for entity, relation in zip(_chain(asked, read), asked.relations):
             levels.append(TRUE_SHARE[entity.level] if entity else self._spread(asked.split, RELATIONS[relation].kind))
         return tuple(levels)
 
@@ -124,7 +124,7 @@ class _Walk:
         optimum = self.yardstick.optimum(self.asked, self.read)
         level = None
         if self.state.hop < len(self.asked.relations):
-            entity, _ = _chain(self.asked, self.read)[self.state.hop]
+            entity = _chain(self.asked, self.read)[self.state.hop]
             level = TRUE_SHARE[entity.level] if entity else 0.0  # behind a blank that it trusted: nothing is known
         return optimum, level, optimum.act_values(self.state, level)
 
@@ -144,10 +144,10 @@ class _Walk:
         if hop is None or (hop == self.state.hop and wording in self.state.tried):
             return self.waste()
         self.trust_up_to(hop)
-        entity, _ = _chain(self.asked, self.read)[hop]
+        entity = _chain(self.asked, self.read)[hop]
         found = entity is not None and entity.passage != "" and entity.passage in {h.passage.id for h in call.result}
         self._record(WORDINGS[wording], found=found)
-        after = Optimum.after_search(self.yardstick.optimum(self.asked), self.state, wording)
+        after = self.yardstick.optimum(self.asked).after_search(self.state, wording)
         if found:
             self.read |= {hop}
         self.state = after[0] if found else after[1]
@@ -168,7 +168,7 @@ class _Walk:
         candidates = []
         chain = _chain(self.asked, self.read)
         for hop in range(self.state.hop, len(chain)):
-            (entity, _), relation = chain[hop], RELATIONS[self.asked.relations[hop]]
+            entity, relation = chain[hop], RELATIONS[self.asked.relations[hop]]
             tail = relation.query.removeprefix("{s}")
             if query.endswith(tail):
                 subject = query.removesuffix(tail)
@@ -179,14 +179,14 @@ class _Walk:
         return min(candidates)[1:] if candidates else (None, 0)
 
 
-def _chain(asked: Asked, read: frozenset[int]) -> list[tuple[Entity | None, bool]]:
+def _chain(asked: Asked, read: frozenset[int]) -> list[Entity | None]:
     """The entity of each hop: along what was read, else along what is remembered; None where that ends."""
     if asked.other:
-        return [(asked.start, 0 in read), (asked.other, 1 in read)]
-    chain: list[tuple[Entity | None, bool]] = []
+        return [asked.start, asked.other]
+    chain: list[Entity | None] = []
     entity: Entity | None = asked.start
     for hop, relation in enumerate(asked.relations):
-        chain.append((entity, hop in read))
+        chain.append(entity)
         facts = (entity.truth if hop in read else entity.memory) if entity else {}
         value = facts.get(RELATIONS[relation].field)
         entity = value if isinstance(value, Entity) else None

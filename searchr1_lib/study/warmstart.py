@@ -472,7 +472,7 @@ def train(recipe: Recipe, *, start: str | Path | None = None, report=tqdm.write,
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ..training.learner import micro_batches
+    from ..training.logits import micro_batches
 
     avoid = build_world(0).fresh_names
     if start:

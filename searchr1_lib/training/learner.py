@@ -157,7 +157,7 @@ class Learner:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         shown = {name: metrics.get(name) for name in ("loss", "ratio", "kl", "entropy", "value_loss")}
-        shown |= {name: metrics[name] for name in ("llds",) if name in metrics}
+        shown |= {"llds": metrics["llds"]} if "llds" in metrics else {}
         return {**shown, "grad_norm": norm, "clip_fraction": metrics["clip_low"] + metrics["clip_high"]}
 
     def gradient(self, trajectories: Sequence[Trajectory], references: dict[int, list[float]] | None = None) -> dict:
