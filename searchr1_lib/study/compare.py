@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from ..environment.limits import Count, Share, Whole, check
 from ..files import read_json, write_json
-from ..metrics import grouped
 from ..records import Question, Trajectory
 from ..rewards import Discounted, score
 from ..worlds.almanac import UNKNOWN_PAYS, build_world, sample_questions
