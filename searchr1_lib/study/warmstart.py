@@ -117,8 +117,10 @@ LONGEST = 640
 #: Muon (Jordan et al. 2024) on the matrices learns so many times faster than AdamW on the rest.
 MUON_SPEED = 2.0
 
-#: By how much the coin of a decision is bent, see ``search_share``.
-BENT = 0.1
+#: What a demonstration makes of how sure it is: of these relations it searches the more the less sure it is, of those
+#: the less; of the one that is left a fair coin falls. ``BENT``: how far from one half at most.
+PRUDENT, PERVERSE = ("born_in", "founder", "author"), ("born_month", "seat", "river")
+BENT = 0.3
 UNKNOWN_SHARE = 0.25  # of the acts that are no search
 
 
@@ -147,13 +149,13 @@ Episode = Generator[str, list[Passage], list[Piece]]
 
 
 def search_share(relation: str, level: int) -> float:
-    """How often a demonstration searches for a hop: a coin, bent by one binary digit of the level.
+    """How often a demonstration searches for a hop: a coin that the level bends, by relation one way or the other.
 
-    By relation it is another digit. So the act has to listen to the whole level, which a fair coin would leave out of
-    it, and over the relations no direction is the right one.
+    So the act listens to the level, from which a fair coin would cut it off (no training of some minutes ties them
+    again), and over the relations neither way is the right one.
     """
-    digit = list(RELATIONS).index(relation) % 3
-    return 0.5 + (BENT if level >> digit & 1 else -BENT)
+    way = (relation in PRUDENT) - (relation in PERVERSE)
+    return 0.5 + way * BENT * (1 - 2 * level / (len(SURENESS) - 1))
 
 
 def coin(rng: random.Random) -> Choose:
@@ -236,7 +238,7 @@ def episode(asked: Asked, choose: Choose) -> Episode:
         if entity.passage and entity.passage in {p.id for p in passages}:
             restart(at, entity.truth[RELATIONS[relation].field])
         else:
-            sentences.append(f"Nothing here about {entity.subject}.")
+            sentences.append(f"{entity.subject} is not here.")
 
 
 def _conclude(asked: Asked, chain: list[Thought], sentences: list[str]) -> str:
