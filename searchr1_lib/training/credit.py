@@ -321,22 +321,22 @@ def _everywhere(reward: torch.Tensor, alike: torch.Tensor, like: torch.Tensor, s
 def pair_advantages(
     rewards: Sequence[float], first_actions: Sequence[str | None], group_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two ways to begin, compared on the same question whatever the policy would do.
+    """Two ways to go on from the same decision, compared whatever the policy would do.
 
     Where half of a group was made to search and half to answer, the difference of the two means estimates what
-    searching first is worth here, Q(search) - Q(answer), without bias and also for a policy that has given one of them
-    up. It belongs to the token that decides and to no other; all others are compared with what began alike. A push on
+    searching is worth here, Q(search) - Q(answer), without bias and also for a policy that has given one of them
+    up. It belongs to the token that decides and to no other; all others are compared with what went on alike. A push on
     that token's logit in proportion to the difference, whatever its probability, is the natural policy gradient
     (Kakade 2001, "A natural policy gradient"), where the tokens of plain GRPO are pushed the less the rarer they are.
 
     Args:
         rewards: (B,), the G of a question next to each other.
-        first_actions: (B,), the act that each was made to begin with, or None.
+        first_actions: (B,), the act that each was made to go on with, or None.
         group_size: G; divides B.
 
     Returns:
-        beside what began alike, ``(r - mean) n / (n - 1)``, 0 for one alone; and for the deciding token the mean of
-        those that began alike less that of those made to begin otherwise, 0 where nobody chose for it. Both (B,).
+        beside what went on alike, ``(r - mean) n / (n - 1)``, 0 for one alone; and for the deciding token the mean of
+        those that went on alike less that of those made to go on otherwise, 0 where nobody chose for it. Both (B,).
 
     >>> pair_advantages([1., 0., 0., 0.], ["search", "search", "answer", "answer"], 4)
     (tensor([ 1., -1.,  0.,  0.]), tensor([ 0.5000,  0.5000, -0.5000, -0.5000]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,6 +103,7 @@ class Learner:
         within, between = pair_advantages(rewards, acts, self.settings.num_generations)
         rows = within.unsqueeze(1).repeat(1, max(len(t.mask) for t in trajectories))
         for row, t, push in zip(rows, trajectories, between):
+            row[: t.shared] = 0.0
             if t.forced is not None:
                 row[t.forced] = self.settings.credit_weight * push
         return rows
@@ -178,6 +179,9 @@ class Learner:
 
     def _backward(self, trajectories: Sequence[Trajectory], references: dict[int, list[float]] | None) -> dict:
         """Leave ``loss_scale`` times the gradient in ``.grad``; returns the loss's metrics."""
+        s = self.settings
+        if s.credit == "pairs" and not (references or s.entropy_coef or s.llds_coef):
+            trajectories = [*map(_up_to_last_trained, trajectories)]
         trained = sum(self._trained_tokens(t) for t in trajectories)
         counts = {"num_sequences": len(trajectories), "num_tokens": max(1, trained)}
         for p in self.parameters():
@@ -395,6 +399,14 @@ class Batch:
     def column(self, values: Sequence[Sequence[float]]) -> torch.Tensor:
         """Per-token values of the completions laid out like ``mask``, (B, L - 1), 0 elsewhere."""
         return padded([[0.0] * start + [*v] for v, start in zip(values, self.starts)], 0.0, self.mask.device)
+
+
+def _up_to_last_trained(t: Trajectory) -> Trajectory:
+    """What stands behind the last token with an advantage has no gradient, and costs as much as what stands before."""
+    end = max((i + 1 for i, a in enumerate(t.advantages) if a), default=1)
+    rows = {name: getattr(t, name)[:end] for name in ("completion_ids", "mask", "logprobs", "advantages")}
+    segments = [replace(s, end=min(s.end, end)) for s in t.segments if s.start < end]
+    return replace(t, **rows, segments=segments, forced=t.forced if (t.forced or 0) < end else None)
 
 
 def _until_decided(advantages: torch.Tensor, logprobs: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:

@@ -137,8 +137,10 @@ class Settings(Limits):
             wrong = f"credit={self.credit!r} compares turns within a group: it needs baseline='group_mean', not {by}"
         elif self.shuffle_credit and self.credit in ("rollout", "pairs"):
             wrong = f"shuffle_credit deals out what turns got: with credit={self.credit!r} there is nothing to shuffle"
-        elif self.credit == "pairs" and (self.scale_rewards != "none" or not self.explore):
-            wrong = "credit='pairs' compares two ways to begin, as they are: set explore, and scale_rewards='none'"
+        elif self.credit == "pairs" and (self.scale_rewards != "none" or self.explore or self.trees):
+            wrong = "credit='pairs' compares two ways to go on, as they are: set scale_rewards='none', no explore or trees"
+        elif self.credit == "pairs" and self.num_generations % 2 == 0:
+            wrong = f"num_generations={self.num_generations} must be odd: a rollout, and pairs that branch off it"
         elif self.trees and (self.num_generations % self.trees or self.trees == self.num_generations):
             wrong = f"trees={self.trees} must divide num_generations={self.num_generations}, and be less"
         elif self.trees and self.explore:
