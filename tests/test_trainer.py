@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from statistics import fmean
 
 import pytest
 import torch
@@ -115,6 +116,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path, finished):
         sys.path.insert(0, "tests")
         from test_trainer import SHORT, BM25Search, Trainer, load_passages, load_policy, load_questions
         from pathlib import Path
+from statistics import fmean
         engine = BM25Search(load_passages("data/almanac/passages.jsonl"))
         questions = load_questions("data/almanac/train.jsonl")[:20]
         t = Trainer(load_policy("{TINY}"), questions, engine, settings=SHORT, run_dir=sys.argv[1], report=None)
@@ -646,6 +648,8 @@ def test_the_reference_is_the_base_or_a_snapshot(scored):
         dict(trees=3),
         dict(trees=8),
         dict(trees=2, explore=1),
+        dict(credit="pairs", num_generations=5),
+        dict(credit="pairs", scale_rewards="none", num_generations=4),
         dict(llds_coef=0.1),
         dict(optim="sgd"),
         dict(gamma=1.5),
@@ -805,6 +809,33 @@ def test_the_forced_choice_keeps_its_advantage_where_only_undecided_tokens_have_
     whole = group_advantages([x.reward for x in chosen], SHORT.num_generations).tolist()
     forced = [(x, a) for x, a in zip(chosen, whole) if x.forced is not None]
     assert forced and all(x.advantages[x.forced] == a for x, a in forced)
+
+
+def test_pairs_branch_off_a_decision_of_a_free_rollout(tmp_path, engine, questions):
+    pairs = dict(credit="pairs", scale_rewards="none", loss_type="dapo", num_generations=5, entropy_coef=0.0)
+    pairs |= dict(questions_per_step=4, max_turns=3, max_turn_tokens=110)
+    t = trainer(tmp_path, engine, questions, SHORT.model_copy(update=pairs))
+    _, chosen = t._collect()
+    assert [x.first_action for x in chosen] == [None, "search", "answer", "search", "answer"] * 4
+    t.learner.assign_advantages(chosen)
+    assert any(x.shared for x in chosen)
+    for trunk, *branches in (chosen[i : i + 5] for i in range(0, 20, 5)):
+        assert not any(trunk.advantages)
+        for x in branches:
+            assert x.completion_ids[: x.shared] == trunk.completion_ids[: x.shared] and not any(
+                x.advantages[: x.shared]
+            )
+            assert x.forced is None or x.forced >= x.shared
+        search, answer = (fmean(x.reward for x in part) for part in (branches[::2], branches[1::2]))
+        pushes = [x.advantages[x.forced] for x in branches if x.forced is not None]
+        assert pushes == pytest.approx([search - answer, answer - search] * 2)
+    flat = lambda: torch.cat([p.grad.flatten() for p in t.learner.parameters()])
+    for x in chosen:  # nothing but what decides, so that rows are cut there
+        x.advantages = [a if i == x.forced else 0.0 for i, a in enumerate(x.advantages)]
+    t.learner.gradient(chosen)
+    short = flat().clone()
+    t.learner.gradient(chosen, {id(x): x.logprobs for x in chosen})
+    torch.testing.assert_close(flat(), short, rtol=1e-3, atol=1e-3 * float(short.abs().max()))
 
 
 def test_both_ways_are_tried_in_every_group_and_the_forced_choice_is_trained(tmp_path, engine, questions):

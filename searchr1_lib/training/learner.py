@@ -180,10 +180,10 @@ class Learner:
     def _backward(self, trajectories: Sequence[Trajectory], references: dict[int, list[float]] | None) -> dict:
         """Leave ``loss_scale`` times the gradient in ``.grad``; returns the loss's metrics."""
         s = self.settings
-        if s.credit == "pairs" and not (references or s.entropy_coef or s.llds_coef):
-            trajectories = [*map(_up_to_last_trained, trajectories)]
         trained = sum(self._trained_tokens(t) for t in trajectories)
         counts = {"num_sequences": len(trajectories), "num_tokens": max(1, trained)}
+        if s.credit == "pairs" and not (references or s.entropy_coef or s.llds_coef):
+            trajectories = [*map(_up_to_last_trained, trajectories)]
         for p in self.parameters():
             p.grad = torch.zeros_like(p)
         parts = []

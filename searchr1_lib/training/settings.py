@@ -138,7 +138,9 @@ class Settings(Limits):
         elif self.shuffle_credit and self.credit in ("rollout", "pairs"):
             wrong = f"shuffle_credit deals out what turns got: with credit={self.credit!r} there is nothing to shuffle"
         elif self.credit == "pairs" and (self.scale_rewards != "none" or self.explore or self.trees):
-            wrong = "credit='pairs' compares two ways to go on, as they are: set scale_rewards='none', no explore or trees"
+            wrong = (
+                "credit='pairs' compares two ways to go on, as they are: set scale_rewards='none', no explore or trees"
+            )
         elif self.credit == "pairs" and self.num_generations % 2 == 0:
             wrong = f"num_generations={self.num_generations} must be odd: a rollout, and pairs that branch off it"
         elif self.trees and (self.num_generations % self.trees or self.trees == self.num_generations):
