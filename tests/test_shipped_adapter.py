@@ -7,10 +7,10 @@ from statistics import fmean
 import pytest
 
 from searchr1_lib.search import BM25Search
-from searchr1_lib.study.compare import UNKNOWN_PAYS, evaluate, skill_of
-from searchr1_lib.study.regret import Yardstick, simple_policies
+from searchr1_lib.study.compare import evaluate
+from searchr1_lib.study.regret import Yardstick, simple_policies, skill_of
 from searchr1_lib.training.policy import load_policy
-from searchr1_lib.worlds.almanac import build_world
+from searchr1_lib.worlds.almanac import PRICE, UNKNOWN_PAYS, build_world
 
 ADAPTER = Path("data/tiny_qwen_grpo")
 pytestmark = pytest.mark.skipif(not ADAPTER.exists(), reason="the adapter of this almanac is not made yet")
@@ -19,11 +19,10 @@ pytestmark = pytest.mark.skipif(not ADAPTER.exists(), reason="the adapter of thi
 def test_the_shipped_adapter_knows_when_to_search():
     """Better than every simple policy on the same questions, and than half of what the untrained model regrets."""
     world = build_world(0)
-    yardstick = Yardstick(world, skill_of("data/tiny_qwen"), 0.3, UNKNOWN_PAYS)
+    yardstick = Yardstick(world, skill_of("data/tiny_qwen"), PRICE, UNKNOWN_PAYS)
     engine, how = BM25Search(world.passages), {"split": "test", "questions": 200, "rollouts": 1}
     trained, plain = (
-        evaluate(load_policy("data/tiny_qwen", adapter=adapter), world, engine, yardstick, how)
-        for adapter in (ADAPTER, None)
+        evaluate(load_policy("data/tiny_qwen", adapter=adapter), engine, yardstick, how) for adapter in (ADAPTER, None)
     )
     regret = fmean(row["regret"] for row in trained)
     assert regret < min(simple_policies(yardstick, [row["id"] for row in trained]).values())

@@ -116,7 +116,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path, finished):
         sys.path.insert(0, "tests")
         from test_trainer import SHORT, BM25Search, Trainer, load_passages, load_policy, load_questions
         from pathlib import Path
-from statistics import fmean
         engine = BM25Search(load_passages("data/almanac/passages.jsonl"))
         questions = load_questions("data/almanac/train.jsonl")[:20]
         t = Trainer(load_policy("{TINY}"), questions, engine, settings=SHORT, run_dir=sys.argv[1], report=None)
