@@ -144,6 +144,8 @@ class Learner:
             TrainingError: memory does not suffice for one rollout at a time.
         """
         s = self.settings
+        if s.credit == "pairs":
+            trajectories = [*map(_up_to_last_trained, trajectories)]
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate_at(step) * group["speed"]
         if s.ref_model_sync_steps and step % s.ref_model_sync_steps == 0:
@@ -179,11 +181,8 @@ class Learner:
 
     def _backward(self, trajectories: Sequence[Trajectory], references: dict[int, list[float]] | None) -> dict:
         """Leave ``loss_scale`` times the gradient in ``.grad``; returns the loss's metrics."""
-        s = self.settings
         trained = sum(self._trained_tokens(t) for t in trajectories)
         counts = {"num_sequences": len(trajectories), "num_tokens": max(1, trained)}
-        if s.credit == "pairs" and not (references or s.entropy_coef or s.llds_coef):
-            trajectories = [*map(_up_to_last_trained, trajectories)]
         for p in self.parameters():
             p.grad = torch.zeros_like(p)
         parts = []
@@ -402,7 +401,7 @@ class Batch:
 
 
 def _up_to_last_trained(t: Trajectory) -> Trajectory:
-    """What stands behind the last token with an advantage has no gradient, and costs as much as what stands before."""
+    """What stands behind the last token with an advantage teaches nothing, and costs as much as what stands before."""
     end = max((i + 1 for i, a in enumerate(t.advantages) if a), default=1)
     rows = {name: getattr(t, name)[:end] for name in ("completion_ids", "mask", "logprobs", "advantages")}
     segments = [replace(s, end=min(s.end, end)) for s in t.segments if s.start < end]
