@@ -25,7 +25,7 @@ from searchr1_lib.study.warmstart import (
 )
 from searchr1_lib.suite import cli
 from searchr1_lib.training.policy import load_policy
-from searchr1_lib.worlds.almanac import SPLITS, SURENESS, UNASKED, answers_of, build_world
+from searchr1_lib.worlds.almanac import RELATIONS, SPLITS, SURENESS, UNASKED, answers_of, build_world
 from searchr1_lib.worlds.optimum import TRUST, UNKNOWN
 from searchr1_lib.worlds.optimum import WORDINGS as SEARCHES
 
@@ -132,7 +132,7 @@ def test_no_shipped_fresh_name_is_taught(shipped, world, examples):
     assert len(names) > 400 and not names & {" ".join(pair) for pair in itertools.pairwise(words)}
 
 
-def test_the_first_act_is_a_coin_whatever_was_recalled(world):
+def test_the_first_act_is_a_coin_that_the_level_bends_and_fair_over_the_relations(world):
     asked = [world.asked[q.id] for part in world.questions.values() for q in part if q.hops == 1]
     choose, first = warmstart.coin(random.Random(0)), {level: [] for level in range(len(SURENESS))}
     for one in asked:
@@ -141,9 +141,12 @@ def test_the_first_act_is_a_coin_whatever_was_recalled(world):
         except StopIteration:
             searched = False
         first[one.start.level].append((searched, search_share(one.relations[0], one.start.level)))
-    for made in first.values():
+    for level, made in first.items():
         often, share = (sum(column) / len(made) for column in zip(*made))
-        assert len(made) > 300 and abs(often - share) < 0.08 and abs(share - 0.5) <= warmstart.BENT
+        assert len(made) > 300 and abs(often - share) < 0.08 and abs(share - 0.5) < 0.1
+        shares = [search_share(name, level) for name in RELATIONS]
+        assert sum(shares) == pytest.approx(len(RELATIONS) / 2)
+        assert max(shares) - 0.5 <= warmstart.BENT + 1e-9
 
 
 def test_what_is_recalled_is_said_first_and_how_sure(world, examples):
