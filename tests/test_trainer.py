@@ -581,7 +581,7 @@ def test_max_grad_norm_0_clips_nothing_and_the_norm_is_logged(scored):
 
 
 def test_the_value_head_learns_what_to_expect(scored):
-    one = learner(baseline="value", scale_rewards="none", learning_rate=5e-3, num_iterations=8, cliprange_value=1.0)
+    one = learner(baseline="value", scale_rewards="none", learning_rate=1e-3, num_iterations=8, cliprange_value=1.0)
     one.assign_advantages(scored)
     assert all(t.advantage == pytest.approx(t.reward, abs=1e-6) for t in scored)  # the head begins with 0 everywhere
     first = float(one.gradient(scored)["value_loss"])
