@@ -14,6 +14,7 @@ from PIL import Image
 from searchr1_lib.records import Question, SearchCall, Trajectory
 from searchr1_lib.study import plots
 from searchr1_lib.study.evaluate import Report, row_of
+from searchr1_lib.study.microscope import Reading, verdicts
 
 
 def run(seed=0, steps=60, at=30):
@@ -62,6 +63,15 @@ def rollout(known, hops, searches, right=True, **fields):
         answer="here" if right else "there",
         **fields,
     )
+
+
+def readings(*, names=9):
+    """Turns under the microscope: the first method is the truth, the last its reverse, one in between says nothing."""
+    rng, found = np.random.default_rng(2), []
+    for i, truth in enumerate(rng.choice([-0.2, 0.0, 0.1], 60)):
+        given = {f"method {n}": float(truth * (1 - 2 * n / (names - 1)) + n % 2 * rng.normal()) for n in range(names)}
+        found.append(Reading(i // 2, i % 2, "g", "s", "trust", float(truth), 0.0, given | {"method 4": 0.0}))
+    return found
 
 
 def figures():
@@ -167,6 +177,8 @@ def figures():
         "regrets at one price": plots.regrets(
             [{"method": "mine", "price": 0.3, "mean": 0.1, "low": 0.08, "high": 0.2}], {0.3: {"never": 0.2}}
         ),
+        "credit": plots.credit(readings(), verdicts(readings())),
+        "credit of two methods": plots.credit(readings(names=2), verdicts(readings(names=2))),
         "searches_vs_need": plots.searches_vs_need([rollout(True, 1, 0), rollout(False, 2, 3)] * 3),
     }
 
@@ -221,6 +233,19 @@ def test_values_reach_the_alt_text(drawn):
     assert "known questions, right, no search: 100% to 100%" in fig.alt
     fig = plots.reward_distribution([1, 1, 2], [0.0, 1.0, 1.0], slices=2)
     assert "steps 1: mean 0.50, standard deviation 0.50; steps 2: mean 1.00" in fig.alt
+
+
+def test_who_is_right_shows_at_a_glance(drawn):
+    fig = drawn["credit"][0]
+    titles = [ax.get_title(loc="left") for ax in fig.axes]
+    assert titles[0] == "method 0: 1.00" and titles[-2:] == ["method 8: -1.00", "method 4: none"]  # the truest first
+    wrong = [[len(line.get_xdata()) for line in ax.lines if line.get_label() == "wrong sign"] for ax in fig.axes]
+    decided = sum(r.decided for r in readings())
+    assert wrong[0] == [0] and wrong[-2] == [decided] and wrong[-1] == [0]
+    assert "method 0 is truest: its rank correlation with the truth is 1.00" in fig.alt
+    assert f"method 8 -1.00, wrong sign 1.00 of {decided}" in fig.alt
+    with pytest.raises(ValueError, match="no method to draw"):
+        plots.credit([], [])
 
 
 def test_labels_of_points_do_not_meet(drawn):

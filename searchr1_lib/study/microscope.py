@@ -125,24 +125,30 @@ def _given(credits: Credits, rollout: int, turn: int) -> dict[str, float]:
 def verdicts(readings: Sequence[Reading]) -> list[dict[str, Any]]:
     """How true each method is, one row for each.
 
+    Args:
+        readings: also of several samples, each of which may know other methods: a method is judged by those that know
+            it.
+
     Returns:
         rows of "credit", its name; "correlation" of credit and truth (Spearman's, over all turns; None where one of
         them never changes); of the turns whose truth is ``decided``, their number "decided", the share "wrong_sign" of
         those that were praised for the worse or blamed for the better, and the share "silent" of those that got
         nothing; and "noise", see ``noise``.
     """
-    decided = [r for r in readings if r.decided]
     rows = []
-    for name in readings[0].credit if readings else ():
-        signs = [0 if abs(c := r.credit[name]) < ROUNDING else math.copysign(1, c * r.truth) for r in decided]
+    for name in dict.fromkeys(name for r in readings for name in r.credit):
+        known = [r for r in readings if name in r.credit]
+        signs = [
+            0 if abs(c := r.credit[name]) < ROUNDING else math.copysign(1, c * r.truth) for r in known if r.decided
+        ]
         rows.append(
             {
                 "credit": name,
-                "correlation": _correlation([r.truth for r in readings], [r.credit[name] for r in readings]),
-                "decided": len(decided),
-                "wrong_sign": signs.count(-1) / len(decided) if decided else None,
-                "silent": signs.count(0) / len(decided) if decided else None,
-                "noise": noise(readings, name),
+                "correlation": _correlation([r.truth for r in known], [r.credit[name] for r in known]),
+                "decided": len(signs),
+                "wrong_sign": signs.count(-1) / len(signs) if signs else None,
+                "silent": signs.count(0) / len(signs) if signs else None,
+                "noise": noise(known, name),
             }
         )
     return rows

@@ -1051,3 +1051,49 @@ def targets(figures: Mapping[str, float], ranges: Mapping[str, tuple[float, floa
     ax.set(ylim=(len(figures) - 0.4, -0.8), xlim=(-0.03, 1.05))
     ax.set_xlabel("grey: where it should lie; circle: inside, cross: outside")
     return _finished(fig, title, "; ".join(told) + ".")
+
+
+@_styled
+def credit(readings: Sequence, said: Rows, *, title: str | None = None) -> Figure:
+    """Who is right: for each method the credit of every turn over its truth, the truest method first.
+
+    In the shaded corners the worse is praised and the better blamed. Each method has a unit of its own.
+
+    Args:
+        readings: ``microscope.Reading`` s.
+        said: ``microscope.verdicts`` of them.
+        title: the takeaway; by default it names the method that correlates best.
+
+    Raises:
+        ValueError: no method is judged.
+    """
+    if not said:
+        raise ValueError("no method to draw: the readings are empty, or nobody gave credit")
+    ranked = sorted(said, key=lambda row: (row["correlation"] is None, -(row["correlation"] or 0.0)))
+    fig, axes = _axes(len(ranked), 0.7, row=2.3, sharex=True)
+    told = []
+    for ax, row in zip(axes, ranked):
+        name, known = row["credit"], [r for r in readings if row["credit"] in r.credit]
+        truth, given = np.array([(r.truth, r.credit[name]) for r in known], float).T
+        wrong = np.array([r.decided for r in known]) & (truth * given < 0)
+        for part, color, marker, label in ((~wrong, BLUE, "o", "the other turns"), (wrong, RED, "x", "wrong sign")):
+            ax.plot(truth[part], given[part], marker, color=color, markersize=5, alpha=0.4, label=label)
+        wide, high = (1.15 * np.abs(values).max() or 1.0 for values in (truth, given))
+        ax.fill_between([-wide, 0, 0, wide], [0, 0, -high, -high], [high, high, 0, 0], color="#bbbbbb", alpha=0.4, lw=0)
+        ax.axhline(0, color=BLACK, linewidth=1)
+        ax.axvline(0, color=BLACK, linewidth=1)
+        ax.set(ylim=(-high, high), title=f"{name}: {_number(row['correlation'])}")
+        wrongs = f"wrong sign {_number(row['wrong_sign'])} of {row['decided']}"
+        told.append(f"{name} {_number(row['correlation'])}, {wrongs}")
+    for ax in axes[-4:]:
+        ax.set_xlabel("truth, in reward")
+        ax.tick_params(labelbottom=True)
+    best = ranked[0]
+    default = f"{best['credit']} is truest: its rank correlation with the truth is {_number(best['correlation'])}"
+    words = f"Points, one a turn: credit over truth, a panel a method. Rank correlations: {'; '.join(told)}."
+    note = "over each panel: rank correlation; shaded: the worse praised, the better blamed"
+    return _finished(fig, title or default, words, note=note, below=2)
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
