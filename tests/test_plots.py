@@ -239,7 +239,7 @@ def test_who_is_right_shows_at_a_glance(drawn):
     fig = drawn["credit"][0]
     titles = [ax.get_title(loc="left") for ax in fig.axes]
     assert titles[0] == "method 0: 1.00" and titles[-2:] == ["method 8: -1.00", "method 4: none"]  # the truest first
-    wrong = [[len(line.get_xdata()) for line in ax.lines if line.get_label() == "wrong sign"] for ax in fig.axes]
+    wrong = [[len(line.get_xdata()) for line in ax.lines if line.get_marker() == "x"] for ax in fig.axes]
     decided = sum(r.decided for r in readings())
     assert wrong[0] == [0] and wrong[-2] == [decided] and wrong[-1] == [0]
     assert "method 0 is truest: its rank correlation with the truth is 1.00" in fig.alt

@@ -1074,12 +1074,16 @@ def credit(readings: Sequence, said: Rows, *, title: str | None = None) -> Figur
     told = []
     for ax, row in zip(axes, ranked):
         name, known = row["credit"], [r for r in readings if row["credit"] in r.credit]
-        truth, given = np.array([(r.truth, r.credit[name]) for r in known], float).T
-        wrong = np.array([r.decided for r in known]) & (truth * given < 0)
-        for part, color, marker, label in ((~wrong, BLUE, "o", "the other turns"), (wrong, RED, "x", "wrong sign")):
-            ax.plot(truth[part], given[part], marker, color=color, markersize=5, alpha=0.4, label=label)
+        truth, given, decided = np.array([(r.truth, r.credit[name], r.decided) for r in known], float).T
+        wrong = (decided > 0) & (truth * given < 0)
+        ax.plot(truth[~wrong], given[~wrong], "o", color=BLUE, markersize=5, alpha=0.3, label="a turn")
+        ax.plot(truth[wrong], given[wrong], "x", color=RED, markersize=5, alpha=0.4)
+        sides = [part for part in (decided * np.sign(truth) == side for side in (-1, 0, 1)) if part.any()]
+        means = [(truth[part].mean(), given[part].mean()) for part in sides]
+        ax.plot(*zip(*means), **_OTHERS[0], linewidth=2, label="mean of the worse, the usual and the better")
         wide, high = (1.15 * np.abs(values).max() or 1.0 for values in (truth, given))
-        ax.fill_between([-wide, 0, 0, wide], [0, 0, -high, -high], [high, high, 0, 0], color="#bbbbbb", alpha=0.4, lw=0)
+        corners = ([-wide, 0, 0, wide], [0, 0, -high, -high], [high, high, 0, 0])
+        ax.fill_between(*corners, color="#bbbbbb", alpha=0.4, linewidth=0, label="the worse praised, the better blamed")
         ax.axhline(0, color=BLACK, linewidth=1)
         ax.axvline(0, color=BLACK, linewidth=1)
         ax.set(ylim=(-high, high), title=f"{name}: {_number(row['correlation'])}")
@@ -1091,8 +1095,7 @@ def credit(readings: Sequence, said: Rows, *, title: str | None = None) -> Figur
     best = ranked[0]
     default = f"{best['credit']} is truest: its rank correlation with the truth is {_number(best['correlation'])}"
     words = f"Points, one a turn: credit over truth, a panel a method. Rank correlations: {'; '.join(told)}."
-    note = "over each panel: rank correlation; shaded: the worse praised, the better blamed"
-    return _finished(fig, title or default, words, note=note, below=2)
+    return _finished(fig, title or default, words, below=3)
 
 
 def _number(value: float | None) -> str:
