@@ -1055,9 +1055,11 @@ def targets(figures: Mapping[str, float], ranges: Mapping[str, tuple[float, floa
 
 @_styled
 def credit(readings: Sequence, said: Rows, *, title: str | None = None) -> Figure:
-    """Who is right: for each method the credit of every turn over its truth, the truest method first.
+    """Who is right: for each method the mean credit of turns of like truth, the truest method first.
 
-    In the shaded corners the worse is praised and the better blamed. Each method has a unit of its own.
+    Credit has each method's own unit and is divided by its standard deviation, so panels compare: a true method rises
+    as the dotted line does, a noisy one has a wide band, and in the shaded corners the worse is praised and the better
+    blamed.
 
     Args:
         readings: ``microscope.Reading`` s.
@@ -1070,32 +1072,39 @@ def credit(readings: Sequence, said: Rows, *, title: str | None = None) -> Figur
     if not said:
         raise ValueError("no method to draw: the readings are empty, or nobody gave credit")
     ranked = sorted(said, key=lambda row: (row["correlation"] is None, -(row["correlation"] or 0.0)))
-    fig, axes = _axes(len(ranked), 0.7, row=2.3, sharex=True)
+    fig, axes = _axes(len(ranked), 0.7, row=2.3, sharex=True, sharey=True)
     told = []
     for ax, row in zip(axes, ranked):
-        name, known = row["credit"], [r for r in readings if row["credit"] in r.credit]
-        truth, given, decided = np.array([(r.truth, r.credit[name], r.decided) for r in known], float).T
-        wrong = (decided > 0) & (truth * given < 0)
-        ax.plot(truth[~wrong], given[~wrong], "o", color=BLUE, markersize=5, alpha=0.3, label="a turn")
-        ax.plot(truth[wrong], given[wrong], "x", color=RED, markersize=5, alpha=0.4)
-        sides = [part for part in (decided * np.sign(truth) == side for side in (-1, 0, 1)) if part.any()]
-        means = [(truth[part].mean(), given[part].mean()) for part in sides]
-        ax.plot(*zip(*means), **_OTHERS[0], linewidth=2, label="mean of the worse, the usual and the better")
-        wide, high = (1.15 * np.abs(values).max() or 1.0 for values in (truth, given))
-        corners = ([-wide, 0, 0, wide], [0, 0, -high, -high], [high, high, 0, 0])
-        ax.fill_between(*corners, color="#bbbbbb", alpha=0.4, linewidth=0, label="the worse praised, the better blamed")
+        name = row["credit"]
+        truth, given = np.array([(r.truth, r.credit[name]) for r in readings if name in r.credit], float).T
+        at, low, mean, high = _of_like_truth(truth.round(6), given / (given.std() or 1.0))
+        wide = 1.1 * np.abs(at).max() or 1.0
+        corners = ([-wide, 0, 0, wide], [0, 0, -2.5, -2.5], [2.5, 2.5, 0, 0])
+        ax.fill_between(*corners, color="#bbbbbb", alpha=0.4, linewidth=0, label="worse praised, better blamed")
+        ax.fill_between(at, low, high, color=BLUE, alpha=0.25, linewidth=0, label="its middle half")
+        ax.plot(at, mean, **KNOWN, markersize=5, label="mean credit")
+        ax.plot(at, at / (truth.std() or 1.0), ":", color=BLACK, label="the truth")
         ax.axhline(0, color=BLACK, linewidth=1)
         ax.axvline(0, color=BLACK, linewidth=1)
-        ax.set(ylim=(-high, high), title=f"{name}: {_number(row['correlation'])}")
-        wrongs = f"wrong sign {_number(row['wrong_sign'])} of {row['decided']}"
-        told.append(f"{name} {_number(row['correlation'])}, {wrongs}")
+        wrong = "" if row["wrong_sign"] is None else f", {row['wrong_sign']:.0%} wrong"
+        ax.set(ylim=(-2.5, 2.5), title=f"{name}: {_number(row['correlation'])}{wrong}")
+        told.append(f"{name} {_number(row['correlation'])}{wrong}")
     for ax in axes[-4:]:
         ax.set_xlabel("truth, in reward")
         ax.tick_params(labelbottom=True)
     best = ranked[0]
     default = f"{best['credit']} is truest: its rank correlation with the truth is {_number(best['correlation'])}"
-    words = f"Points, one a turn: credit over truth, a panel a method. Rank correlations: {'; '.join(told)}."
-    return _finished(fig, title or default, words, below=3)
+    words = f"Credit over truth, a panel a method. Rank correlation, and share of the wrong sign: {'; '.join(told)}."
+    return _finished(fig, title or default, words, below=4)
+
+
+def _of_like_truth(truth: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Groups of at most seven: mean truth; lower quartile, mean and upper quartile of what was given, (4, groups)."""
+    values = np.unique(truth)
+    edges = values if len(values) <= 7 else np.unique(np.quantile(truth, np.linspace(0, 1, 8))[:-1])
+    group = np.searchsorted(edges, truth, side="right")
+    parts = [(truth[group == i].mean(), given[group == i]) for i in np.unique(group)]
+    return np.array([(at, np.quantile(x, 0.25), x.mean(), np.quantile(x, 0.75)) for at, x in parts]).T
 
 
 def _number(value: float | None) -> str:
