@@ -1086,9 +1086,10 @@ def credit(readings: Sequence, said: Rows, *, title: str | None = None) -> Figur
         ax.plot(at, at / (truth.std() or 1.0), ":", color=BLACK, label="the truth")
         ax.axhline(0, color=BLACK, linewidth=1)
         ax.axvline(0, color=BLACK, linewidth=1)
-        wrong = "" if row["wrong_sign"] is None else f", {row['wrong_sign']:.0%} wrong"
-        ax.set(ylim=(-2.5, 2.5), title=f"{name}: {_number(row['correlation'])}{wrong}")
-        told.append(f"{name} {_number(row['correlation'])}{wrong}")
+        wrong = "" if row["wrong_sign"] is None else f"{row['wrong_sign']:.0%} wrong"
+        ax.text(0.03, 0.04, wrong, transform=ax.transAxes, fontsize=9)
+        ax.set(ylim=(-2.5, 2.5), title=f"{name}: {_number(row['correlation'])}")
+        told.append(f"{name} {_number(row['correlation'])}{', ' * bool(wrong)}{wrong}")
     for ax in axes[-4:]:
         ax.set_xlabel("truth, in reward")
         ax.tick_params(labelbottom=True)
