@@ -252,8 +252,8 @@ class _Run:
         asked = [blanked(q, passages=self.method.gold_passages) for q in asked]
         reward = self.method.reward or Discounted(self.price, UNKNOWN_PAYS)
         run_dir = self.out / "trainings" / self.file.stem
-        how = {"advantages": self.method.by_token(), "report": None}
-        trainer = Trainer(policy, asked, engine, reward, settings, run_dir, **how)
+        advantages = self.method.by_token()
+        trainer = Trainer(policy, asked, engine, reward, settings, run_dir, advantages=advantages, report=None)
         trainer.train()
         yardstick = Yardstick(world, skill, self.price, UNKNOWN_PAYS)
         rows = evaluate(policy, engine, yardstick, self.how, self.seed)

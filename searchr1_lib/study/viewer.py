@@ -429,16 +429,18 @@ def render_credit(
 
 def _credit_tables(readings: Sequence[Reading]) -> dict[int, str]:
     """By rollout: a column for each turn, a row for the truth and one for each method."""
-    names = dict.fromkeys(name for r in readings for name in r.credit)
-    numbers: dict[str, Callable[[Reading], float | None]] = {"truth": lambda r: r.truth}
-    numbers |= {name: lambda r, name=name: r.credit.get(name) for name in names}
+    names = ["truth", *dict.fromkeys(name for r in readings for name in r.credit)]
+
+    def number(name: str, r: Reading) -> float | None:
+        return r.truth if name == "truth" else r.credit.get(name)
+
     scales = {}
-    for name, number in numbers.items():
-        values = [v for v in map(number, readings) if v is not None]
+    for name in names:
+        values = [value for r in readings if (value := number(name, r)) is not None]
         scales[name] = _up_to_the_largest(name, values)._replace(signed=True)
 
     def cell(name: str, r: Reading) -> str:
-        if (value := numbers[name](r)) is None:
+        if (value := number(name, r)) is None:
             return "–"
         css, shown = scales[name].look(1, value)
         shown += f" ± {r.error:.2g}" * (name == "truth" and r.error > 0)
@@ -447,7 +449,7 @@ def _credit_tables(readings: Sequence[Reading]) -> dict[int, str]:
     tables = {}
     for rollout, turns in grouped(readings, lambda r: r.rollout).items():
         head = ["", *(f"turn {r.turn + 1}<br>{_e(r.act)}" for r in turns)]
-        rows = [[f"<b>{_e(name)}</b>", *(cell(name, r) for r in turns)] for name in numbers]
+        rows = [[f"<b>{_e(name)}</b>", *(cell(name, r) for r in turns)] for name in names]
         tables[rollout] = _table(head, rows)
     return tables
 
