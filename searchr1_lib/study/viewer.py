@@ -423,7 +423,7 @@ def render_credit(
             for n, (i, t) in enumerate(zip(members, group), 1)
         )
         head = f"<h4>{_e(group[0].question.text)}</h4><p>{_facts(group)}</p>"
-        sections.append(f"<section class=group>{head}<div class=side>{''.join(columns)}</div></section>")
+        sections.append(f"<section class=group>{head}<div class='side wide'>{''.join(columns)}</div></section>")
     return _page(f"<p class=legend>{legend}</p>{''.join(sections)}", title)
 
 
@@ -448,7 +448,7 @@ def _credit_tables(readings: Sequence[Reading]) -> dict[int, str]:
 
     tables = {}
     for rollout, turns in grouped(readings, lambda r: r.rollout).items():
-        head = ["", *(f"turn {r.turn + 1}<br>{_e(r.act)}" for r in turns)]
+        head = ["", *(f"turn {r.turn + 1}<br>{_e(r.act).replace(', ', '<br>')}" for r in turns)]
         rows = [[f"<b>{_e(name)}</b>", *(cell(name, r) for r in turns)] for name in names]
         tables[rollout] = _table(head, rows)
     return tables
