@@ -5,14 +5,15 @@ import os
 import pytest
 import torch
 
-from searchr1_lib.rewards import ExactMatch
+from searchr1_lib.files import TrajectoryLog
+from searchr1_lib.rewards import ExactMatch, HierarchicalReward
 from searchr1_lib.study.compare import LIMITS, MODEL, Comparison, Method, blanked, compare
 from searchr1_lib.suite import cli
 from searchr1_lib.suite.profiles import load_profile
 from searchr1_lib.training.identity import identity
 from searchr1_lib.worlds.almanac import build_world
 
-SMALL = {"steps": 1, "questions_per_step": 2, "num_generations": 4}
+SMALL = {"steps": 2, "questions_per_step": 2, "num_generations": 4}
 ONCE = {"prices": [0.3], "seeds": [0, 1], "questions": 8, "rollouts": 1}
 
 
@@ -30,6 +31,8 @@ def test_ideas_are_trained_measured_and_kept(tmp_path):
     assert [(r["method"], r["seed"]) for r in found.rows] == [(m, s) for m in methods for s in (0, 1)]
     assert all(0 <= r["regret"] <= 1 and 0 < r["best"] < 1 for r in found.rows)
     assert {c["method"] for c in found.differences("grpo")} == {"mine", "credit"}
+    assert [[row["rollouts"] for row in course] for course in found.courses] == [[8, 16]] * 6
+    assert all(0 < a["tokens"] < b["tokens"] and 0 <= b["regret"] <= 1 for a, b in found.courses)
     assert set(found.simple[0.3]) == {"always searches", "never", "where nothing is recalled", "at random"}
     assert len(found.plot().axes[0].lines) >= 4
     times = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}
@@ -77,6 +80,16 @@ def test_from_the_shell(tmp_path, capsys):
 def test_training_knows_nothing_of_a_question_but_its_text_and_answers():
     q = build_world(0).questions["train"][0]
     assert vars(blanked(q)) == vars(type(q)(q.id, q.text, q.answers))
+    assert vars(blanked(q, passages=True)) == vars(type(q)(q.id, q.text, q.answers, passages=q.passages))
+
+
+def test_who_was_told_the_gold_passages_is_another_method(tmp_path):
+    once = ONCE | {"seeds": [0], "out": tmp_path}
+    compare({"told": Method(SMALL, reward=HierarchicalReward(hops=1.0), gold_passages=True)}, **once)
+    (t, *_) = TrajectoryLog(tmp_path / "trainings" / "told-0.3-0" / "trajectories.jsonl")
+    assert t.question.passages and t.question.known is None
+    with pytest.raises(ValueError, match="was made otherwise \\(gold_passages\\)"):
+        compare({"told": Method(SMALL, reward=HierarchicalReward(hops=1.0))}, **once)
 
 
 def test_the_laboratory_trains_as_the_notebooks_do():

@@ -112,6 +112,20 @@ def test_perfect_and_hopeless_methods(yardstick, played):
     }
 
 
+def test_samples_that_know_other_methods_are_judged_by_themselves(yardstick, played):
+    width = max(t.turns for t in played)
+    one, other = (
+        microscope.by_optimum(yardstick, ts, {name: [[value] * width for _ in ts]})
+        for name, value, ts in (("praise", 1.0, played[:240]), ("blame", -1.0, played[240:]))
+    )
+    said = {row["credit"]: row for row in microscope.verdicts(one + other)}
+    assert [said[name]["decided"] for name in ("praise", "blame")] == [
+        sum(r.decided for r in rs) for rs in (one, other)
+    ]
+    share = lambda rs, sign: sum(r.decided and sign * r.truth < 0 for r in rs) / sum(r.decided for r in rs)
+    assert said["praise"]["wrong_sign"] == share(one, 1) and said["blame"]["wrong_sign"] == share(other, -1)
+
+
 def test_the_truth_is_an_advantage(yardstick, played):
     """Over the turns of a situation it sums to nothing."""
     got = microscope.by_optimum(yardstick, played, {})

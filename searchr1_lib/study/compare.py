@@ -57,12 +57,15 @@ class Method:
         advantages: ``f(rewards (B,), num_generations) -> (B,)``, the rollouts of a question next to each other.
         credit: ``f(trajectories, num_generations) -> B rows``, an advantage for each token of each completion.
         reward: a reward to train with; evaluated is always ``Discounted`` at the price.
+        gold_passages: the training is told which passages a question needs, as ``HierarchicalReward`` and the credits
+            "stepsearch" and "potential" ask for. The others learn from answers alone: say so where they are compared.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     advantages: Callable | None = None
     credit: Callable | None = None
     reward: Callable | None = None
+    gold_passages: bool = False
 
     def by_token(self) -> Callable[[Sequence[Trajectory], int], list[list[float]]] | None:
         """The advantages as ``Learner`` takes them."""
@@ -83,10 +86,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out: rows of method, price, seed, regret, reward, best (V*)."""
+    """What came out: rows of method, price, seed, regret, reward, best (V*); for each of them its ``course``."""
 
     rows: list[dict[str, Any]]
     simple: dict[float, dict[str, float]]
+    courses: list[list[dict[str, Any]]] = field(default_factory=list)
 
     def table(self, figure: str = "regret") -> list[dict[str, Any]]:
         """Mean and 95 % interval over the seeds, of each method at each price."""
@@ -167,17 +171,16 @@ def compare(
     ]
     left = [run for run in runs if not run.done()]
     _in_processes([run.make for run in left], [run.label for run in left], jobs or os.cpu_count() or 1)
-    rows = [read_json(run.file)["row"] for run in runs]
+    made = [read_json(run.file) for run in runs]
     world = build_world(0)
     asked = [q.id for q in sample_questions(world, split, questions)]
-    return Comparison(
-        rows, {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices}
-    )
+    simple = {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices}
+    return Comparison([one["row"] for one in made], simple, [one.get("course", []) for one in made])
 
 
-def blanked(question: Question) -> Question:
-    """What a training may know of a question: nothing but its text and its answers."""
-    return Question(question.id, question.text, question.answers)
+def blanked(question: Question, *, passages: bool = False) -> Question:
+    """What a training may know of a question: nothing but its text and its answers, and the gold ``passages`` if so."""
+    return Question(question.id, question.text, question.answers, passages=question.passages if passages else ())
 
 
 def _method(name: str, given: Any) -> Method:
@@ -219,7 +222,8 @@ class _Run:
 
         settings = SETTINGS | LIMITS | dict(self.method.settings)
         parts = {part: identity(getattr(self.method, part)) for part in ("advantages", "credit", "reward")}
-        return dict(self.how) | {"settings": settings} | parts
+        told = {"gold_passages": True} if self.method.gold_passages else {}
+        return dict(self.how) | {"settings": settings} | parts | told
 
     def done(self) -> bool:
         if not self.file.exists():
@@ -244,16 +248,36 @@ class _Run:
         # on the CPU: a process that was forked off a notebook cannot use its GPU
         engine, policy = BM25Search(world.passages), load_policy(self.how["model"], seed=self.seed, device="cpu")
         settings = Settings(**SETTINGS | LIMITS | dict(self.method.settings) | {"seed": self.seed})
-        asked = [blanked(q) for q in sample_questions(world, "train", 1200, seed=self.seed)]
+        asked = sample_questions(world, "train", 1200, seed=self.seed)
+        asked = [blanked(q, passages=self.method.gold_passages) for q in asked]
         reward = self.method.reward or Discounted(self.price, UNKNOWN_PAYS)
         run_dir = self.out / "trainings" / self.file.stem
-        Trainer(
-            policy, asked, engine, reward, settings, run_dir, advantages=self.method.by_token(), report=None
-        ).train()
-        rows = evaluate(policy, engine, Yardstick(world, skill, self.price, UNKNOWN_PAYS), self.how, self.seed)
+        advantages = self.method.by_token()
+        trainer = Trainer(policy, asked, engine, reward, settings, run_dir, advantages=advantages, report=None)
+        trainer.train()
+        yardstick = Yardstick(world, skill, self.price, UNKNOWN_PAYS)
+        rows = evaluate(policy, engine, yardstick, self.how, self.seed)
         figures = {name: fmean(row[name] for row in rows) for name in ("regret", "reward", "best")}
         row = {"method": self.name, "price": self.price, "seed": self.seed} | figures
-        write_json(self.file, {"made_of": self.made_of(), "row": row, "questions": rows})
+        made = {"made_of": self.made_of(), "row": row, "course": course(trainer, yardstick), "questions": rows}
+        write_json(self.file, made)
+
+
+def course(trainer, yardstick: Yardstick) -> list[dict[str, Any]]:
+    """How a training went: one row a step, of its own rollouts, which are the policy's before that step's update.
+
+    Returns:
+        rows of "step" from 1, "rollouts" and sampled "tokens" so far, and the choice "regret" of the step's rollouts.
+    """
+    lost: dict[int, list[float]] = {}
+    for t in trainer.log:
+        lost.setdefault(t.step + 1, []).append(sum(d.regret for d in yardstick.decisions(t)))
+    rows, rollouts, tokens = [], 0, 0
+    for row in trainer.metrics:
+        step = row["step"]
+        rollouts, tokens = rollouts + len(lost[step]), tokens + row["sampled_tokens"]
+        rows.append({"step": step, "rollouts": rollouts, "tokens": tokens, "regret": fmean(lost[step])})
+    return rows
 
 
 def evaluate(policy, engine, yardstick: Yardstick, how: Mapping[str, Any], seed: int = 0) -> list[dict]:

@@ -1051,3 +1051,62 @@ def targets(figures: Mapping[str, float], ranges: Mapping[str, tuple[float, floa
     ax.set(ylim=(len(figures) - 0.4, -0.8), xlim=(-0.03, 1.05))
     ax.set_xlabel("grey: where it should lie; circle: inside, cross: outside")
     return _finished(fig, title, "; ".join(told) + ".")
+
+
+@_styled
+def credit(readings: Sequence, said: Rows, *, title: str | None = None) -> Figure:
+    """Who is right: for each method the mean credit of turns of like truth, the truest method first.
+
+    Credit has each method's own unit and is divided by its standard deviation, so panels compare: a true method rises
+    as the dotted line does, a noisy one has a wide band, and in the shaded corners the worse is praised and the better
+    blamed.
+
+    Args:
+        readings: ``microscope.Reading`` s.
+        said: ``microscope.verdicts`` of them.
+        title: the takeaway; by default it names the method that correlates best.
+
+    Raises:
+        ValueError: no method is judged.
+    """
+    if not said:
+        raise ValueError("no method to draw: the readings are empty, or nobody gave credit")
+    ranked = sorted(said, key=lambda row: (row["correlation"] is None, -(row["correlation"] or 0.0)))
+    fig, axes = _axes(len(ranked), 0.7, row=2.3, sharex=True, sharey=True)
+    told = []
+    for ax, row in zip(axes, ranked):
+        name = row["credit"]
+        truth, given = np.array([(r.truth, r.credit[name]) for r in readings if name in r.credit], float).T
+        at, low, mean, high = _of_like_truth(truth.round(6), given / (given.std() or 1.0))
+        wide = 1.1 * np.abs(at).max() or 1.0
+        corners = ([-wide, 0, 0, wide], [0, 0, -2.5, -2.5], [2.5, 2.5, 0, 0])
+        ax.fill_between(*corners, color="#bbbbbb", alpha=0.4, linewidth=0, label="worse praised, better blamed")
+        ax.fill_between(at, low, high, color=BLUE, alpha=0.25, linewidth=0, label="its middle half")
+        ax.plot(at, mean, **KNOWN, markersize=5, label="mean credit")
+        ax.plot(at, at / (truth.std() or 1.0), ":", color=BLACK, label="the truth")
+        ax.axhline(0, color=BLACK, linewidth=1)
+        ax.axvline(0, color=BLACK, linewidth=1)
+        wrong = "" if row["wrong_sign"] is None else f"{row['wrong_sign']:.0%} wrong"
+        ax.text(0.03, 0.04, wrong, transform=ax.transAxes, fontsize=9)
+        ax.set(ylim=(-2.5, 2.5), title=f"{name}: {_number(row['correlation'])}")
+        told.append(f"{name} {_number(row['correlation'])}{', ' * bool(wrong)}{wrong}")
+    for ax in axes[-4:]:
+        ax.set_xlabel("truth, in reward")
+        ax.tick_params(labelbottom=True)
+    best = ranked[0]
+    default = f"{best['credit']} is truest: its rank correlation with the truth is {_number(best['correlation'])}"
+    words = f"Credit over truth, a panel a method. Rank correlation, and share of the wrong sign: {'; '.join(told)}."
+    return _finished(fig, title or default, words, below=4)
+
+
+def _of_like_truth(truth: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Groups of at most seven: mean truth; lower quartile, mean and upper quartile of what was given, (4, groups)."""
+    values = np.unique(truth)
+    edges = values if len(values) <= 7 else np.unique(np.quantile(truth, np.linspace(0, 1, 8))[:-1])
+    group = np.searchsorted(edges, truth, side="right")
+    parts = [(truth[group == i].mean(), given[group == i]) for i in np.unique(group)]
+    return np.array([(at, np.quantile(x, 0.25), x.mean(), np.quantile(x, 0.75)) for at, x in parts]).T
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"

@@ -84,6 +84,8 @@ class Profile(Settings, use_attribute_docstrings=True):
     """06: pattern of further runs beside this one, drawn as seeds; "": PROFILE-seed-*"""
     noise_questions: Count = 128
     """questions whose gradients 07 compares"""
+    microscope_questions: Count = 12
+    """questions that 09 puts under the microscope, each in three groups"""
     runs: str = ""
     """08: any further runs, a pattern of their folders, such as runs/my-*"""
     almanac: str = "data/almanac"
