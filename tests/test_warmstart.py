@@ -236,7 +236,7 @@ def test_a_few_steps_lower_the_loss_and_the_weights_end_exact(monkeypatch):
 
 
 def test_the_shipped_model_is_fit_for_reinforcement_learning(policy, shipped):
-    """The figures of TARGETS, with a tenth of room for so few rollouts; of reading, what is reached (measurements.md)."""
+    """The figures of TARGETS, with a tenth of room for so few rollouts; of reading what is reached, which is less."""
     reached = {"reads, 1 hop": 0.72, "reads, 2 hops": 0.7}
     for name, (value, count) in warmstart.measure(policy, shipped, generations=1).items():
         low, high = warmstart.TARGETS[name]
