@@ -601,7 +601,7 @@ def save(out: Path, model, tokenizer, recipe: Recipe, log: list[dict]) -> None:
 
 
 def search_skill(policy) -> Skill:
-    """How well a policy searches and reads, on questions of the validation split."""
+    """How well a policy searches and reads, on questions of the validation split, the longer ones more than shipped."""
     import torch
 
     from ..search.bm25 import BM25Search
@@ -610,9 +610,10 @@ def search_skill(policy) -> Skill:
     from .regret import Yardstick, measure_skill
 
     world, generator = build_world(0), torch.Generator().manual_seed(0)
-    engine, asked = BM25Search(world.passages), sample_questions(world, "validation", 400)
+    mixture = {"1-hop": 0.45, "2-hop": 0.3, "3-hop": 0.15, "comparison": 0.1}
+    asked = sample_questions(world, "validation", 400, mixture=mixture, blank=0.25)
     how = LIMITS | {"num_generations": 3, "batch_size": 3 * 64}
-    done = rollout(policy, asked, engine, generator=generator, **how)
+    done = rollout(policy, asked, BM25Search(world.passages), generator=generator, **how)
     return measure_skill(Yardstick(world, Skill(), price=PRICE), done)
 
 
