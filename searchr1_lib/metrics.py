@@ -224,7 +224,7 @@ GROUPS = {
     "known": lambda row: row["known"] is True,
     "look-up": lambda row: row["known"] is False,
     "look-up, 1 hop": lambda row: row["known"] is False and row["hops"] == 1,
-    "look-up, 2 hops": lambda row: row["known"] is False and row["hops"] > 1,
+    "look-up, 2+ hops": lambda row: row["known"] is False and row["hops"] > 1,
     "all": lambda row: True,
 }
 

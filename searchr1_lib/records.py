@@ -66,9 +66,11 @@ class Question:
         answers: given as ``texts`` reads them: a single text is one answer, not its letters.
         passages: ids of the gold passages, in the order of the hops.
         hops: how many searches are needed by a model that knows nothing of it.
-        known: True if the policy was taught the facts, False if they stand only in passages,
-            None where nobody can say (real questions).
-        source: where it comes from, e.g. "almanac/bridge".
+        known: True if the policy can answer without searching, False if facts are missing that stand only in passages,
+            None where nobody can say (real questions). On the almanac True means that answering at once is best: sure
+            memories at every hop, be they true or not; see ``worlds.almanac.PRICE``.
+        source: where it comes from. Of the almanac also its kind and, hop by hop, the level of what is recalled:
+            "almanac/2-hop/30".
 
     Raises:
         ValueError: an answer or the id of a passage is no text.
@@ -166,7 +168,8 @@ class Trajectory:
         advantages: one for each token, (T,), whatever its author; empty before the learner has seen it.
         group: rollouts of one question in one step share it.
         invalid_turns: turns without a valid action, a last one that just stops included.
-        first_action: the act whose tag was put into the model's mouth in its first turn, e.g. "search".
+        first_action: the act whose tag was put into the model's mouth, in its first turn or where it branches off
+            another rollout, e.g. "search".
         forced: the token of that tag that decides for the act; the tag's other tokens are spelling.
         tree: which tree of its group it grew on; None where every rollout begins at the prompt.
         shared: so many of its first completion tokens were sampled for another rollout, off which it branches.

@@ -374,20 +374,24 @@ def table(em, searches, per_need, reward):
 
 def test_targets_are_judged_on_both_sides_of_the_line():
     low, high = table(0.5, 0.5, 0.5, 0.4), table(0.98, 0.1, 1.0, 0.9)
-    rows = analysis.judge(analysis.headline(low, high, [low, table(1, 1, 1, 0.8)], [low]))
-    reached = {row[0]: row[-1] for row in rows}
-    assert list(reached) == [*analysis.TARGETS, "reward"] and all(reached.values())
-    missed = analysis.judge(analysis.headline(high, low, [low, high], [low]))
+    regrets = {"before": 0.2, "after": 0.03, "best simple policy": 0.12}
+    rows = analysis.judge(analysis.headline(low, high, [low, table(1, 1, 1, 0.8)], [low], regrets))
+    assert [row[2:] for row in rows[:2]] == [(0.2, 0.03, True), (pytest.approx(0.2 / 0.12), 0.25, True)]
+    assert [row[0] for row in rows][::2] == ["choice regret", "reward"] and rows[2][-1]
+    missed = analysis.judge(analysis.headline(high, low, [low, high], [low], regrets | {"after": 0.031}))
     assert not any(row[-1] for row in missed)
     assert missed[-1][1] == "> 0.900 (always searching) and > 0.400 (never)"
-    too_many = analysis.judge(analysis.headline(low, table(0.98, 0.1, 1.3, 0.9), [low], [low]))
-    assert [row[0] for row in too_many if not row[-1]] == ["searches per hop needed, look-up"]
 
 
-def test_headline_of_questions_of_one_kind():
+def test_headline_of_questions_of_one_kind_and_without_an_optimum():
     only = {"look-up": {"em": 1.0, "searches_per_need": 1.0}, "all": {"reward": 0.9}}
-    rows = analysis.judge(analysis.headline(only, only, [only], [only]))
-    assert [row[-1] for row in rows] == [False, True, False, True, False]
+    figures = analysis.headline(only, only, [only], [only])
+    assert [row[0] for row in analysis.judge(figures)] == ["reward"] and "choice regret" not in figures
+
+
+def test_a_run_has_learned_the_choice_where_it_regrets_little():
+    assert analysis.chooses({"choice regret, after": 0.03})
+    assert not analysis.chooses({"choice regret, after": 0.04}) and not analysis.chooses({})
 
 
 # ---- Markdown --------------------------------------------------------------------------------------------

@@ -1,33 +1,23 @@
 """The researcher's door: ideas of one's own beside GRPO, resumable, refused before any work where they cannot be."""
 
-import json
 import os
-import shutil
 
 import pytest
 import torch
 
-from searchr1_lib.rewards import ExactMatch
-from searchr1_lib.study.compare import Comparison, Method, blanked, compare
+from searchr1_lib.files import TrajectoryLog
+from searchr1_lib.rewards import ExactMatch, HierarchicalReward
+from searchr1_lib.study.compare import LIMITS, MODEL, Comparison, Method, blanked, compare
 from searchr1_lib.suite import cli
+from searchr1_lib.suite.profiles import load_profile
 from searchr1_lib.training.identity import identity
-from searchr1_lib.worlds.halfknown import build_world
+from searchr1_lib.worlds.almanac import build_world
 
-MADE = {"found": [0.9, 0.5], "again": [0.6, 0.1], "read": 0.9}
-SMALL = {"steps": 1, "questions_per_step": 2, "num_generations": 4}
+SMALL = {"steps": 2, "questions_per_step": 2, "num_generations": 4}
 ONCE = {"prices": [0.3], "seeds": [0, 1], "questions": 8, "rollouts": 1}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The old almanac's model: it keeps to the tags and knows nothing of this world."""
-    folder = shutil.copytree("data/tiny_qwen", tmp_path_factory.mktemp("model") / "model")
-    (folder / "skill.json").write_text(json.dumps(MADE))
-    return str(folder)
-
-
-def test_ideas_are_trained_measured_and_kept(tmp_path, model):
-    how_ = ONCE | {"model": model}
+def test_ideas_are_trained_measured_and_kept(tmp_path):
 
     def halves(trajectories, num_generations):
         return [[0.5 * t.reward] * len(t.mask) for t in trajectories]
@@ -37,23 +27,25 @@ def test_ideas_are_trained_measured_and_kept(tmp_path, model):
         "credit": Method(SMALL, credit=halves, reward=ExactMatch()),
         "grpo": SMALL,
     }
-    found = compare(methods, out=tmp_path, **how_)
+    found = compare(methods, out=tmp_path, **ONCE)
     assert [(r["method"], r["seed"]) for r in found.rows] == [(m, s) for m in methods for s in (0, 1)]
     assert all(0 <= r["regret"] <= 1 and 0 < r["best"] < 1 for r in found.rows)
     assert {c["method"] for c in found.differences("grpo")} == {"mine", "credit"}
+    assert [[row["rollouts"] for row in course] for course in found.courses] == [[8, 16]] * 6
+    assert all(0 < a["tokens"] < b["tokens"] and 0 <= b["regret"] <= 1 for a, b in found.courses)
     assert set(found.simple[0.3]) == {"always searches", "never", "where nothing is recalled", "at random"}
-    assert len(found.plot().lines) >= 4
+    assert len(found.plot().axes[0].lines) >= 4
     times = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}
-    assert compare(methods, out=tmp_path, **how_).rows == found.rows
+    assert compare(methods, out=tmp_path, **ONCE).rows == found.rows
     assert times == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}  # nothing is made again
     with pytest.raises(ValueError, match="was made otherwise \\(settings\\)"):
-        compare({"grpo": SMALL | {"learning_rate": 1e-4}}, out=tmp_path, **how_)
+        compare({"grpo": SMALL | {"learning_rate": 1e-4}}, out=tmp_path, **ONCE)
 
 
-def test_a_failed_training_is_named_and_the_others_are_kept(tmp_path, capfd, model):
+def test_a_failed_training_is_named_and_the_others_are_kept(tmp_path, capfd):
     methods = {"short": Method(SMALL, advantages=lambda rewards, num_generations: rewards[:2]), "grpo": SMALL}
     with pytest.raises(RuntimeError, match="failed: short, price 0.3, seed 0"):
-        compare(methods, out=tmp_path, **ONCE | {"seeds": [0], "model": model})
+        compare(methods, out=tmp_path, **ONCE | {"seeds": [0]})
     assert "advantages gave 2 values for 8 rewards" in capfd.readouterr().err
     assert [f.name for f in tmp_path.glob("*.json")] == ["grpo-0.3-0.json"]
 
@@ -65,7 +57,7 @@ def test_a_failed_training_is_named_and_the_others_are_kept(tmp_path, capfd, mod
         ({"mine": {"stepz": 3}}, {}, "mine: unknown name 'stepz'"),
         ({"grpo": {}}, {"prices": [1.5]}, "prices\\[0\\]"),
         ({"grpo": {}}, {"seeds": [-1]}, "seeds\\[0\\]"),
-        ({"grpo": {}}, {"model": "data/tiny_qwen"}, "no readable skill.json"),
+        ({"grpo": {}}, {"model": "tests/data/house/model"}, "no readable skill.json"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(methods, how, message, tmp_path, monkeypatch):
@@ -74,10 +66,10 @@ def test_what_cannot_be_is_refused_before_any_work(methods, how, message, tmp_pa
         compare(methods, out=tmp_path, **how)
 
 
-def test_from_the_shell(tmp_path, capsys, model):
+def test_from_the_shell(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text(f"methods = {{'grpo': {SMALL}}}")
-    options = ["--out", str(tmp_path / "out"), "--prices", "0.3", "--seeds", "0", "--questions", "8", "--model", model]
+    options = ["--out", str(tmp_path / "out"), "--prices", "0.3", "--seeds", "0", "--questions", "8"]
     assert cli.main(["compare", str(file), *options]) == 0
     assert "grpo" in capsys.readouterr().out
     file.write_text("x = 1")
@@ -88,6 +80,21 @@ def test_from_the_shell(tmp_path, capsys, model):
 def test_training_knows_nothing_of_a_question_but_its_text_and_answers():
     q = build_world(0).questions["train"][0]
     assert vars(blanked(q)) == vars(type(q)(q.id, q.text, q.answers))
+    assert vars(blanked(q, passages=True)) == vars(type(q)(q.id, q.text, q.answers, passages=q.passages))
+
+
+def test_who_was_told_the_gold_passages_is_another_method(tmp_path):
+    once = ONCE | {"seeds": [0], "out": tmp_path}
+    compare({"told": Method(SMALL, reward=HierarchicalReward(hops=1.0), gold_passages=True)}, **once)
+    (t, *_) = TrajectoryLog(tmp_path / "trainings" / "told-0.3-0" / "trajectories.jsonl")
+    assert t.question.passages and t.question.known is None
+    with pytest.raises(ValueError, match="was made otherwise \\(gold_passages\\)"):
+        compare({"told": Method(SMALL, reward=HierarchicalReward(hops=1.0))}, **once)
+
+
+def test_the_laboratory_trains_as_the_notebooks_do():
+    profile = load_profile("cpu")
+    assert {name: getattr(profile, name) for name in LIMITS} == LIMITS and profile.model == MODEL
 
 
 def test_the_table_has_intervals_over_the_seeds():

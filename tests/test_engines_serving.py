@@ -5,35 +5,29 @@ import re
 import subprocess
 import sys
 
-import torch
-from engine_world import ROOT, world
+from engine_world import ROOT
 
-from searchr1_lib import export_merged, load_policy, rollout
+from searchr1_lib import BM25Search, export_merged, load_passages, load_policy, load_questions, rollout
 
-QUESTIONS = ["Where was Dorn born?", "Who wrote The Mill?", "Which town is older, Melk or Ostvar?", "Who is Bo Trand?"]
 RUN = """
 import sys
 {program}
 shelf = json.loads(Path(sys.argv[1]).read_text())
 asked = json.loads(sys.argv[2])
-said = [answer(question, lambda query: shelf["found"].get(query, []), turns=2, room=40) for question in asked]
+said = [answer(question, lambda query: shelf["found"].get(query, []), turns=2, room=110) for question in asked]
 assert not any(name.startswith("searchr1") for name in sys.modules)
 print(json.dumps(said))
 """
 
 
 def test_ten_questions(tmp_path):
-    policy = load_policy("data/tiny_qwen", quantize=False)
-    with torch.no_grad():
-        for i, p in enumerate(policy.parameters()):  # an adapter that has learnt something
-            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 3e-3)
+    policy = load_policy("data/tiny_qwen", adapter="data/tiny_qwen_grpo", quantize=False)
     folder = export_merged(policy, tmp_path / "merged")
     merged = load_policy(folder, quantize=False, lora=False)
     assert merged.prompt == policy.prompt
-    questions, engine = world()
-    for number, text in enumerate(QUESTIONS):
-        questions.append(type(questions[0])(f"x{number}", text, ["?"]))
-    how = {"num_generations": 1, "temperature": 0.0, "max_turns": 2, "max_turn_tokens": 40, "topk": 2}
+    questions = load_questions("data/almanac/test.jsonl")[:10]
+    engine = BM25Search(load_passages("data/almanac/passages.jsonl"))
+    how = {"num_generations": 1, "temperature": 0.0, "max_turns": 2, "max_turn_tokens": 110, "topk": 2}
     ours = rollout(merged, questions, engine, **how)
     assert len(ours) == 10
 

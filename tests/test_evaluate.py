@@ -29,6 +29,7 @@ from searchr1_lib.study.evaluate import (
     read_sets,
 )
 from searchr1_lib.suite import cli
+from searchr1_lib.training.policy import load_policy
 
 SHARED = Path("../shared/data/hotpotqa_train100")
 
@@ -66,7 +67,7 @@ def test_the_groups_and_their_means():
         "known": 2,
         "look-up": 2,
         "look-up, 1 hop": 1,
-        "look-up, 2 hops": 1,
+        "look-up, 2+ hops": 1,
         "all": 5,
     }
     assert table["known"]["em"] == 1 and table["known"]["searches"] == 0.5 and table["known"]["over_search"] == 0.5
@@ -79,7 +80,7 @@ def test_a_report_is_kept_and_read_again(tmp_path):
     report = Report([row_of(t) for t in ROLLED], ROLLED)
     report.save(tmp_path / "report.json")
     assert Report.load(tmp_path / "report.json").table() == report.table()
-    assert "look-up, 2 hops" in str(report)
+    assert "look-up, 2+ hops" in str(report)
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(ValueError, match="not a saved report"):
         Report.load(tmp_path / "report.json")
@@ -162,7 +163,7 @@ def test_sources_name_their_sets(tmp_path):
 
 def test_engines_by_what_one_types(tmp_path, monkeypatch):
     assert "http://127.0.0.1:8000/retrieve" in open_engine("http://127.0.0.1:8000").name
-    assert open_engine("data/almanac").search("Where was Sito Junick born?", k=1)
+    assert open_engine("data/almanac").search("born", k=1)
     monkeypatch.delenv("SERPER_API_KEY", raising=False)
     with pytest.raises(ValueError, match="SERPER_API_KEY"):
         open_engine("web:serper")
@@ -183,7 +184,7 @@ def test_engines_by_what_one_types(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """Six questions of the almanac in a file, the tiny Qwen was taught half of them."""
+    """Six questions of the almanac in a file, half of them recalled at every hop."""
     file, questions = tmp_path_factory.mktemp("asked") / "almanac.jsonl", load_questions("data/almanac/test.jsonl")
     save_questions(file, [q for known in (True, False) for q in [q for q in questions if q.known is known][:3]])
     return file
@@ -192,7 +193,6 @@ def asked(tmp_path_factory):
 def command(asked, out, **more):
     options = {
         "model": "data/tiny_qwen",
-        "adapter": "data/tiny_qwen_grpo",
         "engine": "data/almanac",
         "data": asked,
         "out": out,
@@ -303,8 +303,9 @@ def copied(source, target, **changed):
 def test_all_that_makes_an_evaluation_is_its_identity(asked, tmp_path, monkeypatch, capsys):
     """The paths stay the same; what stands there does not."""
     here = {name: tmp_path / name for name in ("model", "adapter", "engine")}
-    for name, source in zip(here, ("data/tiny_qwen", "data/tiny_qwen_grpo", "data/almanac")):
+    for name, source in (("model", "data/tiny_qwen"), ("engine", "data/almanac")):
         copied(source, here[name])
+    load_policy(here["model"]).save_adapter(here["adapter"])
     out = tmp_path / "out"
     how = here | {"limit": 1, "max_turns": 1, "max_turn_tokens": 8}
     main(command(asked, out, **how))
@@ -350,14 +351,13 @@ def test_broken_settings_are_named(asked, finished, tmp_path, capsys, text):
 
 def test_an_evaluation_has_a_folder_to_itself(asked, tmp_path, capsys):
     for out, foreign in (
-        (copied("data/tiny_qwen_grpo", tmp_path / "a"), "adapter_config.json"),
+        (copied("tests/data/house/model", tmp_path / "a"), "chat_template.jinja"),
         (asked, "a file's text"),
     ):
         assert main(command(asked, out)) == 2
         assert f"holds {foreign}, which was not made by this command" in capsys.readouterr().err
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(
-        p.name for p in Path("data/tiny_qwen_grpo").iterdir()
-    )
+    names = ({p.name for p in folder.iterdir()} for folder in (tmp_path / "a", Path("tests/data/house/model")))
+    assert next(names) == next(names)
 
 
 @pytest.mark.parametrize(

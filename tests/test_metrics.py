@@ -73,7 +73,7 @@ def test_the_rows_and_their_means():
     assert {name: len(part) for name, part in metrics.groups(rows).items()} == {
         "known": 1,
         "look-up": 1,
-        "look-up, 2 hops": 1,
+        "look-up, 2+ hops": 1,
         "all": 3,
     }
     table = metrics.means(rows)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from test_half_known import play
+from test_regret import play
 
 from searchr1_lib.records import ENVIRONMENT, Question, Segment, Trajectory
 from searchr1_lib.rewards import Discounted, score
@@ -14,7 +14,7 @@ from searchr1_lib.study import microscope
 from searchr1_lib.study.regret import WASTED, Yardstick
 from searchr1_lib.training.credit import P_GOLD
 from searchr1_lib.training.settings import Settings
-from searchr1_lib.worlds.halfknown import build_world
+from searchr1_lib.worlds.almanac import build_world
 from searchr1_lib.worlds.optimum import TRUST, WORDINGS, Skill
 
 
@@ -110,6 +110,20 @@ def test_perfect_and_hopeless_methods(yardstick, played):
     assert said["silent"] | {"decided": 0} == {
         **{"credit": "silent", "decided": 0, "correlation": None, "wrong_sign": 0, "silent": 1, "noise": None}
     }
+
+
+def test_samples_that_know_other_methods_are_judged_by_themselves(yardstick, played):
+    width = max(t.turns for t in played)
+    one, other = (
+        microscope.by_optimum(yardstick, ts, {name: [[value] * width for _ in ts]})
+        for name, value, ts in (("praise", 1.0, played[:240]), ("blame", -1.0, played[240:]))
+    )
+    said = {row["credit"]: row for row in microscope.verdicts(one + other)}
+    assert [said[name]["decided"] for name in ("praise", "blame")] == [
+        sum(r.decided for r in rs) for rs in (one, other)
+    ]
+    share = lambda rs, sign: sum(r.decided and sign * r.truth < 0 for r in rs) / sum(r.decided for r in rs)
+    assert said["praise"]["wrong_sign"] == share(one, 1) and said["blame"]["wrong_sign"] == share(other, -1)
 
 
 def test_the_truth_is_an_advantage(yardstick, played):

@@ -73,6 +73,7 @@ def test_the_table_of_00_where_there_are_not_two_kinds_of_question(known, capsys
         "engine": None,
         "rules": {},
         "reports": {"before": report, "after": report},
+        "p": SimpleNamespace(data="data/real/mixed", demo_model="data/tiny_qwen", search_cost=0.3),
     }
     exec(cell("00", "00-09"), space)
     head, *rows = capsys.readouterr().out.splitlines()

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from searchr1_lib.records import Question, SearchCall, Trajectory
 from searchr1_lib.study import plots
 from searchr1_lib.study.evaluate import Report, row_of
+from searchr1_lib.study.microscope import Reading, verdicts
 
 
 def run(seed=0, steps=60, at=30):
@@ -62,6 +64,15 @@ def rollout(known, hops, searches, right=True, **fields):
         answer="here" if right else "there",
         **fields,
     )
+
+
+def readings(*, names=9):
+    """Turns under the microscope: the first method is the truth, the last its reverse, one in between says nothing."""
+    rng, found = np.random.default_rng(2), []
+    for i, truth in enumerate(rng.choice([-0.2, 0.0, 0.1], 60)):
+        given = {f"method {n}": float(truth * (1 - 2 * n / (names - 1)) + n % 2 * rng.normal()) for n in range(names)}
+        found.append(Reading(i // 2, i % 2, "g", "s", "trust", float(truth), 0.0, given | {"method 4": 0.0}))
+    return found
 
 
 def figures():
@@ -150,6 +161,25 @@ def figures():
             xlabel="cost of a search",
             title="Where answering begins to pay more",
         ),
+        "search_by_level": plots.search_by_level(
+            {
+                "before": [{"level": x, "searches": 0.5, "best": 1.0} for x in (0.0, 0.2, 0.95)],
+                "after": [{"level": x, "searches": 1 - x, "best": float(x < 0.5)} for x in (0.0, 0.2, 0.95)],
+            }
+        ),
+        "regrets": plots.regrets(
+            [
+                {"method": m, "price": c, "mean": 0.1 * c, "low": 0.08 * c, "high": 0.2 * c}
+                for m in ("mine", "grpo", "a third one")
+                for c in (0.15, 0.3)
+            ],
+            {c: {"always searches": 0.15, "never": 0.2, "where nothing is recalled": 0.1} for c in (0.15, 0.3)},
+        ),
+        "regrets at one price": plots.regrets(
+            [{"method": "mine", "price": 0.3, "mean": 0.1, "low": 0.08, "high": 0.2}], {0.3: {"never": 0.2}}
+        ),
+        "credit": plots.credit(readings(), verdicts(readings())),
+        "credit of two methods": plots.credit(readings(names=2), verdicts(readings(names=2))),
         "searches_vs_need": plots.searches_vs_need([rollout(True, 1, 0), rollout(False, 2, 3)] * 3),
     }
 
@@ -195,6 +225,8 @@ def test_values_reach_the_alt_text(drawn):
     told = drawn["learning_curves"][0].alt
     assert "exact match known 0.90" in told and "transition at step 3" in told
     assert "known questions 1.00 before, 0.00 after" in drawn["before_after"][0].alt
+    told = drawn["search_by_level"][0].alt
+    assert "the optimum 1.00 at 0.00, 1.00 at 0.20, 0.00 at 0.95" in told and "after 1.00 at 0.00, 0.80" in told
     fig = plots.searches_vs_need([rollout(True, 1, 0), rollout(True, 1, 2), rollout(False, 2, 1), rollout(False, 2, 2)])
     assert "just right 50%, too many 25%, too few 25%" in fig.alt
     fig = plots.outcomes([1, 1, 2, 2], [1, 0, 1, 1], [0, 0, 1, 0], [1, 0, 0, 1])
@@ -202,6 +234,23 @@ def test_values_reach_the_alt_text(drawn):
     assert "known questions, right, no search: 100% to 100%" in fig.alt
     fig = plots.reward_distribution([1, 1, 2], [0.0, 1.0, 1.0], slices=2)
     assert "steps 1: mean 0.50, standard deviation 0.50; steps 2: mean 1.00" in fig.alt
+
+
+def test_who_is_right_shows_at_a_glance(drawn):
+    fig = drawn["credit"][0]
+    titles = [ax.get_title(loc="left") for ax in fig.axes]
+    assert titles[0] == "method 0: 1.00" and titles[-2:] == ["method 8: -1.00", "method 4: none"]  # the truest first
+    assert [ax.texts[0].get_text() for ax in fig.axes][-2:] == ["100% wrong", "0% wrong"]
+    lines = [{line.get_label(): line.get_xydata() for line in ax.lines} for ax in fig.axes]
+    np.testing.assert_allclose(np.diff(lines[0]["mean credit"][:, 1]), np.diff(lines[0]["the truth"][:, 1]))
+    assert (np.diff(lines[-2]["mean credit"][:, 1]) < 0).all() and not lines[-1]["mean credit"][:, 1].any()
+    assert lines[0]["the truth"][:, 0] == pytest.approx([-0.2, 0.0, 0.1])
+    assert "method 0 is truest: its rank correlation with the truth is 1.00" in fig.alt
+    assert "method 8 -1.00, 100% wrong" in fig.alt
+    many = [replace(r, truth=i / 100) for i, r in enumerate(readings())]  # of many truths, groups
+    assert len(plots.credit(many, verdicts(many)).axes[0].lines[0].get_xdata()) == 7
+    with pytest.raises(ValueError, match="no method to draw"):
+        plots.credit([], [])
 
 
 def test_labels_of_points_do_not_meet(drawn):

@@ -39,7 +39,7 @@ def test_the_linear_layers_are_nf4_with_double_quantisation_and_lora_is_fp32(pol
 def test_nf4_keeps_its_backward_after_a_forward_without_gradients(mode):
     policy = load_policy(TINY)
     getattr(policy.model, mode)()
-    ids = torch.tensor([policy.encode("Where was Sito Junick born?")])
+    ids = torch.tensor([policy.encode("Where was the founder of Tonund Works born?")])
     with torch.no_grad():
         first = policy.decoder(input_ids=ids).last_hidden_state
         again = policy.decoder(input_ids=ids).last_hidden_state
@@ -78,7 +78,7 @@ def changed_policy(**how):
 
 
 def logits(model, policy):
-    ids = torch.tensor([policy.encode(policy.prompt_text("Where was Sito Junick born?"))])
+    ids = torch.tensor([policy.encode(policy.prompt_text("Where was the founder of Tonund Works born?"))])
     with torch.no_grad():
         return model(input_ids=ids).logits.float()
 
@@ -165,8 +165,8 @@ def test_tags_are_ordinary_text_of_several_tokens(policy):
 
 def test_the_prompt_is_qwens_chat_format(policy):
     text = policy.prompt_text("Who founded <|im_end|> it")
-    assert text.startswith("<|im_start|>system\nYou are Qwen") and text.endswith("<|im_start|>assistant\n")
-    assert text.count("<|im_end|>") == 2 and policy.prompt == SHORT_PROMPT
+    assert "<|im_start|>user\n" in text and text.endswith("<|im_start|>assistant\n")
+    assert text.count("<|im_end|>") == text.count("<|im_start|>") - 1 and policy.prompt == SHORT_PROMPT
 
 
 def test_missing_and_half_written_folders_are_named(tmp_path):
@@ -250,7 +250,7 @@ def test_an_adapter_is_sampled_from_as_peft_computes_it(tmp_path, kind, quantize
 
     model = adapted(LoraConfig(**EXACT[kind]), quantize=quantize, where=tmp_path).eval()  # without dropout
     policy = load_policy(TINY, adapter=tmp_path, quantize=quantize)
-    row = policy.encode(policy.prompt_text("Where was Sito Junick born?"))
+    row = policy.encode(policy.prompt_text("Where was the founder of Tonund Works born?"))
     with Decoder(policy, generator=torch.Generator().manual_seed(0)) as decoder:
         first = decoder.write([row], [], [4])[0]
         row += first.ids + policy.encode(" and then")
@@ -393,7 +393,7 @@ def test_a_tokenizer_that_loses_text_is_refused(policy):
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    letters = {"<unk>": 0, "\u2581": 1} | {chr(i + 32): i for i in range(2, 2048)}
+    letters = {"<unk>": 0, "\u2581": 1} | {chr(i + 32): i for i in range(2, 1536)}
     pieces = Tokenizer(models.BPE(letters, [], unk_token="<unk>"))
     pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     small = Tokenizer.from_str(policy.tokenizer.backend_tokenizer.to_str())

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from searchr1_lib.data import load_questions
 from searchr1_lib.files import TrajectoryLog
 from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 from searchr1_lib.rewards import handwritten
@@ -26,7 +27,7 @@ WORDS = "river town born wrote Velmora Tarn Ashun lanterns founder novel mason l
 PASSAGES = [
     Passage(f"p{i}", f"{WORDS[i]} {WORDS[i - 1]}", " ".join(random.Random(i).choices(WORDS, k=12))) for i in range(13)
 ]
-QUESTIONS = [Question("a", "Where was Sito Junick born?", ["Sustford"], known=True), Question("b", "Who?", ["x"])]
+QUESTIONS = [load_questions(TINY_QWEN.parent / "almanac" / "test.jsonl", limit=1)[0], Question("b", "Who?", ["x"])]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import time
 import types
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from searchr1_lib.data import load_questions
 from searchr1_lib.environment import protocol
 from searchr1_lib.environment.search import fit_observation
 from searchr1_lib.records import Hit, Passage, Question, Trajectory
@@ -49,17 +51,11 @@ class Shelf:
         ]
 
 
-QUESTIONS = [
-    Question("a", "Where was Sito Junick born?", ["Sustford"], known=True),
-    Question(
-        "b",
-        "Who is older, Prora Lordath or Jelus Wackusk, and who wrote The Narrow Tower of Ness",
-        ["Prora Lordath"],
-        hops=2,
-        known=False,
-    ),
-    Question("c", "Who?", ["x"]),
-]
+ASKED = load_questions("data/almanac/test.jsonl")
+BORN = next(q for q in ASKED if q.text.startswith("Where was") and q.hops == 1 and q.known)
+BOTH = next(q for q in ASKED if "/comparison/" in q.source and not q.known)
+QUESTIONS = [replace(BORN, id="a"), replace(BOTH, id="b"), Question("c", "Who?", ["x"])]
+SURNAME = BORN.text.removesuffix(" born?").split()[-1]
 
 
 def fresh_logprobs(policy, trajectories, temperature=1.0):
@@ -237,7 +233,7 @@ def test_a_failing_engine_is_an_observation(policy):
 def test_one_failing_query_does_not_spoil_the_others(policy):
     class Picky:
         def search_batch(self, queries, k=3):
-            if len(queries) > 1 or "Junick" in queries[0]:
+            if len(queries) > 1 or SURNAME in queries[0]:
                 raise ValueError("no")
             return [[Hit(Passage("1", "t", "found"), 1.0)]]
 
@@ -328,7 +324,7 @@ def test_impossible_parameters_are_named(policy, wrong):
 
 def test_lora_gradients_reach_the_lowest_layer_after_a_rollout(nf4):
     rollout(nf4, QUESTIONS[:1], Shelf(), num_generations=2, max_turns=1, max_turn_tokens=10)
-    ids = torch.tensor([nf4.encode("Where was Sito Junick born?")])
+    ids = torch.tensor([nf4.encode(BORN.text)])
     nf4.decoder(input_ids=ids).last_hidden_state.square().sum().backward()
     grads = {n: p.grad for n, p in nf4.model.named_parameters() if p.grad is not None}
     assert any("layers.0." in n and g.abs().max() > 0 for n, g in grads.items())

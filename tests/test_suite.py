@@ -200,9 +200,9 @@ def other_value(change, project):
     "change, said",
     [
         ("steps=8", "steps = 7, not 8"),
-        ("search_cost=0.9", "search_cost = 0.15, not 0.9"),  # that was not given before
+        ("search_cost=0.9", "search_cost = 0.2, not 0.9"),  # that was not given before
         ("seed=1", "seed = 0, not 1"),
-        ("reward=F1", "reward = 'SearchR1Reward', not 'F1'"),
+        ("reward=F1", "reward = 'Discounted', not 'F1'"),
         ("data=elsewhere", "data = 'mine', not 'elsewhere'"),
         ("topk=5", "topk = 3, not 5"),
         ("the profile", "learning_rate = 0.0015, not 0.0025"),
@@ -651,7 +651,11 @@ def test_what_a_profile_gives_to_a_training(project):
     with pytest.raises(ValueError, match="steps must be"):
         p.settings(steps=0)
     dear = suite.load_profile("small", search_cost=0.5).make_reward()
-    assert [part.cost for _, part in dear.parts if hasattr(part, "cost")] == [0.5]
+    assert isinstance(dear, rewards.Discounted) and (dear.price, dear.unknown) == (0.5, 0.1)
+    taken_off = suite.load_profile("small", search_cost=0.5, reward="SearchR1Reward").make_reward()
+    assert [part.cost for _, part in taken_off.parts if hasattr(part, "cost")] == [0.5]
+    with pytest.raises(ValueError, match="Discounted: price must be less than or equal to 1, got 1.5"):
+        suite.load_profile("small", search_cost=1.5)
 
 
 def test_a_number_may_be_written_as_people_write_it(project):

@@ -16,6 +16,7 @@ from searchr1_lib.environment.protocol import observation, split_turn
 from searchr1_lib.metrics import no_variance
 from searchr1_lib.records import Hit, Passage, Question, SearchCall, Segment, Trajectory
 from searchr1_lib.rewards import read_choices
+from searchr1_lib.study.microscope import Reading
 from searchr1_lib.study.viewer import (
     ANY,
     OUTCOMES,
@@ -28,12 +29,14 @@ from searchr1_lib.study.viewer import (
     paired_outcomes,
     prefer,
     render_comparison,
+    render_credit,
     render_html,
     render_side_by_side,
     render_text,
     render_weights,
     select,
     show,
+    show_credit,
     weigh,
     weighted,
 )
@@ -368,6 +371,30 @@ def test_the_reward_of_a_turn_stands_at_the_turn():
     t.turn_rewards = [-0.15, 1.0]
     page = _Page(render_html([t])).text
     assert "turn 1 · reward -0.15" in page and "turn 2 · reward 1" in page
+
+
+def test_credit_stands_turn_by_turn_under_the_truth():
+    group = group_of(4)
+    reading = lambda rollout, turn, truth, error=0.0, **credit: Reading(
+        rollout, turn, "g", "s", "search <full>", truth, error, credit
+    )
+    readings = [
+        reading(0, 0, -0.1, right=-1.0, wrong=5.0),
+        reading(1, 0, 0.1, error=0.02, right=1.0, wrong=-5.0),
+        reading(1, 1, 0.004, right=0.0),
+    ]
+    page = render_credit(group, readings, only=[0, 1], title="<b>")
+    assert page.count("<article>") == 2 and html.escape("search <full>") in page and "<full>" not in page
+    first, second = page.split("<article>")[1:]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", second)][1:]
+    assert [row[0] for row in rows] == ["<b>truth</b>", "<b>right</b>", "<b>wrong</b>"]
+    # the strongest blue and orange of each row, whatever its unit; what is nearly nothing has no colour
+    strengths = [re.findall(r"class=(\w+)", "".join(row)) for row in rows]
+    assert strengths == [["p5"], ["p5"], ["n5"]] and "± 0.02" in rows[0][1]
+    assert rows[0][2] == "+0.004" and rows[2][2] == "–"
+    assert re.findall(r"ins class=(\w+)", first)[:3] == ["n5", "n5", "p5"]
+    assert render_credit(group, readings).count("<article>") == 4
+    assert "#2 turn 1, search <full>: truth +0.100; right +1.000, wrong -5.000" in repr(show_credit(group, readings))
 
 
 def test_empty_lists_and_bare_trajectories_are_drawn():

@@ -10,16 +10,39 @@ from pathlib import Path
 import pytest
 import torch
 
-from searchr1_lib.data import load_passages, load_questions
 from searchr1_lib.environment import protocol
-from searchr1_lib.search import BM25Search
 from searchr1_lib.study import warmstart
-from searchr1_lib.study.warmstart import Recipe, demonstrations, encode, fresh_world, prompt_text
+from searchr1_lib.study.compare import skill_of
+from searchr1_lib.study.warmstart import (
+    Recipe,
+    demonstrations,
+    drills,
+    encode,
+    episode,
+    play,
+    prompt_text,
+    search_share,
+)
 from searchr1_lib.suite import cli
 from searchr1_lib.training.policy import load_policy
-from searchr1_lib.worlds.almanac import build_world
+from searchr1_lib.worlds.almanac import RELATIONS, SPLITS, SURENESS, UNASKED, answers_of, build_world
+from searchr1_lib.worlds.optimum import TRUST, UNKNOWN
+from searchr1_lib.worlds.optimum import WORDINGS as SEARCHES
 
 TINY = Path("data/tiny_qwen")
+SMALL = Recipe(
+    steps=6,
+    batch=8,
+    warmup=2,
+    quantised_steps=2,
+    world_steps=3,
+    vocab_size=600,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +51,14 @@ def shipped():
 
 
 @pytest.fixture(scope="module")
-def examples(shipped):
-    world = fresh_world(3, shipped.lookup_names)
-    return list(demonstrations(world, Recipe(), random.Random(0), 400))
+def world(shipped):
+    """One that the recipe trains on."""
+    return build_world(1000, avoid=shipped.fresh_names)
+
+
+@pytest.fixture(scope="module")
+def examples(world):
+    return list(demonstrations(world, random.Random(0), 600))
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +66,11 @@ def policy():
     return load_policy(TINY)
 
 
+# ---- the command and its recipe --------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    "name, value", [("steps", 0), ("lr", float("nan")), ("known_share", 1.5), ("batch", True), ("seed", -1)]
+    "name, value", [("steps", 0), ("lr", float("nan")), ("context_weight", -1), ("batch", True), ("seed", -1)]
 )
 def test_a_recipe_has_types_and_ranges(name, value):
     with pytest.raises(ValueError, match=name):
@@ -48,44 +79,42 @@ def test_a_recipe_has_types_and_ranges(name, value):
         replace(Recipe(), **{name: value})
 
 
-@pytest.mark.parametrize("flag", ["--steps=0", "--steps=-5", "--seed=-1"])
-def test_the_command_refuses_before_any_work(tmp_path, flag, capsys):
-    assert cli.main(["warm-start", "--out", str(tmp_path / "out"), flag]) == 2
-    assert flag[2:].split("=")[0] in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
 def test_the_command_writes_into_no_folder_of_others(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(warmstart, "train", None)
     (tmp_path / "model.safetensors").write_text("mine")
-    assert cli.main(["warm-start", "--out", str(tmp_path), "--steps=1"]) == 2
+    assert cli.main(["warmstart", "--out", str(tmp_path)]) == 2
     assert f"{tmp_path} holds model.safetensors, which was not made" in capsys.readouterr().err
-    assert {p.name for p in TINY.iterdir()} <= {*warmstart.OWN}  # what it made itself it makes again
+    assert cli.main(["warmstart", "--start", str(TINY), "--out", str(TINY)]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert {p.name for p in TINY.iterdir()} == {*warmstart.OWN}  # what it made itself it makes again
 
 
-def test_the_shipped_files_are_the_recipes(policy):
-    recipe = Recipe()
-    assert json.loads((TINY / "recipe.json").read_text()) == asdict(recipe)
+def test_the_command_makes_a_whole_model_and_goes_on_from_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(warmstart, "TOKENIZER_WORLDS", 2)
+    monkeypatch.setattr(warmstart, "Recipe", lambda: SMALL)
+    monkeypatch.setattr(warmstart, "LONGER", replace(SMALL, steps=1, context_steps=0))
+    monkeypatch.setattr(warmstart, "search_skill", lambda policy: warmstart.Skill())  # too young to show any
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert cli.main(["warmstart", "--out", str(first)]) == 0
+    assert cli.main(["warmstart", "--start", str(first), "--out", str(second)]) == 0
+    for folder, steps in ((first, 6), (second, 1)):
+        assert {p.name for p in folder.iterdir()} == {*warmstart.OWN} and skill_of(folder) == warmstart.Skill()
+        assert json.loads((folder / "recipe.json").read_text())["steps"] == steps
+    a, b = (load_policy(folder, quantize=False) for folder in (first, second))
+    assert a.tokenizer.get_vocab() == b.tokenizer.get_vocab() and a.prompt_text("Who?") == prompt_text("Who?")
+    name, moved = next((n, p) for n, p in b.model.named_parameters() if "q_proj" in n and "lora" not in n)
+    start = dict(a.model.named_parameters())[name]
+    assert not moved.equal(start) and moved.allclose(start, atol=0.05)
+
+
+def test_the_shipped_files_fit_together():
+    recipe = json.loads((TINY / "recipe.json").read_text())
     config = json.loads((TINY / "config.json").read_text())
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-    ):
-        assert config[name] == getattr(recipe, name), name
+    assert all(config[name] == recipe[name] for name in warmstart.SHAPE) and asdict(Recipe()).keys() <= recipe.keys()
     assert config["architectures"] == ["Qwen2ForCausalLM"]
     log = [json.loads(line) for line in (TINY / "training_log.jsonl").read_text().splitlines()]
-    assert log[-1]["step"] == recipe.steps
-    assert sum(f.stat().st_size for f in TINY.iterdir()) <= 8 * 2**20
-
-
-def test_the_shipped_tokenizer_is_the_one_that_the_recipe_trains(shipped, policy):
-    made = warmstart.make_tokenizer(Recipe(), shipped.lookup_names)
-    assert made.get_vocab() == policy.tokenizer.get_vocab()
-    text = prompt_text("Who founded it?") + "<think> I recall nothing. </think>"
-    assert made.encode(text) == policy.tokenizer.encode(text)
+    assert log[-1]["step"] == recipe["steps"] and log[-1]["loss"] < log[0]["loss"]
+    assert sum(f.stat().st_size for f in TINY.iterdir()) <= 12 * 2**20
 
 
 def test_the_prompt_of_the_recipe_is_the_prompt_of_the_rollout(policy):
@@ -93,59 +122,111 @@ def test_the_prompt_of_the_recipe_is_the_prompt_of_the_rollout(policy):
         assert policy.prompt_text(question) == prompt_text(question)
 
 
-def test_no_shipped_lookup_name_is_taught(shipped, examples):
-    text = "".join("".join(p.text for p in pieces) for _, pieces in examples)
-    for number in range(3):
-        assert not fresh_world(number, shipped.lookup_names).lookup_names & shipped.lookup_names
-    names = {n for n in shipped.lookup_names if " " in n}
-    assert names and not [n for n in names if re.search(rf"\b{n}\b", text)]
+# ---- demonstrations --------------------------------------------------------------------------------------
 
 
-def test_the_first_act_is_a_coin_whatever_was_recalled(examples):
-    for known in (True, False):
-        acts = ["<search>" in pieces[0].text for q, pieces in examples if q.known == known]
-        assert 0.4 < sum(acts) / len(acts) < 0.6
-        said = [pieces[0].text for q, pieces in examples if q.known == known]
-        assert all(("I recall that" in s) == known and ("I recall nothing" in s) == (not known) for s in said)
+def test_no_shipped_fresh_name_is_taught(shipped, world, examples):
+    assert not world.fresh_names & shipped.fresh_names
+    words = re.findall(r"\w+", " ".join(piece.text for _, pieces in examples for piece in pieces))
+    names = {name.removesuffix("/") for name in shipped.fresh_names if name.count(" ") == 1}
+    assert len(names) > 400 and not names & {" ".join(pair) for pair in itertools.pairwise(words)}
+
+
+def test_the_first_act_is_a_coin_that_the_level_bends_and_fair_over_the_relations(world):
+    asked = [world.asked[q.id] for part in world.questions.values() for q in part if q.hops == 1]
+    choose, first = warmstart.coin(random.Random(0)), {level: [] for level in range(len(SURENESS))}
+    for one in asked:
+        try:
+            searched = bool(next(episode(one, choose)))
+        except StopIteration:
+            searched = False
+        first[one.start.level].append((searched, search_share(one.relations[0], one.start.level)))
+    for level, made in first.items():
+        often, share = (sum(column) / len(made) for column in zip(*made))
+        assert len(made) > 300 and abs(often - share) < 0.08 and abs(share - 0.5) < 0.1
+        shares = [search_share(name, level) for name in RELATIONS]
+        assert sum(shares) == pytest.approx(len(RELATIONS) / 2)
+        assert max(shares) - 0.5 <= warmstart.BENT + 1e-9
+
+
+def test_what_is_recalled_is_said_first_and_how_sure(world, examples):
+    of = {q.text: world.asked[q.id] for part in world.questions.values() for q in part}
+    for text, pieces in examples:
+        entity, relation = next(of[text].hops())
+        sentence, _ = warmstart.recollect(entity, relation)
+        assert pieces[0].text.startswith(f"<think> {sentence}")
+        assert sentence.endswith(f", {SURENESS[entity.level]}.") == bool(entity.level)
+
+
+def test_every_taught_fact_is_drilled_once(world):
+    made = drills(world, random.Random(0))
+    facts = sum(
+        len(e.memory)
+        for split in (*SPLITS, UNASKED)
+        for part in world.entities[split].values()
+        for e in part
+        if e.level
+    )
+    assert len(made) == facts == len({pieces[0].text for _, pieces in made})
+    assert all(pieces[0].text.startswith("<think> ") and "</think>" not in pieces[0].text for _, pieces in made)
 
 
 def test_demonstrations_speak_the_protocol(examples):
-    for question, pieces in examples:
-        for environment, group in itertools.groupby(pieces, key=lambda p: p.writer == "environment"):
-            turn = "".join(p.text for p in group)
-            if environment:
-                assert turn.startswith("\n\n<information>")
+    for _, pieces in examples:
+        assert pieces[-1].text.endswith("</answer>") and {p.writer for p in pieces[::2]} == {"model"}
+        for piece in pieces[:-1:2]:
+            assert protocol.read_action(piece.text).kind == "search"
+        for piece in pieces[1::2]:
+            assert piece.writer == "environment" and piece.text.startswith("\n\n<information>")
+
+
+def test_what_is_read_goes_above_what_is_remembered(world):
+    """Who searches for every hop, in both wordings, answers rightly where all was found, whatever it remembers."""
+    from searchr1_lib.search.bm25 import BM25Search
+
+    def thorough(asked, chain, number, searches, tried):
+        return SEARCHES[len(tried)] if number < len(asked.relations) and len(tried) < 2 else TRUST
+
+    some = [q for q in world.questions["test"] if len(q.passages) == q.hops]
+    some = random.Random(0).sample(some, 200)
+    done = play(((q, episode(world.asked[q.id], thorough), 5) for q in some), BM25Search(world.passages))
+    found = [(q, p) for q, p in done if sum(", it says." in piece.text for piece in p) == q.hops]
+    said = {q.id: pieces[-1].text.split("<answer> ")[1].split(" </answer>")[0] for q, pieces in found}
+    assert len(found) > 120 and all(said[q.id] in q.answers for q, _ in found)
+    recalled = [q for q, _ in found if all(e.level for e, _ in world.asked[q.id].hops(remembered=True))]
+    wrong = [q for q in recalled if not {said[q.id]} & set(answers_of(world.asked[q.id], remembered=True))]
+    assert len(wrong) > 20
+
+
+def test_who_may_not_search_answers_from_memory_or_says_unknown(world):
+    for choice, said in ((TRUST, None), (UNKNOWN, "unknown")):
+        for q in world.questions["test"][:200]:
+            with pytest.raises(StopIteration) as end:
+                next(episode(world.asked[q.id], lambda *state, choice=choice: choice))
+            (piece,) = end.value.value
+            answer = piece.text.split("<answer> ")[1].removesuffix(" </answer>")
+            if said or not all(e.level for e, _ in world.asked[q.id].hops(remembered=True)):
+                assert answer == "unknown"
             else:
-                assert protocol.read_action(turn).kind in ("search", "answer")
+                assert answer in answers_of(world.asked[q.id], remembered=True)
 
 
-def test_guesses_and_only_guesses_carry_no_loss(examples, policy):
+def test_the_models_words_and_only_they_carry_loss(examples, policy):
     tokenizer = policy.tokenizer
-    for question, pieces in examples[:100]:
-        ids, weights = encode(tokenizer, question, pieces, context_weight=0.0)
-        start = len(tokenizer.encode(prompt_text(question.text)))
+    for text, pieces in examples[:100]:
+        ids, weights = encode(tokenizer, text, pieces, 0.0)
+        start = len(tokenizer.encode(prompt_text(text)))
+        assert ids[-1] == tokenizer.eos_token_id and weights[-1] == 1 and set(weights[:start]) == {0.0}
         silent = tokenizer.decode([i for i, w in zip(ids[start:], weights[start:]) if w == 0])
-        guessed = "".join(p.text for p in pieces if p.writer == "guess")
-        observed = "".join(p.text for p in pieces if p.writer == "environment")
-        assert silent == guessed + observed
+        assert silent == "".join(p.text for p in pieces if p.writer == "environment")
         assert tokenizer.decode(ids[start:], skip_special_tokens=True) == "".join(p.text for p in pieces)
+    ids, weights = encode(tokenizer, "Who?", [warmstart.Piece("<think> I recall nothing", "model")], 0.3)
+    assert ids[-1] != tokenizer.eos_token_id and set(weights) == {0.3, 1.0}
 
 
-def test_a_few_steps_lower_the_loss_and_the_weights_end_exact():
-    recipe = Recipe(
-        steps=6,
-        batch=8,
-        warmup=2,
-        quantised_steps=2,
-        world_steps=3,
-        vocab_size=600,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    model, tokenizer, log = warmstart.train(recipe, every=2, report=lambda line: None)
+def test_a_few_steps_lower_the_loss_and_the_weights_end_exact(monkeypatch):
+    monkeypatch.setattr(warmstart, "TOKENIZER_WORLDS", 2)
+    model, tokenizer, log = warmstart.train(SMALL, every=2, report=lambda line: None)
     assert log[-1]["loss"] < log[0]["loss"] and len(tokenizer) <= 600
     weights = [m.weight for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)]
     before = [w.data.clone() for w in weights]
@@ -154,11 +235,16 @@ def test_a_few_steps_lower_the_loss_and_the_weights_end_exact():
     assert weights and all(torch.equal(a, w.data) for a, w in zip(before, weights))
 
 
-def test_the_shipped_model_is_fit_for_reinforcement_learning(policy):
-    """The figures of TARGETS on a part of the test split, with a tenth of room for so few questions."""
-    engine = BM25Search(load_passages("data/almanac/passages.jsonl"))
-    asked = load_questions("data/almanac/test.jsonl")
-    chosen = [q for known in (True, False) for q in [q for q in asked if q.known == known][:60]]
-    for name, value in warmstart.measure(policy, chosen, engine).items():
+def test_the_shipped_model_is_fit_for_reinforcement_learning(policy, shipped):
+    """The figures of TARGETS, with a tenth of room for so few rollouts; of reading what is reached, which is less."""
+    reached = {"reads, 1 hop": 0.72, "reads, 2 hops": 0.7}
+    for name, (value, count) in warmstart.measure(policy, shipped, generations=1).items():
         low, high = warmstart.TARGETS[name]
-        assert low - 0.1 <= value <= high + 0.1, (name, value)
+        if count >= 30 or "reads" not in name:  # few chains bring every passage
+            assert reached.get(name, low) - 0.1 <= value <= high + 0.1, (name, value)
+
+
+def test_the_shipped_skill_is_what_the_model_shows(policy):
+    shown, kept = asdict(warmstart.search_skill(policy)), asdict(skill_of(TINY))
+    for name in ("found", "again", "read"):
+        assert shown[name] == pytest.approx(kept[name], abs=0.05), name

@@ -62,7 +62,7 @@ class Discounted(Reward):
 
     name = "discounted"
 
-    def __init__(self, price: float = 0.3, unknown: float = 0.1):
+    def __init__(self, price: float = 0.2, unknown: float = 0.1):
         how = {"Discounted: price": (price, Share), "Discounted: unknown": (unknown, Share)}
         self.price, self.unknown = check(**how).values()
 

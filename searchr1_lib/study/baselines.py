@@ -11,7 +11,7 @@ Ways of using the untrained model, each a loop over ``rollout``:
 and trained ones, each a fresh LoRA on the same NF4 weights, left to themselves:
 
     sft            supervised fine-tuning on demonstrations of the right behaviour. Its teacher knows the chain of
-                   facts and what the model knows: no other method is told so much
+                   facts, how sure the model's memories are, and the optimum: no other method is told so much
     rejection      samples, keeps of each question the cheapest right rollout, and fine-tunes on it
     no-search      GRPO without a search engine (R1 without search)
     grpo           a saved adapter, such as the one of notebook 05
@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from math import prod
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -38,16 +39,19 @@ from tqdm import tqdm
 from ..data import load_passages, load_questions
 from ..environment import protocol
 from ..environment.base import call_all
-from ..environment.limits import Amount, Count, Limits, Positive, Whole
-from ..environment.search import Search, SearchEnvironment, fit_observation
+from ..environment.limits import Amount, Count, Limits, Positive, Share, Whole
+from ..environment.search import Search, SearchEnvironment
 from ..files import read_json, write_whole
 from ..metrics import grouped, right
 from ..records import ENVIRONMENT, Question, Segment, ToolCall, Trajectory
-from ..rewards import SearchR1Reward, score
-from ..worlds.almanac import world_of
+from ..rewards import Discounted, score
+from ..worlds.almanac import PRICE, TRUE_SHARE, UNKNOWN_PAYS, world_of
+from ..worlds.optimum import State
 from ..worlds.prepare import check_out
 from .analysis import bootstrap, markdown_table
 from .evaluate import Report, add_fields, evaluate, hashes, row_of
+from .regret import Yardstick, skill_of
+from .warmstart import Choose, episode, play, update
 
 UNTRAINED = ("untrained", "direct", "always-search", "rag", "ircot")
 TRAINED = ("sft", "rejection", "no-search", "grpo")
@@ -169,30 +173,33 @@ class _Story:
 # ---- supervised fine-tuning and rejection sampling -------------------------------------------------------
 
 
-def demonstrations(
-    policy, questions: Sequence[Question], data: str | Path, engine, *, topk: int = 3
-) -> list[Trajectory]:
-    """The right behaviour on questions of the almanac: known ones answered, the others searched for hop by hop.
+def optimal(yardstick: Yardstick) -> Choose:
+    """Chooses what is best by what the model states and how well it searches and reads; see ``worlds.optimum``."""
 
-    A question whose gold passage the engine does not find is left out.
+    def choose(asked, chain, number, searches, tried):
+        right = prod(yardstick.skill.read if t.read else TRUE_SHARE[t.entity.level] for t in chain[:number])
+        level = TRUE_SHARE[chain[number].entity.level] if number < len(chain) else None
+        optimum = yardstick.optimum(asked, frozenset(i for i, t in enumerate(chain) if t.read))
+        values = optimum.act_values(State(number, searches, right, tried), level)
+        return max(values, key=values.__getitem__)
+
+    return choose
+
+
+def demonstrations(
+    policy, questions: Sequence[Question], yardstick: Yardstick, engine, *, topk: int = 3
+) -> list[Trajectory]:
+    """The right behaviour on questions of the almanac: what the optimum does, at each decision.
 
     Raises:
-        ValueError: ``data`` holds no almanac, or a question is not of it: the chains of facts are missing then.
+        ValueError: a question is not of the yardstick's world: nobody knows what is recalled of it.
     """
-    from .warmstart import demonstrate
-
-    world = world_of(data, "the method sft")
-    texts = {q.id: q.text for questions in world.questions.values() for q in questions}
-    shown = []
-    for q in questions:
-        if texts.get(q.id) != q.text:
-            raise ValueError(f"question {q.id!r} is not of the almanac in {data}: nobody can demonstrate it")
-        chain = world.chains[q.id]
-        results = [] if q.known else engine.search_batch([hop.query for hop in chain], k=topk)
-        if all(hop.passage in {h.passage.id for h in hits} for hop, hits in zip(chain, results)):
-            seen = [fit_observation(policy.measure, hits, 500) for hits in results]
-            shown.append(_written(policy, q, demonstrate(q, chain, seen, search=not q.known)))
-    return shown
+    texts = {q.id: q.text for part in yardstick.world.questions.values() for q in part}
+    if strange := next((q for q in questions if texts.get(q.id) != q.text), None):
+        raise ValueError(f"question {strange.id!r} is not of this almanac: nobody can demonstrate it")
+    choose = optimal(yardstick)
+    shown = play(((q, episode(yardstick.world.asked[q.id], choose), topk) for q in questions), engine)
+    return [_written(policy, q, pieces) for q, pieces in shown]
 
 
 def _written(policy, question: Question, pieces: Iterable) -> Trajectory:
@@ -240,7 +247,6 @@ def fine_tune(
 
     from ..training.learner import Batch
     from ..training.logits import micro_batches, token_logprobs_and_entropy
-    from .warmstart import update
 
     if not examples:
         raise ValueError("fine_tune: no examples (was no sampled rollout right?)")
@@ -260,7 +266,7 @@ def fine_tune(
         total = sum(sum(t.mask) for t in batch)
         parts = (loss_of(part) / total for part in micro_batches(batch, token_budget))
         rate = learning_rate * (1 - 0.9 * number / len(batches))
-        losses.append(float(update(optimizer, policy.parameters(), rate, parts)))
+        losses.append(float(update({optimizer: rate}, policy.parameters(), parts)))
     return losses
 
 
@@ -278,8 +284,6 @@ class Setup(Limits, use_attribute_docstrings=True):
     """folder with passages.jsonl, train.jsonl and test.jsonl"""
     questions: Whole = 0
     """test questions of ``data``, 0 for all"""
-    comparisons: Whole = 50
-    """fill the comparisons up to so many with further ones of the almanac's test split"""
     train_questions: Whole = 0
     """on which methods are trained, 0 for all"""
     steps: Count = 150
@@ -292,12 +296,19 @@ class Setup(Limits, use_attribute_docstrings=True):
     """of fine-tuning"""
     temperature: Amount = 0.0
     """when questions are answered; training samples at 1"""
-    search_cost: Amount = 0.15
-    """what a search costs in the reward"""
-    max_turn_tokens: Count = 128
+    search_cost: Share = PRICE
+    """the share of a right answer's reward that a search takes, see ``rewards.Discounted``"""
+    max_turn_tokens: Count = 110
     """tokens that the model may sample in one turn"""
+    max_completion_length: Count = 1100
+    """tokens of the whole completion, observations included"""
     seed: Whole = 0
     """of all that is drawn"""
+
+
+def reward_of(setup: Setup) -> Discounted:
+    """The reward that trains and judges."""
+    return Discounted(setup.search_cost, UNKNOWN_PAYS)
 
 
 def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str, float | int | None]]:
@@ -321,13 +332,15 @@ def trained(method: str, setup: Setup, engine, out: Path) -> tuple[Any, dict[str
     if method == "no-search":
         how = setup.limits() | {"steps": setup.steps, "decay_steps": 2 * setup.steps // 3, "seed": setup.seed}
         settings = Settings(learning_rate=1.5e-3, **how | {"max_turns": 0})
-        trainer = Trainer(policy, questions, engine, SearchR1Reward(setup.search_cost), settings, out / method)
+        trainer = Trainer(policy, questions, engine, reward_of(setup), settings, out / method)
         trainer.train()
         minutes = sum(row["seconds"] for row in trainer.metrics) / 60
         rollouts = setup.steps * settings.questions_per_step * settings.num_generations
         return policy, {"minutes": minutes, "rollouts": rollouts, "examples": None}
     if method == "sft":
-        examples = demonstrations(policy, questions, setup.data, engine, topk=setup.topk)
+        world = world_of(setup.data, "the method sft")
+        yardstick = Yardstick(world, skill_of(setup.model), setup.search_cost, UNKNOWN_PAYS, setup.max_turns)
+        examples = demonstrations(policy, questions, yardstick, engine, topk=setup.topk)
     else:
         import torch
 
@@ -346,20 +359,9 @@ def group_of(question: Question) -> str:
     """The column of the table: known, or by what a search has to find."""
     if question.known:
         return "known"
-    kind = "comparison" if question.source.endswith("/comparison") else "1 hop" if question.hops == 1 else "2 hops"
+    hops = f"{question.hops} hop{'s' * (question.hops > 1)}"
+    kind = "comparison" if "/comparison/" in question.source else hops
     return kind if question.known is None else f"look-up, {kind}"
-
-
-def questions_of(setup: Setup) -> list[Question]:
-    """The questions of the comparison: the data's test split, and more comparisons where it is an almanac's."""
-    questions = load_questions(Path(setup.data) / "test.jsonl")[: setup.questions or None]
-    lacking = setup.comparisons - sum(group_of(q) == "look-up, comparison" for q in questions)
-    if lacking > 0 and (Path(setup.data) / "almanac.json").exists():
-        ids = {q.id for q in questions}
-        others = [q for q in world_of(setup.data, "a comparison").questions["test"] if q.id not in ids]
-        more = [q for q in others if group_of(q) == "look-up, comparison"]
-        questions += random.Random(setup.seed).sample(more, min(lacking, len(more)))
-    return questions
 
 
 def run_method(method: str, setup: Setup, questions: Sequence[Question], engine, out: Path) -> dict[str, Any]:
@@ -370,7 +372,7 @@ def run_method(method: str, setup: Setup, questions: Sequence[Question], engine,
         "seconds" being the group's mean.
     """
     policy, spent = trained(method, setup, engine, out)
-    how = {"reward": SearchR1Reward(setup.search_cost), "temperature": setup.temperature, "seed": setup.seed}
+    how = {"reward": reward_of(setup), "temperature": setup.temperature, "seed": setup.seed}
     rows = []
     for group, members in grouped(questions, group_of).items():
         start = time.perf_counter()
@@ -407,7 +409,7 @@ def compare(methods: Sequence[str], setup: Setup, out: str | Path) -> dict[str, 
             raise ValueError(f"{out / method}.json was made with another {', '.join(differ)}: choose another folder")
     if missing:
         engine = BM25Search(load_passages(Path(setup.data) / "passages.jsonl"))
-        questions = questions_of(setup)
+        questions = load_questions(Path(setup.data) / "test.jsonl")[: setup.questions or None]
     for method in (bar := tqdm(missing, desc="baselines", disable=None)):
         bar.set_postfix_str(method)
         results[method] = run_method(method, setup, questions, engine, out) | {"setup": made_of}

@@ -3,7 +3,7 @@
     mine = lambda rewards, num_generations: rewards - rewards.mean()
     compare({"mine": mine, "grpo": {}}, prices=[0.3], seeds=range(5))
 
-Each method is trained on the half-remembered world at each price with each seed, and evaluated on questions of another
+Each method is trained on the almanac at each price with each seed, and evaluated on questions of another
 split: how much worse its choices are than those of the optimum (choice regret), how far its reward is below V*. One
 training takes a core for a few minutes; what is done is kept and not done again.
 
@@ -28,17 +28,14 @@ from tqdm import tqdm
 
 from ..environment.limits import Count, Share, Whole, check
 from ..files import read_json, write_json
-from ..metrics import grouped
 from ..records import Question, Trajectory
 from ..rewards import Discounted, score
-from ..worlds.halfknown import build_world, sample_questions
-from ..worlds.optimum import Skill
+from ..worlds.almanac import UNKNOWN_PAYS, build_world, sample_questions
 from .analysis import interval
 from .evaluate import hashes
-from .regret import Yardstick, simple_policies, table
+from .regret import Yardstick, simple_policies, skill_of, table
 
-#: Made by ``searchr1 teach``; it is not shipped yet.
-MODEL = "runs/half_known"
+MODEL = "data/tiny_qwen"
 #: What every method trains with unless it says otherwise.
 LIMITS: dict[str, Any] = {"topk": 3, "max_turns": 4, "max_turn_tokens": 110, "max_completion_length": 1100}
 SETTINGS: dict[str, Any] = {
@@ -60,12 +57,15 @@ class Method:
         advantages: ``f(rewards (B,), num_generations) -> (B,)``, the rollouts of a question next to each other.
         credit: ``f(trajectories, num_generations) -> B rows``, an advantage for each token of each completion.
         reward: a reward to train with; evaluated is always ``Discounted`` at the price.
+        gold_passages: the training is told which passages a question needs, as ``HierarchicalReward`` and the credits
+            "stepsearch" and "potential" ask for. The others learn from answers alone: say so where they are compared.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     advantages: Callable | None = None
     credit: Callable | None = None
     reward: Callable | None = None
+    gold_passages: bool = False
 
     def by_token(self) -> Callable[[Sequence[Trajectory], int], list[list[float]]] | None:
         """The advantages as ``Learner`` takes them."""
@@ -86,10 +86,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out: rows of method, price, seed, regret, reward, best (V*)."""
+    """What came out: rows of method, price, seed, regret, reward, best (V*); for each of them its ``course``."""
 
     rows: list[dict[str, Any]]
     simple: dict[float, dict[str, float]]
+    courses: list[list[dict[str, Any]]] = field(default_factory=list)
 
     def table(self, figure: str = "regret") -> list[dict[str, Any]]:
         """Mean and 95 % interval over the seeds, of each method at each price."""
@@ -117,23 +118,11 @@ class Comparison:
     def _values(self, method: str, price: float, figure: str) -> list[float]:
         return [r[figure] for r in self.rows if (r["method"], r["price"]) == (method, price)]
 
-    def plot(self, ax=None):
-        """Regret against the price, a line a method with its interval; simple policies dotted."""
-        import matplotlib.pyplot as plt
+    def plot(self):
+        """Regret against the price, see ``plots.regrets``."""
+        from . import plots
 
-        ax = ax or plt.subplots(figsize=(6, 3.6))[1]
-        prices = sorted(self.simple)
-        for name, cells in grouped(sorted(self.table(), key=lambda c: c["price"]), lambda c: c["method"]).items():
-            means = [c["mean"] for c in cells]
-            bars = [[c["mean"] - c["low"] for c in cells], [c["high"] - c["mean"] for c in cells]]
-            ax.errorbar([c["price"] for c in cells], means, yerr=bars, marker="o", capsize=3, label=name)
-        for name in self.simple[prices[0]]:
-            values = [self.simple[price][name] for price in prices]
-            ax.plot(prices, values, ":", color="0.6")
-            ax.annotate(name, (prices[-1], values[-1]), color="0.4", fontsize="small")
-        ax.set(xlabel="price of a search", ylabel="choice regret", xticks=prices, ylim=(0, None))
-        ax.legend()
-        return ax
+        return plots.regrets(self.table(), self.simple)
 
 
 def _cell(method: str, price: float, values: Sequence[float]) -> dict[str, Any]:
@@ -182,36 +171,16 @@ def compare(
     ]
     left = [run for run in runs if not run.done()]
     _in_processes([run.make for run in left], [run.label for run in left], jobs or os.cpu_count() or 1)
-    rows = [read_json(run.file)["row"] for run in runs]
+    made = [read_json(run.file) for run in runs]
     world = build_world(0)
     asked = [q.id for q in sample_questions(world, split, questions)]
-    return Comparison(
-        rows, {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices}
-    )
+    simple = {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices}
+    return Comparison([one["row"] for one in made], simple, [one.get("course", []) for one in made])
 
 
-#: What saying "unknown" earns in the laboratory.
-UNKNOWN_PAYS = 0.1
-
-
-def skill_of(model: str | os.PathLike) -> Skill:
-    """How well the model of a folder searches and reads, as it was measured when it was made.
-
-    Raises:
-        ValueError: the folder does not say.
-    """
-    try:
-        made = read_json(Path(model) / "skill.json")
-        return Skill(tuple(made["found"]), tuple(made["again"]), made["read"])
-    except (OSError, TypeError, KeyError, ValueError) as e:
-        raise ValueError(
-            f"{model} holds no readable skill.json ({e}): only a model of this world can be compared"
-        ) from None
-
-
-def blanked(question: Question) -> Question:
-    """What a training may know of a question: nothing but its text and its answers."""
-    return Question(question.id, question.text, question.answers)
+def blanked(question: Question, *, passages: bool = False) -> Question:
+    """What a training may know of a question: nothing but its text and its answers, and the gold ``passages`` if so."""
+    return Question(question.id, question.text, question.answers, passages=question.passages if passages else ())
 
 
 def _method(name: str, given: Any) -> Method:
@@ -253,7 +222,8 @@ class _Run:
 
         settings = SETTINGS | LIMITS | dict(self.method.settings)
         parts = {part: identity(getattr(self.method, part)) for part in ("advantages", "credit", "reward")}
-        return dict(self.how) | {"settings": settings} | parts
+        told = {"gold_passages": True} if self.method.gold_passages else {}
+        return dict(self.how) | {"settings": settings} | parts | told
 
     def done(self) -> bool:
         if not self.file.exists():
@@ -275,18 +245,39 @@ class _Run:
 
         torch.set_num_threads(1)
         world, skill = build_world(0), skill_of(self.how["model"])
-        engine, policy = BM25Search(world.passages), load_policy(self.how["model"], seed=self.seed)
+        # on the CPU: a process that was forked off a notebook cannot use its GPU
+        engine, policy = BM25Search(world.passages), load_policy(self.how["model"], seed=self.seed, device="cpu")
         settings = Settings(**SETTINGS | LIMITS | dict(self.method.settings) | {"seed": self.seed})
-        asked = [blanked(q) for q in sample_questions(world, "train", 1200, seed=self.seed)]
+        asked = sample_questions(world, "train", 1200, seed=self.seed)
+        asked = [blanked(q, passages=self.method.gold_passages) for q in asked]
         reward = self.method.reward or Discounted(self.price, UNKNOWN_PAYS)
         run_dir = self.out / "trainings" / self.file.stem
-        Trainer(
-            policy, asked, engine, reward, settings, run_dir, advantages=self.method.by_token(), report=None
-        ).train()
-        rows = evaluate(policy, engine, Yardstick(world, skill, self.price, UNKNOWN_PAYS), self.how, self.seed)
+        advantages = self.method.by_token()
+        trainer = Trainer(policy, asked, engine, reward, settings, run_dir, advantages=advantages, report=None)
+        trainer.train()
+        yardstick = Yardstick(world, skill, self.price, UNKNOWN_PAYS)
+        rows = evaluate(policy, engine, yardstick, self.how, self.seed)
         figures = {name: fmean(row[name] for row in rows) for name in ("regret", "reward", "best")}
         row = {"method": self.name, "price": self.price, "seed": self.seed} | figures
-        write_json(self.file, {"made_of": self.made_of(), "row": row, "questions": rows})
+        made = {"made_of": self.made_of(), "row": row, "course": course(trainer, yardstick), "questions": rows}
+        write_json(self.file, made)
+
+
+def course(trainer, yardstick: Yardstick) -> list[dict[str, Any]]:
+    """How a training went: one row a step, of its own rollouts, which are the policy's before that step's update.
+
+    Returns:
+        rows of "step" from 1, "rollouts" and sampled "tokens" so far, and the choice "regret" of the step's rollouts.
+    """
+    lost: dict[int, list[float]] = {}
+    for t in trainer.log:
+        lost.setdefault(t.step + 1, []).append(sum(d.regret for d in yardstick.decisions(t)))
+    rows, rollouts, tokens = [], 0, 0
+    for row in trainer.metrics:
+        step = row["step"]
+        rollouts, tokens = rollouts + len(lost[step]), tokens + row["sampled_tokens"]
+        rows.append({"step": step, "rollouts": rollouts, "tokens": tokens, "regret": fmean(lost[step])})
+    return rows
 
 
 def evaluate(policy, engine, yardstick: Yardstick, how: Mapping[str, Any], seed: int = 0) -> list[dict]:
@@ -343,7 +334,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="validation", choices=["validation", "test"])
     parser.add_argument("--questions", type=Count, default=800)
     parser.add_argument("--jobs", type=Count)
-    parser.add_argument("--model", default=MODEL, help="as searchr1 teach makes it")
+    parser.add_argument("--model", default=MODEL, help="as searchr1 warmstart makes it")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """A policy on questions: how often it is right, how often it searches, and whether it had to.
 
-"Need" is the number of hops for a question that was not taught and 0 for a known one; a policy that
-knows when to search has searches = need.
+"Need" is the number of hops for a question that is not known and 0 for a known one; a policy that knows when to search
+has searches = need. Where memories may be wrong, as on the almanac, what is best there says ``study.regret``.
 
 From the shell, the table of the Search-R1 paper (Jin et al. 2025, arXiv 2503.09516, table 2), for one model:
 

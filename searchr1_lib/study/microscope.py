@@ -68,10 +68,11 @@ def credits_of(trajectories: Sequence[Trajectory], settings: Settings) -> dict[s
     Args:
         trajectories: the ``num_generations`` of a group next to each other. "igpo" is left out where they lack
             ``token_values["p_gold"]`` (see ``gold_probabilities``).
-        settings: those of the rollouts; "tree_grpo" is left out without ``trees``, "rollout" with ``shuffle_credit``.
+        settings: those of the rollouts; "tree_grpo" is left out without ``trees``, "rollout" with ``shuffle_credit``,
+            and "pairs" always: it credits a token, not turns.
     """
     asked = all(P_GOLD in t.token_values for t in trajectories)
-    possible = {"igpo": asked, "tree_grpo": settings.trees > 0, "rollout": not settings.shuffle_credit}
+    possible = {"igpo": asked, "tree_grpo": settings.trees > 0, "rollout": not settings.shuffle_credit, "pairs": False}
     ways = [settings.model_copy(update={"credit": name}) for name in get_args(Credit) if possible.get(name, True)]
     return {way.credit: credit_of(trajectories, way).tolist() for way in ways}
 
@@ -125,34 +126,40 @@ def _given(credits: Credits, rollout: int, turn: int) -> dict[str, float]:
 def verdicts(readings: Sequence[Reading]) -> list[dict[str, Any]]:
     """How true each method is, one row for each.
 
+    Args:
+        readings: also of several samples, each of which may know other methods: a method is judged by those that know
+            it.
+
     Returns:
-        rows of "credit", its name; "correlation" of credit and truth (Spearman's, over all turns; None where one of
-        them never changes); of the turns whose truth is ``decided``, their number "decided", the share "wrong_sign" of
-        those that were praised for the worse or blamed for the better, and the share "silent" of those that got
-        nothing; and "noise", see ``noise``.
+        rows of "credit", its name; "correlation", see ``correlation``; of the turns whose truth is ``decided``, their
+        number "decided", the share "wrong_sign" of those that were praised for the worse or blamed for the better, and
+        the share "silent" of those that got nothing; and "noise", see ``noise``.
     """
-    decided = [r for r in readings if r.decided]
     rows = []
-    for name in readings[0].credit if readings else ():
-        signs = [0 if abs(c := r.credit[name]) < ROUNDING else math.copysign(1, c * r.truth) for r in decided]
+    for name in dict.fromkeys(name for r in readings for name in r.credit):
+        known = [r for r in readings if name in r.credit]
+        signs = [
+            0 if abs(c := r.credit[name]) < ROUNDING else math.copysign(1, c * r.truth) for r in known if r.decided
+        ]
         rows.append(
             {
                 "credit": name,
-                "correlation": _correlation([r.truth for r in readings], [r.credit[name] for r in readings]),
-                "decided": len(decided),
-                "wrong_sign": signs.count(-1) / len(decided) if decided else None,
-                "silent": signs.count(0) / len(decided) if decided else None,
-                "noise": noise(readings, name),
+                "correlation": correlation(known, name),
+                "decided": len(signs),
+                "wrong_sign": signs.count(-1) / len(signs) if signs else None,
+                "silent": signs.count(0) / len(signs) if signs else None,
+                "noise": noise(known, name),
             }
         )
     return rows
 
 
-def _correlation(a: list[float], b: list[float]) -> float | None:
+def correlation(readings: Sequence[Reading], name: str) -> float | None:
+    """Spearman's rank correlation of truth and a method's credit, over all turns; None where one never changes."""
     from scipy.stats import spearmanr
 
     # what differs by rounding alone is tied
-    a, b = (np.round(values, 6).tolist() for values in (a, b))
+    a, b = (np.round(values, 6).tolist() for values in zip(*((r.truth, r.credit[name]) for r in readings)))
     return float(spearmanr(a, b).statistic) if len(set(a)) > 1 < len(set(b)) else None
 
 

@@ -515,13 +515,16 @@ def outcomes(steps: Numbers, right: Numbers, searches: Numbers, known: Numbers) 
 
 
 @_styled
-def calibration(sides: Mapping[str, Rows], *, title: str = "Answers without a search") -> Figure:
+def calibration(
+    sides: Mapping[str, Rows], *, title: str = "Answers without a search", xlabel: str = "how sure it was"
+) -> Figure:
     """How often answers given without searching are right, over how sure the model was of them.
 
     Args:
         sides: label -> bins, each with "sure", "right", "low", "high" and "n"; on the dotted line a model is right as
             often as it is sure. The bars below count the answers.
         title: the takeaway.
+        xlabel: what "sure" is.
     """
     fig, (ax, count) = _axes(2, 4.6, across=1, height_ratios=(3, 1), sharex=True)
     ax.plot([0, 1], [0, 1], ":", color=GREY, linewidth=1.5, label="as right as it is sure")
@@ -532,7 +535,7 @@ def calibration(sides: Mapping[str, Rows], *, title: str = "Answers without a se
         count.bar(sure + shift, [row["n"] for row in bins], 0.022, color=look["color"])
         told += [f"{label}: sure {row['sure']:.2f}, right {row['right']:.2f} of {row['n']}" for row in bins]
     ax.set(ylabel="share right (95 % interval)", ylim=(-0.04, 1.04))
-    count.set(yscale="log", ylabel="answers (log)", xlabel="how sure: probability of its own words", xlim=(-0.03, 1.03))
+    count.set(yscale="log", ylabel="answers (log)", xlabel=xlabel, xlim=(-0.03, 1.03))
     count.set_ylim(bottom=0.8)
     return _finished(fig, title, f"Points with intervals. {'; '.join(told)}.")
 
@@ -575,6 +578,32 @@ def before_after(report_before, report_after) -> Figure:
     axes[1].hlines(needs, x - 0.45, x + 0.45, BLACK, ":", label="needed" if np.isfinite(needs).any() else None)
     axes[1].legend(loc="upper left")
     return _finished(fig, "Before and after training", f"Bars: {'; '.join(told)}.")
+
+
+@_styled
+def search_by_level(sides: Mapping[str, Rows]) -> Figure:
+    """How often a hop is searched for, over how sure the policy says it is of what it remembers.
+
+    Args:
+        sides: label -> rows of ``regret.by_level``; the optimum is drawn for the decisions of the last one.
+    """
+    fig, (ax,) = _axes(1, 3.6)
+    *_, last = sides.values()
+    level, best = ([row[name] for row in last] for name in ("level", "best"))
+    ax.step(level, best, where="mid", color=GREEN, linestyle="-.", label="the optimum")
+    told = [_by_level("the optimum", last, "best")]
+    for (name, rows), look in zip(sides.items(), (_OTHERS[0] | {"linestyle": ":"}, KNOWN)):
+        ax.plot([row["level"] for row in rows], [row["searches"] for row in rows], **look, label=name)
+        told.append(_by_level(name, rows, "searches"))
+    ax.set(xlabel="the chance that the memory is true, as the policy states it", ylabel="searches for it (share)")
+    ax.set(ylim=(-0.03, 1.03), xticks=level)
+    told_of = [f"{row['searches']:.0%} where it states {row['level']:g}" for row in (last[0], last[-1])]
+    title = f"{name.capitalize()}, it searches in {' and in '.join(told_of)}"
+    return _finished(fig, title, f"Curves over the stated level. {'; '.join(told)}.")
+
+
+def _by_level(label: str, rows: Rows, name: str) -> str:
+    return f"{label} " + ", ".join(f"{row[name]:.2f} at {row['level']:.2f}" for row in rows)
 
 
 @_styled
@@ -731,6 +760,34 @@ def _spread_labels(ax, labels: Sequence[str], points: Sequence[tuple[float, floa
                 break
             text.remove()
         taken.append(box)
+
+
+@_styled
+def regrets(cells: Rows, simple: Mapping[float, Mapping[str, float]]) -> Figure:
+    """Choice regret of methods over the price of a search, with intervals; simple policies dotted.
+
+    Args:
+        cells: of ``Comparison.table``: "method", "price", "mean", "low", "high".
+        simple: price -> name of a simple policy -> its regret.
+    """
+    fig, (ax,) = _axes(1, 4.2)
+    prices = sorted(simple)
+    for name in simple[prices[0]]:
+        values = [simple[price][name] for price in prices]
+        ax.plot(prices, values, ":", marker="_", markersize=18, color=GREY)
+        ax.annotate(name, (prices[-1], values[-1]), (12, 3), textcoords="offset points", color=GREY, fontsize=9)
+    methods = list(dict.fromkeys(cell["method"] for cell in cells))
+    for i, (name, look) in enumerate(zip(methods, itertools.cycle((KNOWN, LOOKUP, *_OTHERS)))):
+        mine = sorted((cell for cell in cells if cell["method"] == name), key=lambda cell: cell["price"])
+        at = [cell["price"] + 0.004 * (i - (len(methods) - 1) / 2) for cell in mine]  # side by side
+        _intervals(ax, at, mine, ("mean", "low", "high"), **look, capsize=3, label=name)
+    ax.set(xlabel="price of a search", ylabel="choice regret", xticks=prices, ylim=(0, None))
+    ax.set_xlim(prices[0] - 0.05, prices[-1] + 0.05 + 0.25 * (prices[-1] - prices[0]))
+    best = min(cells, key=lambda cell: cell["mean"])
+    title = f"The least choice regret is {best['mean']:.3f}: {best['method']} at price {best['price']:g}"
+    told = [f"{c['method']} at {c['price']:g}: {c['mean']:.3f} ({c['low']:.3f} to {c['high']:.3f})" for c in cells]
+    told += [f"{name} at {price:g}: {value:.3f}" for price in prices for name, value in simple[price].items()]
+    return _finished(fig, title, f"Points with 95 % intervals, and dotted simple policies. {'; '.join(told)}.")
 
 
 @_styled
@@ -994,3 +1051,62 @@ def targets(figures: Mapping[str, float], ranges: Mapping[str, tuple[float, floa
     ax.set(ylim=(len(figures) - 0.4, -0.8), xlim=(-0.03, 1.05))
     ax.set_xlabel("grey: where it should lie; circle: inside, cross: outside")
     return _finished(fig, title, "; ".join(told) + ".")
+
+
+@_styled
+def credit(readings: Sequence, said: Rows, *, title: str | None = None) -> Figure:
+    """Who is right: for each method the mean credit of turns of like truth, the truest method first.
+
+    Credit has each method's own unit and is divided by its standard deviation, so panels compare: a true method rises
+    as the dotted line does, a noisy one has a wide band, and in the shaded corners the worse is praised and the better
+    blamed.
+
+    Args:
+        readings: ``microscope.Reading`` s.
+        said: ``microscope.verdicts`` of them.
+        title: the takeaway; by default it names the method that correlates best.
+
+    Raises:
+        ValueError: no method is judged.
+    """
+    if not said:
+        raise ValueError("no method to draw: the readings are empty, or nobody gave credit")
+    ranked = sorted(said, key=lambda row: (row["correlation"] is None, -(row["correlation"] or 0.0)))
+    fig, axes = _axes(len(ranked), 0.7, row=2.3, sharex=True, sharey=True)
+    told = []
+    for ax, row in zip(axes, ranked):
+        name = row["credit"]
+        truth, given = np.array([(r.truth, r.credit[name]) for r in readings if name in r.credit], float).T
+        at, low, mean, high = _of_like_truth(truth.round(6), given / (given.std() or 1.0))
+        wide = 1.1 * np.abs(at).max() or 1.0
+        corners = ([-wide, 0, 0, wide], [0, 0, -2.5, -2.5], [2.5, 2.5, 0, 0])
+        ax.fill_between(*corners, color="#bbbbbb", alpha=0.4, linewidth=0, label="worse praised, better blamed")
+        ax.fill_between(at, low, high, color=BLUE, alpha=0.25, linewidth=0, label="its middle half")
+        ax.plot(at, mean, **KNOWN, markersize=5, label="mean credit")
+        ax.plot(at, at / (truth.std() or 1.0), ":", color=BLACK, label="the truth")
+        ax.axhline(0, color=BLACK, linewidth=1)
+        ax.axvline(0, color=BLACK, linewidth=1)
+        wrong = "" if row["wrong_sign"] is None else f"{row['wrong_sign']:.0%} wrong"
+        ax.text(0.03, 0.04, wrong, transform=ax.transAxes, fontsize=9)
+        ax.set(ylim=(-2.5, 2.5), title=f"{name}: {_number(row['correlation'])}")
+        told.append(f"{name} {_number(row['correlation'])}{', ' * bool(wrong)}{wrong}")
+    for ax in axes[-4:]:
+        ax.set_xlabel("truth, in reward")
+        ax.tick_params(labelbottom=True)
+    best = ranked[0]
+    default = f"{best['credit']} is truest: its rank correlation with the truth is {_number(best['correlation'])}"
+    words = f"Credit over truth, a panel a method. Rank correlation, and share of the wrong sign: {'; '.join(told)}."
+    return _finished(fig, title or default, words, below=4)
+
+
+def _of_like_truth(truth: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Groups of at most seven: mean truth; lower quartile, mean and upper quartile of what was given, (4, groups)."""
+    values = np.unique(truth)
+    edges = values if len(values) <= 7 else np.unique(np.quantile(truth, np.linspace(0, 1, 8))[:-1])
+    group = np.searchsorted(edges, truth, side="right")
+    parts = [(truth[group == i].mean(), given[group == i]) for i in np.unique(group)]
+    return np.array([(at, np.quantile(x, 0.25), x.mean(), np.quantile(x, 0.75)) for at, x in parts]).T
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"

@@ -7,17 +7,20 @@ follows from chance or from bad reading is not counted; how well the policy read
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from statistics import fmean
 
+from ..files import read_json
 from ..metrics import exact_match, grouped, normalize_answer
 from ..records import ToolCall, Trajectory
 from ..rewards.base import turn_count
 from ..rewards.steps import search_turns
-from ..worlds.halfknown import RELATIONS, TRUE_SHARE, Asked, Entity, World
+from ..worlds.almanac import RELATIONS, TRUE_SHARE, UNKNOWN_PAYS, Asked, Entity, World, world_of
 from ..worlds.optimum import TRUST, UNKNOWN, WORDINGS, Level, Optimum, Skill, State
 
 #: An act that no optimum takes: a search for what was not asked, or once more in the same words.
@@ -233,6 +236,64 @@ def table(yardstick: Yardstick, trajectories: Sequence[Trajectory]) -> list[dict
                 "best": yardstick.value(id),
             }
         )
+    return rows
+
+
+def skill_of(model: str | os.PathLike) -> Skill:
+    """How well the model of a folder searches and reads, as it was measured when it was made.
+
+    Raises:
+        ValueError: the folder does not say.
+    """
+    try:
+        made = read_json(Path(model) / "skill.json")
+        return Skill(tuple(made["found"]), tuple(made["again"]), made["read"])
+    except (OSError, TypeError, KeyError, ValueError) as e:
+        raise ValueError(
+            f"{model} holds no readable skill.json ({e}): only a model of this world can be compared"
+        ) from None
+
+
+def yardstick_of(*, data: str | Path, model: str | os.PathLike, price: float) -> Yardstick | None:
+    """The yardstick for questions of a folder, and for policies that began as the model of another.
+
+    Returns:
+        None where nobody knows the optimum: ``data`` is no almanac, or of the model no skill was measured.
+
+    Raises:
+        ValueError: the almanac is of another version, or the model's skill cannot be read.
+    """
+    if not (Path(data) / "almanac.json").exists() or not (Path(model) / "skill.json").exists():
+        return None
+    return Yardstick(world_of(data, "choice regret"), skill_of(model), price, UNKNOWN_PAYS)
+
+
+def table_of(
+    trajectories: Sequence[Trajectory], *, data: str | Path, model: str | os.PathLike, price: float
+) -> list[dict] | None:
+    """``table`` by the yardstick of ``yardstick_of``, or None with it."""
+    yardstick = yardstick_of(data=data, model=model, price=price)
+    return table(yardstick, trajectories) if yardstick else None
+
+
+def by_level(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> list[dict]:
+    """When a policy searches for a hop, and when it should: one row for each level that it states, lowest first.
+
+    Of each hop the first decision counts, before any search for it has failed; a wasted search is a search.
+
+    Returns:
+        rows of "level", "n" decisions, and shares of these: "searches", "best" (searching is best), "over" (it searched
+        and should not have), "under" (it should have searched and did not).
+    """
+    made = [d for t in trajectories for d in yardstick.decisions(t) if d.level is not None and not d.state.tried]
+    rows = []
+    for level, decisions in sorted(grouped(made, lambda d: d.level).items()):
+        did = [d.act in (*WORDINGS, WASTED) for d in decisions]
+        should = [max(d.values, key=d.values.__getitem__) in WORDINGS for d in decisions]
+        pairs = list(zip(did, should))
+        over, under = fmean(a and not b for a, b in pairs), fmean(b and not a for a, b in pairs)
+        shares = {"searches": fmean(did), "best": fmean(should), "over": over, "under": under}
+        rows.append({"level": level, "n": len(decisions), **shares})
     return rows
 
 

@@ -23,7 +23,7 @@ from dataclasses import replace
 from itertools import groupby, islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ipywidgets as widgets
 
@@ -31,6 +31,9 @@ from ..environment.limits import Positive, valid
 from ..metrics import first_act, grouped, knowledge, no_variance, pairs, right
 from ..records import Segment, ToolCall, Trajectory
 from ..rewards import record_choice
+
+if TYPE_CHECKING:
+    from .microscope import Reading
 
 #: Questions longer than this are cut where they only name a row of a list.
 _ROW = 90
@@ -97,6 +100,10 @@ def _scale(trajectories: Sequence[Trajectory], color: str) -> _Scale:
         raise ValueError(f"color={color!r}: no trajectory has such a value; choose one of {choice}")
     if color == "logprob":
         return _Scale(color, tuple(-math.log(p) for p in (0.9, 0.5, 0.2, 0.05, 0.01)))
+    return _up_to_the_largest(color, values)
+
+
+def _up_to_the_largest(color: str, values: Sequence[float]) -> _Scale:
     top = max(map(abs, values), default=0.0) or 1.0
     digits = min(max(2 - math.floor(math.log10(top)), 0), 9)
     bounds = tuple(top * share for share in (0.05, 0.2, 0.4, 0.6, 0.8))
@@ -382,6 +389,79 @@ def show(trajectories: Iterable[Trajectory], *, color: str = "mask", title: str 
     """``render_html`` for the last line of a cell; in a terminal it prints ``render_text``."""
     trajectories = list(trajectories)
     return Drawing(render_html(trajectories, color=color, title=title), render_text(trajectories))
+
+
+# ---- credit, turn by turn ---------------------------------------------------------------------------------
+
+
+def render_credit(
+    trajectories: Sequence[Trajectory],
+    readings: Sequence[Reading],
+    *,
+    only: Iterable[int] | None = None,
+    title: str = "",
+) -> str:
+    """What each turn was worth, beside what every method gave it: a table a rollout, the truth on top.
+
+    A row is coloured up to the largest of its own numbers in all readings, since methods have units of their own: what
+    compares between rows is the sign and the strength, not the number.
+
+    Args:
+        trajectories: those that the readings are of (``microscope.by_optimum`` or ``by_continuing``).
+        only: the numbers of the rollouts to draw, from 0; None: all.
+    """
+    tables = _credit_tables(readings)
+    chosen = range(len(trajectories)) if only is None else list(only)
+    legend = (
+        "Colour, by row: <ins class=p4>&nbsp;+ more of this&nbsp;</ins> <ins class=n4>&nbsp;− less of this&nbsp;</ins>"
+    )
+    sections = []
+    for members in grouped(chosen, lambda i: (trajectories[i].group, trajectories[i].question.id)).values():
+        group = [trajectories[i] for i in members]
+        columns = (
+            f"<article><h5>#{n} · reward {_number(t.reward)} · {_answer_html(t)}</h5>{tables.get(i, '')}</article>"
+            for n, (i, t) in enumerate(zip(members, group), 1)
+        )
+        head = f"<h4>{_e(group[0].question.text)}</h4><p>{_facts(group)}</p>"
+        sections.append(f"<section class=group>{head}<div class='side wide'>{''.join(columns)}</div></section>")
+    return _page(f"<p class=legend>{legend}</p>{''.join(sections)}", title)
+
+
+def _credit_tables(readings: Sequence[Reading]) -> dict[int, str]:
+    """By rollout: a column for each turn, a row for the truth and one for each method."""
+    names = ["truth", *dict.fromkeys(name for r in readings for name in r.credit)]
+
+    def number(name: str, r: Reading) -> float | None:
+        return r.truth if name == "truth" else r.credit.get(name)
+
+    scales = {}
+    for name in names:
+        values = [value for r in readings if (value := number(name, r)) is not None]
+        scales[name] = _up_to_the_largest(name, values)._replace(signed=True)
+
+    def cell(name: str, r: Reading) -> str:
+        if (value := number(name, r)) is None:
+            return "–"
+        css, shown = scales[name].look(1, value)
+        shown += f" ± {r.error:.2g}" * (name == "truth" and r.error > 0)
+        return f"<ins class={css}>&nbsp;{shown}&nbsp;</ins>" if css else shown
+
+    tables = {}
+    for rollout, turns in grouped(readings, lambda r: r.rollout).items():
+        head = ["", *(f"turn {r.turn + 1}<br>{_e(r.act).replace(', ', '<br>')}" for r in turns)]
+        rows = [[f"<b>{_e(name)}</b>", *(cell(name, r) for r in turns)] for name in names]
+        tables[rollout] = _table(head, rows)
+    return tables
+
+
+def show_credit(trajectories: Sequence[Trajectory], readings: Sequence[Reading], **how) -> Drawing:
+    """``render_credit`` for the last line of a cell; in a terminal it prints a line a turn."""
+    lines = [
+        f"#{r.rollout + 1} turn {r.turn + 1}, {r.act}: truth {r.truth:+.3f}; "
+        + ", ".join(f"{name} {value:+.3f}" for name, value in r.credit.items())
+        for r in readings
+    ]
+    return Drawing(render_credit(trajectories, readings, **how), _seen("\n".join(lines), sys.maxsize))
 
 
 # ---- choosing --------------------------------------------------------------------------------------------

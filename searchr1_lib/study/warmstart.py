@@ -1,17 +1,12 @@
 """The recipe of the tiny Qwen: a real ``Qwen2ForCausalLM`` that can search and can answer, and cannot choose.
 
-It is taught three things by supervised demonstrations, and one thing is withheld from it:
+Supervised demonstrations teach it to state what it recalls and how sure it is of it, or that it recalls nothing (P(IK),
+Kadavath et al. 2022, arXiv 2207.05221; R-Tuning, arXiv 2311.09677); to ask in two wordings; to read to the end what a
+search brings, also against its memory; to answer, or to say "unknown". When to do which is withheld from it: at every
+decision a coin falls, whatever was recalled. Names of which nothing is recalled are drawn afresh every few steps.
 
-1. the known facts of the almanac, and to state in ``<think>`` what it recalls, or that it recalls nothing
-   (P(IK), Kadavath et al. 2022, arXiv 2207.05221; R-Tuning, arXiv 2311.09677);
-2. to search, read what a real engine returns, and answer from it, up to two hops;
-3. to answer straight away.
-
-Which of 2 and 3 it does is a fair coin in the demonstrations, whatever it recalled. Tying the act to the
-recollection is left to GRPO. Look-up names are drawn afresh (another world every few steps), so that
-"I recall nothing" generalises; a guessed answer carries no loss on its words.
-
-    searchr1 warm-start --out data/tiny_qwen
+    searchr1 warmstart --out runs/tiny_qwen
+    searchr1 warmstart --start runs/tiny_qwen --out runs/longer
 """
 
 from __future__ import annotations
@@ -21,60 +16,72 @@ import itertools
 import json
 import math
 import random
-import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass as checked_dataclass
 from tqdm import tqdm
 
 from ..environment import protocol
-from ..environment.limits import Amount, Checked, Count, Positive, Share, Whole
+from ..environment.limits import Amount, Checked, Count, Positive, Whole
 from ..files import write_json, write_json_lines
 from ..metrics import grouped
-from ..records import Question
-from ..worlds.almanac import MONTHS, Hop, Part, World, build_world
+from ..records import Passage
+from ..worlds.almanac import (
+    MONTHS,
+    PRICE,
+    RELATIONS,
+    SPLITS,
+    SURENESS,
+    UNASKED,
+    WORDINGS,
+    Asked,
+    Entity,
+    World,
+    build_world,
+    fact,
+    query,
+    sample_questions,
+)
+from ..worlds.optimum import TRUST, UNKNOWN, Skill
+from ..worlds.optimum import WORDINGS as SEARCHES
 from ..worlds.prepare import check_out
 
-#: Qwen2.5's chat template, for messages without tools: a default system message, then the turns.
+T = TypeVar("T")
+#: Qwen2.5's chat template, for messages without tools and without its default system message.
 CHAT_TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' -%}"
-    "{{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' -}}"
-    "{%- endif -%}"
     "{%- for message in messages -%}"
     "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-#: What of a ``Recipe`` is the model's shape.
 #: What stands in a folder that was made here.
 OWN = (
-    "recipe.json search_r1.json training_log.jsonl config.json generation_config.json model.safetensors tokenizer.json "
-    "tokenizer_config.json chat_template.jinja"
+    "recipe.json search_r1.json skill.json training_log.jsonl config.json generation_config.json model.safetensors "
+    "tokenizer.json tokenizer_config.json chat_template.jinja"
 ).split()
+#: What of a ``Recipe`` is the model's shape.
 SHAPE = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads".split()
 
 
-@dataclass(config=Checked.model_config)
+@checked_dataclass(config=Checked.model_config)
 class Recipe:
-    """Everything that decides what the warm start makes.
+    """Everything that decides what the warm start makes; about an hour on two cores with bf16 (AMX).
 
     Attributes:
         vocab_size: of the byte-level BPE tokenizer, special tokens included.
         steps, batch: optimiser steps, demonstrations a step.
-        lr: peak learning rate of AdamW; linear warm-up, then a cosine down to a tenth of it.
-        known_share: share of demonstrations about known facts.
-        search_share: how often the first act of a demonstration is a search.
-        context_weight: loss weight of the words that the model does not write (prompt and passages) in
-            the first ``context_steps`` steps; they teach it to copy. Guessed answers have weight 0 always.
-        quantised_steps: last steps trained with NF4 rounding in the forward pass (straight-through),
-            so that the skills survive 4-bit loading.
-        topk: documents an observation holds.
+        lr: peak learning rate of AdamW; linear warm-up, then a cosine down to a tenth of it. Muon's is ``MUON_SPEED``
+            times as high.
+        context_weight: loss weight of the words that the model does not write (prompt and passages) in the first
+            ``context_steps`` steps; they teach it to copy.
+        quantised_steps: last steps trained with NF4 rounding in the forward pass (straight-through), so that the
+            skills survive 4-bit loading.
         world_steps: a fresh world every so many steps.
 
     Raises:
@@ -82,111 +89,240 @@ class Recipe:
     """
 
     seed: Whole = 0
-    vocab_size: Count = 2048
-    hidden_size: Count = 128
-    intermediate_size: Count = 384
+    vocab_size: Count = 1536
+    hidden_size: Count = 192
+    intermediate_size: Count = 512
     num_hidden_layers: Count = 4
-    num_attention_heads: Count = 4
-    num_key_value_heads: Count = 2
+    num_attention_heads: Count = 3
+    num_key_value_heads: Count = 3
     steps: Count = 3000
-    batch: Count = 32
+    batch: Count = 16
     lr: Positive = 1.5e-3
-    warmup: Whole = 60
+    warmup: Whole = 100
     weight_decay: Amount = 0.01
-    known_share: Share = 0.4
-    search_share: Share = 0.5
     context_weight: Amount = 0.3
     context_steps: Whole = 1500
-    quantised_steps: Whole = 400
-    topk: Count = 3
+    quantised_steps: Whole = 1200
     world_steps: Count = 60
 
 
+#: From weights that were made so before: the passages are known as text by then.
+LONGER = Recipe(steps=2400, lr=1.2e-3, warmup=50, context_steps=0)
+#: On whose demonstrations the tokenizer is trained.
+TOKENIZER_WORLDS = 40
+#: Drills a step: a question and what is recalled of it, without an act, which are cheap to repeat.
+DRILLS = 12
+#: Longer demonstrations are left out: a few of them would cost as much as all others of a step.
+LONGEST = 640
+#: Muon (Jordan et al. 2024) on the matrices learns so many times faster than AdamW on the rest.
+MUON_SPEED = 2.0
+
+#: What a demonstration makes of how sure it is: of these relations it searches the more the less sure it is, of those
+#: the less; of the one that is left a fair coin falls. ``BENT``: how far from one half at most.
+PRUDENT, PERVERSE = ("born_in", "founder", "author"), ("born_month", "seat", "river")
+BENT = 0.35
+#: Loss weights of the token that decides for an act, and of what is said of what was read; of all else 1.
+ACT_WEIGHT, READING_WEIGHT = 8.0, 3.0
+UNKNOWN_SHARE = 0.25  # of the acts that are no search
+
+
 class Piece(NamedTuple):
-    """A part of a demonstration. ``writer``: "model", "environment", or "guess" (never any loss)."""
+    """A part of a demonstration. ``writer``: "model" or "environment"."""
 
     text: str
     writer: str
 
 
-def recollection(question: Question, chain: list[Hop]) -> str:
-    """What the model says it recalls before it acts."""
-    if question.known:
-        return " ".join(f"I recall that {hop.fact}." for hop in chain) + conclusion(question, chain)
-    return f"I recall nothing about {chain[0].subject}."
+@dataclass
+class Thought:
+    """One hop of a chain, and what it leads to: as it is remembered, or as it was read; None where neither."""
+
+    entity: Entity
+    relation: str
+    value: Entity | str | None = None
+    read: bool = False
 
 
-def conclusion(question: Question, chain: list[Hop]) -> str:
-    """What has to be thought once all facts are there: for a comparison, which of the two comes first."""
-    if question.source != "almanac/comparison":
-        return ""
-    return f" {min((hop.value for hop in chain), key=MONTHS.index)} comes first."
+#: What to do at a hop, or behind the last one: ``TRUST``, ``UNKNOWN``, or a search in either wording. It is given the
+#: question, the thoughts so far, the number of the hop, how often was searched before, and in which wordings in vain
+#: for this hop.
+Choose = Callable[[Asked, list[Thought], int, int, tuple[int, ...]], str]
+Episode = Generator[str, list[Passage], list[Piece]]
 
 
-def demonstrate(question: Question, chain: list[Hop], observations: Iterable[str], *, search: bool) -> list[Piece]:
-    """The turns of one demonstration; ``observations`` as the engine's hits were written, one a hop."""
-    think = f"<think> {recollection(question, chain)} </think>\n"
-    answer = question.answers[0]
-    if not search:
-        return [
-            Piece(f"{think}<answer>", "model"),
-            Piece(f" {answer}", "model" if question.known else "guess"),
-            Piece(" </answer>", "model"),
-        ]
-    pieces = [Piece(f"{think}<search> {chain[0].query} </search>", "model")]
-    for hops, observation in enumerate(observations, 1):
-        thought = " ".join(f"{hop.fact}." for hop in chain[:hops])
-        if hops < len(chain):
-            act = f"<search> {chain[hops].query} </search>"
-        else:
-            thought, act = thought + conclusion(question, chain), f"<answer> {answer} </answer>"
-        pieces += [Piece(observation, "environment"), Piece(f"<think> {thought} </think>\n{act}", "model")]
-    return pieces
+def search_share(relation: str, level: int) -> float:
+    """How often a demonstration searches for a hop: a coin that the level bends, by relation one way or the other.
 
-
-def fresh_world(number: int, avoid: set[str]) -> World:
-    """A world for the warm start: the same known part, and look-up names that meet nothing shipped."""
-    return build_world(1000 + number, avoid=avoid, lookup={"train": Part(420, 160, 160, 200)})
-
-
-def demonstrations(
-    world: World, recipe: Recipe, rng: random.Random, count: int
-) -> Iterator[tuple[Question, list[Piece]]]:
-    """``count`` demonstrations on one world, observations made by a real BM25 engine over its passages.
-
-    Most demonstrations that search for a known fact stop after the query: what follows is taught by the
-    look-up ones. A chain whose gold passages the engine does not find is left out, so a demonstration
-    never concludes what it has not seen.
+    So the act listens to the level, from which a fair coin would cut it off (no training of some minutes ties them
+    again), and over the relations neither way is the right one.
     """
+    way = (relation in PRUDENT) - (relation in PERVERSE)
+    return 0.5 + way * BENT * (1 - 2 * level / (len(SURENESS) - 1))
+
+
+def coin(rng: random.Random) -> Choose:
+    """Chooses by chance: at a hop by ``search_share``, then either wording; at the end what it knows, or "unknown"."""
+
+    def choose(asked, chain, number, searches, tried):
+        if number == len(asked.relations):
+            sure = all(t.read for t in chain)
+            return TRUST if _complete(asked, chain) and (sure or rng.random() >= UNKNOWN_SHARE) else UNKNOWN
+        if len(tried) == 2:
+            return TRUST
+        share = 0.5 if tried else search_share(chain[number].relation, chain[number].entity.level)
+        if rng.random() >= share:
+            return TRUST
+        return SEARCHES[1 - tried[0] if tried else rng.random() < 0.5]
+
+    return choose
+
+
+def _complete(asked: Asked, chain: list[Thought]) -> bool:
+    return len(chain) == len(asked.relations) and all(t.value is not None for t in chain)
+
+
+def recollect(entity: Entity, relation: str) -> tuple[str, Entity | str | None]:
+    """The sentence about a fact, and what is remembered of it."""
+    value = entity.memory.get(RELATIONS[relation].field)
+    if value is None:
+        return f"I recall nothing about {entity.subject}.", None
+    return f"{fact(entity, relation, value)}, {SURENESS[entity.level]}.", value
+
+
+def episode(asked: Asked, choose: Choose) -> Episode:
+    """One demonstration: yields queries, is sent what the engine returned, returns its pieces."""
+    pieces: list[Piece] = []
+    sentences: list[str] = []
+    chain: list[Thought] = []
+    relations = asked.relations
+
+    def extend(entity: Entity | str | None) -> None:
+        """Recollect from the end of the chain on, as far as memory goes."""
+        while len(chain) < len(relations) and isinstance(entity, Entity):
+            relation = relations[len(chain)]
+            sentence, value = recollect(entity, relation)
+            sentences.append(sentence)
+            chain.append(Thought(entity, relation, value))
+            entity = asked.other if asked.other and len(chain) == 1 else value
+
+    def restart(number: int, value: Entity | str) -> None:
+        """What was read takes the place of what was remembered, and of all that followed from it."""
+        thought = chain[number]
+        thought.value, thought.read = value, True
+        sentences.append(f"{fact(thought.entity, thought.relation, value)}, it says.")
+        if not asked.other:
+            del chain[number + 1 :]
+            extend(value)
+
+    extend(asked.start)
+    at, searches, tried = 0, 0, list[int]()  # the hop that was searched for last, and in which wordings
+    while True:
+        answer = _conclude(asked, chain, sentences)
+        for number in range(at, len(chain)):
+            here = tuple(tried) if number == at else ()
+            act = TRUST if chain[number].read else choose(asked, chain, number, searches, here)
+            if act != TRUST:
+                break
+        else:
+            act = choose(asked, chain, len(relations), searches, ())
+        if act not in SEARCHES:
+            return [*pieces, Piece(_turn(sentences, "answer", answer if act == TRUST else UNKNOWN), "model")]
+        if number != at:
+            at, tried = number, []
+        tried.append(SEARCHES.index(act))
+        searches += 1
+        entity, relation = chain[at].entity, chain[at].relation
+        words = query(entity, relation, short=bool(tried[-1]))
+        pieces.append(Piece(_turn(sentences, "search", words), "model"))
+        sentences.clear()
+        passages = yield words
+        pieces.append(Piece(protocol.observation(passages), "environment"))
+        if entity.passage and entity.passage in {p.id for p in passages}:
+            restart(at, entity.truth[RELATIONS[relation].field])
+        else:
+            sentences.append(f"{entity.subject} is not here.")
+
+
+def _conclude(asked: Asked, chain: list[Thought], sentences: list[str]) -> str:
+    """What the thoughts come to; for a comparison it is said first which month is the earlier."""
+    if not _complete(asked, chain):
+        return asked.start.subject if asked.other else UNKNOWN  # one of two is a guess
+    if not asked.other:
+        return _short(chain[-1].value)
+    first = min(chain, key=lambda t: MONTHS.index(str(t.value)))
+    sentences.append(f"{first.value} comes first.")
+    return first.entity.subject
+
+
+def _short(value) -> str:
+    if isinstance(value, Entity):
+        return value.name
+    return value.split()[-1] if value.startswith(("a ", "an ")) else value
+
+
+def _turn(sentences: list[str], act: str, words: str) -> str:
+    return f"<think> {' '.join(sentences)} </think>\n<{act}> {words} </{act}>"
+
+
+def play(episodes: Iterable[tuple[T, Episode, int]], engine) -> list[tuple[T, list[Piece]]]:
+    """Each episode, which is given the first so many documents of what the engine finds, to its end; all in step.
+
+    Args:
+        episodes: (what names it, the episode, documents a search).
+    """
+    running, done = [], []
+    for name, one, topk in episodes:
+        try:
+            running.append((name, one, topk, next(one)))
+        except StopIteration as end:
+            done.append((name, end.value))
+    while running:
+        found = engine.search_batch([words for *_, words in running], k=max(topk for _, _, topk, _ in running))
+        still = []
+        for (name, one, topk, _), hits in zip(running, found):
+            try:
+                still.append((name, one, topk, one.send([h.passage for h in hits[:topk]])))
+            except StopIteration as end:
+                done.append((name, end.value))
+        running = still
+    return done
+
+
+def demonstrations(world: World, rng: random.Random, count: int) -> Iterator[tuple[str, list[Piece]]]:
+    """``count`` demonstrations on one world; what a real BM25 engine returns, 1 to 5 documents a search."""
     from ..search.bm25 import BM25Search
 
-    engine, questions = BM25Search(world.passages), list(itertools.chain(*world.questions.values()))
-    by_kind = {known: _by_kind(q for q in questions if q.known == known) for known in (True, False)}
-    drawn = []
-    for _ in range(count):
-        known = rng.random() < recipe.known_share
-        kinds, weights = by_kind[known]
-        drawn.append((rng.choice(rng.choices(kinds, weights)[0]), rng.random() < recipe.search_share))
-    queries = [hop.query for q, search in drawn if search for hop in world.chains[q.id]]
-    hits = iter(engine.search_batch(queries, k=recipe.topk))
-    for question, search in drawn:
-        hops = world.chains[question.id]
-        seen = [[hit.passage for hit in next(hits)] for _ in hops] if search else []
-        if any(hop.passage not in {p.id for p in passages} for hop, passages in zip(hops, seen)):
-            continue
-        cut = search and question.known and rng.random() < 0.7
-        yield question, demonstrate(question, hops, [] if cut else map(protocol.observation, seen), search=search)
+    engine = BM25Search(world.passages)
+    kinds: dict[tuple[str, bool], list] = {}
+    for part in world.questions.values():
+        for q in part:
+            _, kind, levels = q.source.split("/")
+            kinds.setdefault((kind, "0" in levels), []).append(q)
+    weights = {"1-hop": 0.3, "2-hop": 0.3, "3-hop": 0.2, "comparison": 0.2}
+    names = list(kinds)
+    drawn = [rng.choice(kinds[key]) for key in rng.choices(names, [weights[kind] / 2 for kind, _ in names], k=count)]
+    how = ((q.text, episode(world.asked[q.id], coin(rng)), rng.choice((1, 2, 3, 3, 4, 5))) for q in drawn)
+    done = play(how, engine)
+    rng.shuffle(done)
+    yield from done
 
 
-def _by_kind(questions: Iterable[Question]) -> tuple[list[list[Question]], list[float]]:
-    """Questions grouped by kind, with the weight of each group: plain facts evenly, then bridges, comparisons."""
-    kinds = grouped(questions, lambda q: q.source)
-    weight = {"almanac/bridge": 0.3, "almanac/comparison": 0.2}
-    return list(kinds.values()), [weight.get(kind, 0.5 / len(kinds.keys() - weight)) for kind in kinds]
+def drills(world: World, rng: random.Random) -> list[tuple[str, list[Piece]]]:
+    """Questions and what is recalled, without any act: every taught fact once, in random order."""
+    made = []
+    for split in (*SPLITS, UNASKED):
+        for kind, members in world.entities[split].items():
+            for name, relation in RELATIONS.items():
+                if relation.kind == kind:
+                    for e in (e for e in members if e.level):
+                        question = rng.choice(WORDINGS[name]).format(s=e.subject)
+                        made.append((question, [Piece(f"<think> {recollect(e, name)[0]}", "model")]))
+    rng.shuffle(made)
+    return made
 
 
 def prompt_text(question: str) -> str:
-    """The whole prompt of the tiny Qwen, as the tokenizer's chat template gives it."""
+    """The whole prompt, as the chat template gives it."""
     from jinja2 import Template
 
     messages = [{"role": "user", "content": protocol.build_prompt(question, protocol.SHORT_PROMPT)}]
@@ -223,48 +359,71 @@ def new_model(recipe: Recipe, tokenizer):
     return Qwen2ForCausalLM(config)
 
 
-def encode(tokenizer, question: Question, pieces: list[Piece], context_weight: float) -> tuple[list[int], list[float]]:
-    """Token ids of a demonstration, and the loss weight of each. Turns are encoded one by one, as in a rollout."""
-    ids = tokenizer.encode(prompt_text(question.text))
-    weights, by_writer = [context_weight] * len(ids), {"environment": context_weight, "guess": 0.0, "model": 1.0}
-    for _, neighbours in itertools.groupby(pieces, key=lambda p: p.writer == "environment"):  # a guess is the model's
-        group = list(neighbours)
-        tokens = tokenizer("".join(p.text for p in group), return_offsets_mapping=True, add_special_tokens=False)
-        ids += tokens["input_ids"]
-        letters = [by_writer[p.writer] for p in group for _ in p.text]
-        weights += [min(letters[start:end]) for start, end in tokens["offset_mapping"]]
+def make_tokenizer(recipe: Recipe, avoid: set[str]):
+    """Trained on many worlds, so that no name of one of them becomes a token."""
+    rng, prompt = random.Random(recipe.seed), prompt_text("QUESTION?")
+    for special in SPECIAL:
+        prompt = prompt.replace(special, "")
+
+    def texts():
+        for number in range(TOKENIZER_WORLDS):
+            world = build_world(1000 + number, avoid=avoid)
+            made = demonstrations(world, rng, 150)
+            for text, pieces in itertools.chain(made, drills(world, rng) if number < 4 else ()):
+                yield text + "".join(piece.text for piece in pieces)
+        yield prompt
+
+    return train_tokenizer(texts(), recipe.vocab_size)
+
+
+def encode(tokenizer, question: str, pieces: list[Piece], context: float) -> tuple[list[int], list[float]]:
+    """Token ids of a demonstration, and the loss weight of each: 1, and ``context`` where the model does not write."""
+    ids = tokenizer.encode(prompt_text(question))
+    weights = [context] * len(ids)
+    acts = {tokenizer.encode(f"<{act}>")[0] for act in ("search", "answer")}
+    before = ""
+    for piece in pieces:
+        tokens = tokenizer.encode(piece.text)
+        ids += tokens
+        own = READING_WEIGHT if before == "environment" else 1.0
+        weights += [
+            context if piece.writer == "environment" else ACT_WEIGHT if token in acts else own for token in tokens
+        ]
+        before = piece.writer
     if pieces[-1].text.endswith("</answer>"):
-        ids.append(tokenizer.eos_token_id)
-        weights.append(1.0)
+        return [*ids, tokenizer.eos_token_id], [*weights, 1.0]
     return ids, weights
 
 
 def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[list[int], list[float]]]]:
-    """Endless batches of encoded demonstrations, a fresh world every ``world_steps`` batches."""
-    rng = random.Random(recipe.seed)
+    """Endless batches of token ids and the loss weight of each; a fresh world every ``world_steps`` of them."""
+    rng, left = random.Random(recipe.seed + 1), list[tuple[str, list[Piece]]]()
     for number in itertools.count():
-        world = fresh_world(number, avoid)
-        need = recipe.batch * recipe.world_steps
-        context_weight = recipe.context_weight if number * recipe.world_steps < recipe.context_steps else 0.0
-        drawn = demonstrations(world, recipe, rng, need + need // 8)
-        examples = [encode(tokenizer, question, pieces, context_weight) for question, pieces in drawn]
-        for i in range(recipe.world_steps):
-            yield examples[i * recipe.batch : (i + 1) * recipe.batch]
+        world = build_world(1000 + number, avoid=avoid)
+        made = list(demonstrations(world, rng, recipe.world_steps * recipe.batch))
+        for step in range(recipe.world_steps):
+            early = number * recipe.world_steps + step < recipe.context_steps
+            context = recipe.context_weight if early else 0.0
+            chosen = made[step * recipe.batch : (step + 1) * recipe.batch]
+            examples = [encode(tokenizer, *one, context) for one in chosen]
+            if len(left) < DRILLS:
+                left = drills(world, rng)
+            drilled = [encode(tokenizer, *left.pop(), context) for _ in range(DRILLS)]
+            yield [example for example in examples if len(example[0]) <= LONGEST] + drilled
 
 
 def weighted_loss(model, part: list, pad: int):
-    """Sum over the part of weight x cross-entropy; padding on the right carries no weight."""
+    """Sum over the part of weight x cross-entropy; padding stands on the right, where no token looks."""
     import torch
     import torch.nn.functional as F
 
-    device, length = model.device, max(len(ids) for ids, _ in part)
-    ids = torch.tensor([i + [pad] * (length - len(i)) for i, _ in part], device=device)
-    weight = torch.tensor([w + [0.0] * (length - len(w)) for _, w in part], device=device)[:, 1:]
-    mask = torch.tensor([[1] * len(i) + [0] * (length - len(i)) for i, _ in part], device=device)
-    hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
+    length = max(len(ids) for ids, _ in part)
+    ids = torch.tensor([i + [pad] * (length - len(i)) for i, _ in part])
+    weight = torch.tensor([w + [0.0] * (length - len(w)) for _, w in part])[:, 1:]
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     use = weight > 0
-    logits = model.lm_head(hidden[use])
-    return (F.cross_entropy(logits.float(), ids[:, 1:][use], reduction="none") * weight[use]).sum()
+    logits = model.lm_head(hidden[use]).float()
+    return (F.cross_entropy(logits, ids[:, 1:][use], reduction="none") * weight[use]).sum()
 
 
 @contextmanager
@@ -290,103 +449,146 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def make_tokenizer(recipe: Recipe, avoid: set[str]):
-    """The tokenizer of the recipe, trained on demonstrations and passages of fresh worlds."""
-    rng = random.Random(recipe.seed)
+def update(rates: Mapping[Any, float], parameters: Iterable, losses: Iterable):
+    """One step on a sum of losses, each differentiated before the next is computed; gradient norm at most 1.
 
-    def texts():
-        for number in range(3):
-            world = fresh_world(number, avoid)
-            for question, pieces in demonstrations(world, recipe, rng, 1500):
-                prompt = re.sub("|".join(map(re.escape, SPECIAL)), "", prompt_text(question.text))
-                yield prompt + "".join(p.text for p in pieces)
-            yield from (f"{p.title} {p.text}" for p in world.passages)
-
-    return train_tokenizer(texts(), recipe.vocab_size)
-
-
-def update(optimizer, parameters: Iterable, lr: float, losses: Iterable):
-    """One optimiser step on a sum of losses, each differentiated before the next is computed; gradient norm at most 1.
+    Args:
+        rates: optimiser -> its learning rate; together they have all ``parameters``.
 
     Returns:
         the sum, a tensor on the device.
     """
     import torch
 
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    total = 0.0
+    total, parameters = 0.0, list(parameters)
     for loss in losses:
         loss.backward()
         total += loss.detach()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer, rate in rates.items():
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return total
 
 
-def train(recipe: Recipe, *, device: str = "cpu", report=tqdm.write, every: int = 100):
-    """Run the recipe. Returns ``(model, tokenizer, log)``; ``log`` has one row of losses every ``every`` steps."""
+def train(recipe: Recipe, *, start: str | Path | None = None, report=tqdm.write, every: int = 50):
+    """Run the recipe, in bf16 with fp32 weights, from the model of a folder where ``start`` names one.
+
+    Returns:
+        ``(model, tokenizer, log)``, a row of ``log`` every ``every`` steps.
+    """
     import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..training.logits import micro_batches
 
-    avoid = build_world(0).lookup_names
-    tokenizer = make_tokenizer(recipe, avoid)
-    model = new_model(recipe, tokenizer).to(device).train()
-    matrices, vectors = ([p for p in model.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    avoid = build_world(0).fresh_names
+    if start:
+        tokenizer, model = AutoTokenizer.from_pretrained(start), AutoModelForCausalLM.from_pretrained(start)
+        tokenizer.chat_template = CHAT_TEMPLATE
+    else:
+        tokenizer = make_tokenizer(recipe, avoid)
+        model = new_model(recipe, tokenizer)
+    model.train()
+    embedding = model.model.embed_tokens.weight
+    matrices = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
+    rest = [embedding, *(p for p in model.parameters() if p.ndim < 2)]
+    how = {"weight_decay": recipe.weight_decay, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+    speeds = {torch.optim.AdamW(rest, weight_decay=0.0, betas=(0.9, 0.98)): 1.0}
+    speeds[torch.optim.Muon(matrices, **how)] = MUON_SPEED
     log, started, running = [], time.perf_counter(), []
 
     def losses(batch, quantised: bool):
         total = sum(sum(weights[1:]) for _, weights in batch)
         with nf4_rounded(model) if quantised else nullcontext():  # until the last loss has been differentiated
-            for part in micro_batches(batch, 3000, length=lambda example: len(example[0])):
-                yield weighted_loss(model, part, tokenizer.pad_token_id) / total
+            for part in micro_batches(batch, 5000, length=lambda example: len(example[0])):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    loss = weighted_loss(model, part, tokenizer.pad_token_id) / total
+                yield loss
 
-    steps = tqdm(range(recipe.steps), desc="warm start", disable=None)
-    for step, batch in zip(steps, batches(tokenizer, recipe, avoid)):
+    for step, batch in zip(range(recipe.steps), batches(tokenizer, recipe, avoid)):
+        rates = {optimizer: learning_rate(step, recipe) * speed for optimizer, speed in speeds.items()}
         parts = losses(batch, quantised=step >= recipe.steps - recipe.quantised_steps)
-        running.append(update(optimizer, model.parameters(), learning_rate(step, recipe), parts))
+        running.append(float(update(rates, model.parameters(), parts)))
         if (step + 1) % every == 0 or step + 1 == recipe.steps:
-            loss, seconds = float(sum(running)) / len(running), time.perf_counter() - started
-            log.append({"step": step + 1, "loss": round(loss, 4), "seconds": round(seconds, 1)})
+            seconds = time.perf_counter() - started
+            log.append({"step": step + 1, "loss": round(sum(running) / len(running), 4), "seconds": round(seconds, 1)})
             running = []
-            report(f"step {step + 1:5d}/{recipe.steps}  loss {loss:.4f}  {seconds:.0f} s")
+            report(f"step {step + 1:5d}/{recipe.steps}  loss {log[-1]['loss']:.4f}  {seconds:.0f} s")
     return model, tokenizer, log
 
 
-#: What a good warm start reaches on the test split: name of the figure -> (lowest, highest).
+#: What a good warm start reaches at temperature 1 with NF4 weights: name of the figure -> (lowest, highest).
 TARGETS = {
-    "EM, look-up, made to search": (0.90, 1.0),
-    "EM, look-up, 1 hop, made to search": (0.90, 1.0),
-    "EM, look-up, 2 hops, made to search": (0.90, 1.0),
-    "EM, known, made to answer": (0.95, 1.0),
-    "EM, look-up, made to answer": (0.0, 0.10),
-    "searches first, known": (0.35, 0.65),
-    "searches first, look-up": (0.35, 0.65),
+    "reads, 1 hop": (0.97, 1.0),
+    "reads, 2 hops": (0.94, 1.0),
+    "reads, 3 hops": (0.90, 1.0),
+    "reads, comparison": (0.85, 1.0),
+    "states the level": (0.97, 1.0),
+    "answers what it states": (0.97, 1.0),
+    **{f"searches first, level {level}": (0.35, 0.65) for level in range(len(SURENESS))},
 }
 
 
-def measure(policy, questions: list[Question], engine, *, topk: int = 3, seed: int = 0) -> dict[str, float]:
-    """The figures of ``TARGETS`` for a policy: can it search, can it answer, and does it choose by chance.
+def measure(
+    policy, world: World, *, topk: int = 3, seed: int = 0, questions: int = 80, generations: int = 8
+) -> dict[str, tuple[float, int]]:
+    """The figures of ``TARGETS`` for a policy, each with the number of rollouts that it was taken from.
 
-    "Made to" search or answer: the model thinks, then the opening tag is put into its mouth; greedy.
-    "Searches first": sampled at temperature 1, two rollouts a question.
+    Reading: questions about entities that the recipe never saw, where it is made to search first and every passage
+    came. Memory: taught facts that no question asks. First acts: questions of one hop of the test split.
+
+    Args:
+        questions: of each kind and level, or facts.
+        generations: rollouts of each question that is to be read for.
     """
-    from .evaluate import evaluate
+    import torch
 
-    how: dict[str, Any] = {"topk": topk, "max_turns": 3, "max_turn_tokens": 80}
-    figures: dict[str, Any] = {}
-    for act in ("search", "answer"):
-        table = evaluate(policy, questions, engine, first_action=act, **how).table()
-        figures |= {f"EM, {group}, made to {act}": row["em"] for group, row in table.items()}
-    free = evaluate(policy, questions, engine, temperature=1.0, num_generations=2, seed=seed, **how)
-    for known, group in ((True, "known"), (False, "look-up")):
-        first = [row["searches"] > 0 for row in free.rows if row["known"] == known]
-        figures[f"searches first, {group}"] = sum(first) / len(first)
-    return {name: figures[name] for name in TARGETS}
+    from ..metrics import exact_match, first_act
+    from ..records import Question
+    from ..search.bm25 import BM25Search
+    from ..training.rollout import rollout
+    from .compare import LIMITS
+    from .regret import hops_found
+
+    engine, generator = BM25Search(world.passages), torch.Generator().manual_seed(seed)
+
+    def some(pool: list[T]) -> list[T]:
+        return random.Random(seed).sample(pool, min(questions, len(pool)))
+
+    def play(questions, n, **how):
+        how = LIMITS | {"topk": topk, "num_generations": n, "batch_size": 64 * n} | how
+        return rollout(policy, questions, engine, generator=generator, **how)
+
+    figures: dict[str, list[bool]] = {name: [] for name in TARGETS}
+    fresh = [q for part in world.questions.values() for q in part if not set(q.source.split("/")[2]) - {"0"}]
+    names = {"1-hop": "1 hop", "2-hop": "2 hops", "3-hop": "3 hops", "comparison": "comparison"}
+    for kind, asked in grouped(fresh, lambda q: q.source.split("/")[1]).items():
+        for t in play(some(asked), generations, first_action="search"):
+            if hops_found(world, t) == t.question.hops:
+                figures[f"reads, {names[kind]}"].append(bool(exact_match(t.answer, t.question.answers)))
+    for level in range(1, len(SURENESS)):
+        facts = [
+            (e, name)
+            for name, relation in RELATIONS.items()
+            for e in world.entities[UNASKED][relation.kind]
+            if e.level == level
+        ]
+        chosen = {str(i): fact for i, fact in enumerate(some(facts))}
+        asked = [Question(i, WORDINGS[name][0].format(s=e.subject), ["?"]) for i, (e, name) in chosen.items()]
+        for t in play(asked, 3, max_turns=0):
+            sentence, value = recollect(*chosen[t.question.id])
+            stated = t.text.startswith(f"<think> {sentence}")
+            figures["states the level"].append(stated)
+            if stated and first_act(t) == "answer" and t.answer != UNKNOWN:
+                figures["answers what it states"].append(t.answer == _short(value))
+    for level in range(len(SURENESS)):
+        of_level = [q for q in world.questions["test"] if q.source == f"almanac/1-hop/{level}"]
+        for t in play(some(of_level), 4, max_turns=0):
+            figures[f"searches first, level {level}"].append(first_act(t) == "search")
+    return {name: (sum(values) / max(1, len(values)), len(values)) for name, values in figures.items()}
 
 
 def save(out: Path, model, tokenizer, recipe: Recipe, log: list[dict]) -> None:
@@ -398,18 +600,35 @@ def save(out: Path, model, tokenizer, recipe: Recipe, log: list[dict]) -> None:
     write_json_lines(out / "training_log.jsonl", log)
 
 
+def search_skill(policy) -> Skill:
+    """How well a policy searches and reads, on questions of the validation split, the longer ones more than shipped."""
+    import torch
+
+    from ..search.bm25 import BM25Search
+    from ..training.rollout import rollout
+    from .compare import LIMITS
+    from .regret import Yardstick, measure_skill
+
+    world, generator = build_world(0), torch.Generator().manual_seed(0)
+    mixture = {"1-hop": 0.45, "2-hop": 0.3, "3-hop": 0.15, "comparison": 0.1}
+    asked = sample_questions(world, "validation", 400, mixture=mixture, blank=0.25)
+    how = LIMITS | {"num_generations": 3, "batch_size": 3 * 64}
+    done = rollout(policy, asked, BM25Search(world.passages), generator=generator, **how)
+    return measure_skill(Yardstick(world, Skill(), price=PRICE), done)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("data/tiny_qwen"), help="default: data/tiny_qwen")
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="fewer steps, for a trial")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--start", type=Path, help="go on from the model of this folder, with the recipe for that")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train the tiny Qwen and write it, with its tokenizer, recipe and log."""
-    check_out(args.out, OWN)
-    quantised_steps = min(Recipe.quantised_steps, args.steps // 4)
-    recipe = Recipe(seed=args.seed, steps=args.steps, quantised_steps=quantised_steps)
-    model, tokenizer, log = train(recipe, device=args.device)
-    save(args.out, model.cpu(), tokenizer, recipe, log)
+    """Make the tiny Qwen and write it, with its tokenizer, recipe and log, and how well it searches and reads."""
+    from ..training.policy import load_policy
+
+    check_out(args.out, OWN, args.start)
+    recipe = LONGER if args.start else Recipe()
+    model, tokenizer, log = train(recipe, start=args.start)
+    save(args.out, model, tokenizer, recipe, log)
+    write_json(args.out / "skill.json", asdict(search_skill(load_policy(args.out))))
     print(f"wrote {args.out}")

@@ -41,10 +41,11 @@ class Profile(Settings, use_attribute_docstrings=True):
     """folder of the model, or its name on the hub"""
     data: str = "data/almanac"
     """folder with passages.jsonl and train, validation and test.jsonl"""
-    reward: str | dict[str, Any] | list = "SearchR1Reward"
-    """any reward of the library, as ``rewards.build`` reads it, such as {OTC: {c: 3}}"""
-    search_cost: Amount = 0.15
-    """subtracted from a right answer's reward, per search; for each reward with an argument ``cost``"""
+    reward: str | dict[str, Any] | list = "Discounted"
+    """any reward of the library, as ``rewards.build`` reads it, such as SearchR1Reward or {OTC: {c: 3}}"""
+    search_cost: Amount = 0.2
+    """price of a search: the share of a right answer's reward that it takes, or what it takes off; for each reward with
+    an argument ``price`` or ``cost``"""
     eval_questions: Count = 120
     """of the test split, before and after training"""
     loop_steps: Count = 5
@@ -83,6 +84,8 @@ class Profile(Settings, use_attribute_docstrings=True):
     """06: pattern of further runs beside this one, drawn as seeds; "": PROFILE-seed-*"""
     noise_questions: Count = 128
     """questions whose gradients 07 compares"""
+    microscope_questions: Count = 12
+    """questions that 09 puts under the microscope, each in three groups"""
     runs: str = ""
     """08: any further runs, a pattern of their folders, such as runs/my-*"""
     almanac: str = "data/almanac"
@@ -90,7 +93,7 @@ class Profile(Settings, use_attribute_docstrings=True):
     warm_steps: Count = 24
     """steps of the warm start that A1 tries out"""
     warm_questions: Count = 100
-    """test questions of each part on which A1 examines the tiny Qwen"""
+    """of each kind and level, on which A1 examines the tiny Qwen"""
 
     @model_validator(mode="before")
     @classmethod
@@ -120,10 +123,10 @@ class Profile(Settings, use_attribute_docstrings=True):
         return Settings(**{name: getattr(self, name) for name in Settings.model_fields} | others)
 
     def make_reward(self):
-        """The reward of this profile; where none of its arguments are given, its ``cost`` is ``search_cost``."""
+        """The reward of this profile; where none is given, its ``price`` or ``cost`` is ``search_cost``."""
         from ..rewards import build
 
-        return build(self.reward, cost=self.search_cost)
+        return build(self.reward, price=self.search_cost, cost=self.search_cost)
 
 
 class Yaml(yaml.SafeLoader):

@@ -381,7 +381,7 @@ def check_model_folder(name: str) -> None:
     if not folder.is_dir():
         if name.startswith((".", "/", "data/", "runs/")) or name.count("/") != 1:
             where = f"The tiny Qwen ships in {TINY_QWEN!r} (run from the repository's root)"
-            raise FileNotFoundError(f"no model folder at {name!r}. {where}, or is made by: searchr1 warm-start")
+            raise FileNotFoundError(f"no model folder at {name!r}. {where}, or is made by: searchr1 warmstart")
         return
     files = {p.name for p in folder.iterdir()}
     needed = ("config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors")

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -39,7 +40,7 @@ from .grpo import groups_without_variance
 from .identity import identity, of_questions, of_weights
 from .learner import Learner, TrainingError
 from .policy import Policy, attach_lora
-from .rollout import rollout
+from .rollout import continuations, rollout
 from .settings import DECIDING, Settings
 
 FORMAT = 4  # of a run's folder; another number is another layout
@@ -197,10 +198,8 @@ class Trainer:
         questions = self.questions_of(self.step)
         drawn: list[Trajectory] = []
         chosen: list[Trajectory] = []
-        how = {"num_generations": size, "temperature": s.temperature, "generator": generator, "trees": s.trees}
-        how |= s.limits()
         for attempt in range(s.dynamic_sampling + 1):
-            fresh = rollout(self.policy, questions, self.engine, first_action=s.first_actions(self.step), **how)
+            fresh = self._sample(questions, generator)
             score(self.reward, fresh).keep(fresh)
             for i, t in enumerate(fresh):  # a rollout's own name of its group tells it from others of one call only
                 t.step, t.group = self.step, f"{self.step}:{(len(drawn) + i) // size}"
@@ -214,6 +213,19 @@ class Trainer:
                 else:
                     chosen.append(t)
             questions = random.Random(f"{s.seed}/{self.step}/{attempt}").choices(self.questions, k=sum(flat))
+
+    def _sample(self, questions: Sequence[Question], generator: torch.Generator) -> list[Trajectory]:
+        s, size = self.settings, self.settings.num_generations
+        how = {"temperature": s.temperature, "generator": generator, **s.limits()}
+        if s.credit != "pairs":
+            how |= {"num_generations": size, "trees": s.trees, "first_action": s.first_actions(self.step)}
+            return rollout(self.policy, questions, self.engine, **how)
+        free = rollout(self.policy, questions, self.engine, num_generations=1, **how)
+        draw = random.Random(f"{s.seed}/{self.step}/decisions").randrange
+        decisions = [(t, draw(max(1, min(t.turns, s.max_turns)))) for t in free]
+        how |= {"num_generations": size - 1, "first_action": ["search", "answer"] * (size // 2)}
+        pairs = iter(continuations(self.policy, decisions, self.engine, **how))
+        return [t for trunk in free for t in (trunk, *islice(pairs, size - 1))]
 
     def questions_of(self, step: int) -> list[Question]:
         """The questions of a step, see the function of this name."""
@@ -439,7 +451,7 @@ def evenly(questions: Sequence[Question], rng: random.Random) -> list[Question]:
 def describe(trajectories: list[Trajectory], num_generations: int) -> dict:
     """What the rollouts of a step look like: the part of the metrics that needs no model.
 
-    Rollouts that were made to begin in a given way (``Settings.explore``) say nothing about the policy and count only
+    Rollouts that were made to search or to answer (pairs, ``explore``) say nothing about the policy and count only
     where groups are looked at.
     """
     flat = groups_without_variance([t.reward for t in trajectories], num_generations)

@@ -1,35 +1,73 @@
-"""The almanac: a fictional world whose facts exist nowhere else, so what a model knows is ours to decide.
+"""The almanac: a fictional world, half remembered. What is recalled may be wrong, and how sure one is of it is true.
 
-A world has two parts. The *known* part (people, companies, books) is the same for every seed: it is what
-the tiny Qwen is taught. The *look-up* part is drawn from the seed: its facts stand only in passages.
-``build_world(0)`` is the shipped almanac; the warm start trains on other seeds, whose names never meet
-those of the shipped one.
+Two things are kept apart. *Memory* is fixed by ``KNOWN_SEED``: which people, companies, books and towns the tiny Qwen
+was taught, what it remembers of each, and how sure it says it is (``LEVELS``). *Truth* is drawn from the world's seed:
+of the facts of a level just its share is as remembered, in every relation and split. So a new seed is a new world for
+the same weights. Entities of level 0 are drawn from the seed too: nobody remembers anything of them.
 
-Every question follows a chain of ``Hop``s (one for a plain fact, two for a bridge or a comparison), which
-tells the warm start what to search for and what to conclude.
+A question follows a chain of one to three hops, each about an entity with a level of its own, or compares two.
 
     searchr1 almanac --out data/almanac
+    searchr1 almanac --out runs/data/other --seed 7 --blank 0.5
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
-from collections.abc import Iterable, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
+from ..environment.limits import Whole, valid
 from ..files import read_json, write_json, write_json_lines
 from ..metrics import grouped
 from ..records import Passage, Question
+from .optimum import TRUST, Optimum, Skill, State
 from .prepare import check_out
 
-KNOWN_SEED = 20_250_301
+#: Changes whenever the same seed gives another world, or the weights would have to remember other things.
+VERSION = 2
+KNOWN_SEED = 20_261_128
 SPLITS = ("train", "validation", "test")
-#: How many questions the shipped almanac asks of each part (known, look-up), by split.
-ASKED = {"train": 300, "validation": 50, "test": 150}
+#: Facts that were taught and that no training asks: with them memory is measured.
+UNASKED = "unasked"
+#: How sure the model says it is, and the share of these memories that is true. Level 0 recalls nothing.
+LEVELS = {
+    "": 0.0,
+    "I faintly recall": 0.2,
+    "I suspect": 0.4,
+    "I think": 0.55,
+    "I believe": 0.7,
+    "I am fairly sure": 0.85,
+    "I am certain": 0.95,
+}
+SURENESS, TRUE_SHARE = list(LEVELS), list(LEVELS.values())
+#: The price of a search that the suite teaches with, and what "unknown" earns; see ``rewards.Discounted``.
+PRICE, UNKNOWN_PAYS = 0.2, 0.1
+#: A reader such as the tiny Qwen that ships: by it and that price ``Question.known`` is told.
+READER = Skill(found=(0.73, 0.39), again=(0.74, 0.0), read=0.83)
+#: How many questions the shipped almanac asks, by split.
+ASKED = {"train": 1200, "validation": 300, "test": 800}
+#: Entities of each kind that are remembered, a level and split; 20 make every share of ``LEVELS`` a whole number.
+REMEMBERED = {
+    "train": {"cities": 20, "people": 40, "companies": 20, "books": 20},
+    "validation": {"cities": 20, "people": 20, "companies": 20, "books": 20},
+    "test": {"cities": 20, "people": 40, "companies": 20, "books": 20},
+    UNASKED: {"cities": 20, "people": 40, "companies": 20, "books": 20},
+}
+#: Entities of level 0.
+FRESH = {
+    "train": {"cities": 80, "people": 200, "companies": 80, "books": 80},
+    "validation": {"cities": 30, "people": 60, "companies": 30, "books": 30},
+    "test": {"cities": 60, "people": 160, "companies": 60, "books": 60},
+}
+#: Share of the entities whose passage is missing.
+MISSING = 0.1
+#: People who share a surname, books that share a name up to its last word, towns that share a name.
+NAMESAKES = 8
 
 _ONSETS = "b br c d dr f fl g gl gr h j k l m n p pr qu r s st t tr v w y th sh".split()
 _VOWELS = "a e i o u a e i o u ai ea".split()
@@ -61,174 +99,8 @@ _BOOK_NOUNS = "Harbour Winter Lantern Orchard Mirror Garden Bridge Letter Tower 
 _BOOK_ADJECTIVES = "Silent Crooked Distant Amber Hollow Second Burning Patient Forgotten Northern Narrow Pale".split()
 
 
-@dataclass(frozen=True)
-class Entity:
-    """What facts are about: ``subject`` in questions, ``title`` over its passage."""
-
-    name: str
-    subject = title = property(lambda self: self.name)
-
-
-@dataclass(frozen=True)
-class City(Entity):
-    country: str
-    river: str
-    subject = property(lambda self: f"{self.name} in {self.country}")
-    title = property(lambda self: f"{self.name} ({self.country})")
-    place = property(lambda self: f"{self.name}, {self.country}")
-
-
-@dataclass(frozen=True)
-class Person(Entity):
-    city: City
-    trade: str  # with its article
-    month: str  # of birth
-
-
-@dataclass(frozen=True)
-class Company(Entity):
-    founder: Person
-    city: City
-    product: str
-
-
-@dataclass(frozen=True)
-class Book(Entity):
-    author: Person
-    year: int
-    genre: str
-
-
-class Relation(NamedTuple):
-    """A kind of fact: the entity's field that holds the value, and how the fact is searched and stated.
-
-    In the texts ``{s}`` is the subject and ``{v}`` the value.
-    """
-
-    field: str
-    query: str
-    fact: str
-
-
-RELATIONS = {
-    "born_in": Relation("city", "{s} born in", "{s} was born in {v}"),
-    "born_month": Relation("month", "{s} born month", "{s} was born in the month of {v}"),
-    "trade": Relation("trade", "{s} trade", "{s} worked as {v}"),
-    "founder": Relation("founder", "{s} founded by", "{s} was founded by {v}"),
-    "seat": Relation("city", "{s} seat", "{s} has its seat in {v}"),
-    "author": Relation("author", "{s} written by", "{s} was written by {v}"),
-    "river": Relation("river", "{s} river", "{s} lies on the {v}"),
-}
-#: How a chain of relations is asked for; the value of one is the subject of the next.
-WORDINGS = {
-    "born_in": ("Where was {s} born?", "In which town was {s} born?", "What is the birthplace of {s}?"),
-    "born_month": ("In which month was {s} born?", "What is the birth month of {s}?"),
-    "trade": ("What was the trade of {s}?", "What did {s} do for a living?"),
-    "founder": ("Who founded {s}?", "Who was the founder of {s}?"),
-    "seat": ("In which town is the seat of {s}?", "Where does {s} have its seat?"),
-    "author": ("Who wrote {s}?", "Who is the author of {s}?"),
-    "river": ("Which river flows through {s}?", "On which river does {s} lie?"),
-    "founder born_in": ("Where was the founder of {s} born?", "In which town was the founder of {s} born?"),
-    "founder trade": ("What was the trade of the founder of {s}?",),
-    "author born_in": ("Where was the author of {s} born?", "What is the birthplace of the author of {s}?"),
-    "author born_month": ("In which month was the author of {s} born?",),
-    "born_in river": ("Which river flows through the birthplace of {s}?",),
-    "seat river": ("Which river flows through the town where {s} has its seat?",),
-}
-#: Which chains are asked of which entities, in the order of the questions; rivers only in the look-up part.
-CHAINS = (
-    ("people", "born_in", "born_month", "trade"),
-    ("companies", "founder", "seat"),
-    ("books", "author"),
-    ("cities", "river"),
-    ("companies", "founder born_in", "founder trade", "seat river"),
-    ("books", "author born_in", "author born_month"),
-    ("people", "born_in river"),
-)
-COMPARISON = ("Who was born earlier in the year, {a} or {b}?", "Whose birthday comes first in the year, {a} or {b}?")
-
-
-class Hop(NamedTuple):
-    """One step of a chain: ``fact`` is the sentence that the gold ``passage`` supports."""
-
-    subject: str
-    relation: str
-    value: str
-    query: str
-    fact: str
-    passage: str
-
-
-@dataclass
-class World:
-    """Passages, questions by split, and the chain behind each question (by question id)."""
-
-    seed: int
-    passages: list[Passage] = field(default_factory=list)
-    questions: dict[str, list[Question]] = field(default_factory=lambda: {s: [] for s in SPLITS})
-    chains: dict[str, list[Hop]] = field(default_factory=dict)
-    lookup_names: set[str] = field(default_factory=set)
-
-
-class Part(NamedTuple):
-    """How many entities of each kind a part of the world has."""
-
-    people: int
-    companies: int
-    books: int
-    cities: int
-
-
-KNOWN = {"train": Part(44, 20, 20, 24), "validation": Part(8, 4, 4, 8), "test": Part(28, 16, 16, 20)}
-LOOKUP = {"train": Part(600, 220, 220, 260), "validation": Part(120, 40, 40, 50), "test": Part(460, 170, 170, 200)}
-
-
 def _unwanted(name: str) -> bool:
     return any(word in name.lower() for word in _UNWANTED)
-
-
-class _Names:
-    """Draws names that were not drawn before; ``avoid`` are names that must not come up."""
-
-    def __init__(self, rng: random.Random, avoid: Set[str], surnames: Iterable[str] = ()):
-        self.rng, self.taken, self.surnames = rng, set(avoid), list(surnames)
-
-    def _fresh(self, make) -> str:
-        while (name := make()) in self.taken or _unwanted(name):
-            pass
-        self.taken.add(name)
-        return name
-
-    def _word(self, ends: list[str]) -> str:
-        r = self.rng
-        return (r.choice(_ONSETS) + r.choice(_VOWELS) + r.choice(_MIDDLES) + r.choice(ends)).capitalize()
-
-    def _surname(self) -> str:
-        # a surname in three is shared with somebody: near-duplicates for a careless retriever
-        shared = self.surnames and self.rng.random() < 0.33
-        return self.rng.choice(self.surnames) if shared else self._word(_SURNAME_ENDS)
-
-    def person(self) -> str:
-        def make():
-            last = self._surname()
-            return f"{self.rng.choice(FIRST_NAMES)} {last}"
-
-        name = self._fresh(make)
-        self.surnames.append(name.split()[1])
-        return name
-
-    def company(self) -> str:
-        return self._fresh(lambda: f"{self.rng.choice(self.surnames)} {self.rng.choice(_FIRMS)}")
-
-    def book(self) -> str:
-        def make():
-            last = self._word(_TOWN_ENDS if self.rng.random() < 0.5 else _SURNAME_ENDS)
-            return f"The {self.rng.choice(_BOOK_ADJECTIVES)} {self.rng.choice(_BOOK_NOUNS)} of {last}"
-
-        return self._fresh(make)
-
-    def city(self) -> str:
-        return self._fresh(lambda: self._word(_TOWN_ENDS))
 
 
 def _first_names() -> list[str]:
@@ -250,83 +122,259 @@ def _rivers() -> list[str]:
 FIRST_NAMES, RIVERS = _first_names(), _rivers()
 
 
-def _entity(kind: str, name: str, others: dict[str, list], rng: random.Random) -> Entity:
-    """A person, company or book with facts drawn at random, which refer to others of its split."""
-    pick = rng.choice
-    if kind == "people":
-        trade = lambda word: f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-        return Person(name, pick(others["cities"]), trade(pick(TRADES)), pick(MONTHS))
-    if kind == "companies":
-        return Company(name, pick(others["people"]), pick(others["cities"]), pick(PRODUCTS))
-    return Book(name, pick(others["people"]), rng.randint(1700, 1979), pick(_GENRES))
+@dataclass(eq=False)
+class Entity:
+    """What facts are about. ``memory`` and ``truth`` hold another entity or a word, by the name of the field."""
+
+    kind: str
+    name: str
+    level: int
+    country: str = ""
+    memory: dict[str, Entity | str] = field(default_factory=dict)
+    truth: dict[str, Entity | str] = field(default_factory=dict)
+    passage: str = ""
+
+    @property
+    def subject(self) -> str:
+        """How a question names it."""
+        return f"{self.name} in {self.country}" if self.country else self.name
+
+    @property
+    def short(self) -> str:
+        """The part of its name by which a careless query asks: a surname, a firm's family, a town, a book's nouns."""
+        words = self.name.split()
+        return {"people": words[-1], "companies": words[0], "books": " ".join(words[1:3])}.get(self.kind, self.name)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.country})" if self.country else self.name
+
+    @property
+    def place(self) -> str:
+        return f"{self.name}, {self.country}" if self.country else self.name
 
 
-def _entities(part: Part, names: _Names, rng: random.Random) -> dict[str, list]:
-    """The people, companies, books and cities of one split; they refer only to one another."""
-    cities: list[City] = []
-    entities: dict[str, list] = {"people": [], "companies": [], "books": [], "cities": cities}
-    for _ in range(part.cities):
-        # one city in eight has a namesake in another country
-        if cities and rng.random() < 0.125:
-            twin = rng.choice(cities)
-            country = rng.choice([c for c in COUNTRIES if c != twin.country])
-            if not any(c.name == twin.name and c.country == country for c in cities):
-                cities.append(City(twin.name, country, rng.choice([r for r in RIVERS if r != twin.river])))
-                continue
-        cities.append(City(names.city(), rng.choice(COUNTRIES), rng.choice(RIVERS)))
-    for kind, name in (("people", names.person), ("companies", names.company), ("books", names.book)):
-        entities[kind] += [_entity(kind, name(), entities, rng) for _ in range(getattr(part, kind))]
-    return entities
+@dataclass(frozen=True)
+class Relation:
+    """A kind of fact: whose it is, the field that holds its value, and how it is searched and stated."""
+
+    kind: str
+    field: str
+    query: str
+    fact: str
 
 
-#: By kind: the words of a name that can be exchanged, and the name with another one.
-_ALIKE = {
-    "people": (FIRST_NAMES, lambda name, first: f"{first} {name.split()[1]}"),
-    "companies": (_FIRMS, lambda name, firm: f"{name.split()[0]} {firm}"),
-    "books": (_BOOK_ADJECTIVES, lambda name, adjective: f"The {adjective} {name.split(' ', 2)[2]}"),
+RELATIONS = {
+    "born_in": Relation("people", "city", "{s} born in", "{s} was born in {v}"),
+    "born_month": Relation("people", "month", "{s} born month", "{s} was born in the month of {v}"),
+    "trade": Relation("people", "trade", "{s} trade", "{s} worked as {v}"),
+    "founder": Relation("companies", "founder", "{s} founded by", "{s} was founded by {v}"),
+    "seat": Relation("companies", "seat", "{s} seat", "{s} has its seat in {v}"),
+    "author": Relation("books", "author", "{s} written by", "{s} was written by {v}"),
+    "river": Relation("cities", "river", "{s} river", "{s} lies on the {v}"),
 }
+FIELDS: dict[str, list[str]] = {}
+for _relation in RELATIONS.values():
+    FIELDS.setdefault(_relation.kind, []).append(_relation.field)
+#: How a chain of relations is asked for; the value of one is the subject of the next.
+WORDINGS = {
+    "born_in": ("Where was {s} born?", "In which town was {s} born?"),
+    "born_month": ("In which month was {s} born?", "What is the birth month of {s}?"),
+    "trade": ("What was the trade of {s}?", "What did {s} do for a living?"),
+    "founder": ("Who founded {s}?", "Who was the founder of {s}?"),
+    "seat": ("In which town is the seat of {s}?", "Where does {s} have its seat?"),
+    "author": ("Who wrote {s}?", "Who is the author of {s}?"),
+    "river": ("Which river flows through {s}?", "On which river does {s} lie?"),
+    "founder born_in": ("Where was the founder of {s} born?",),
+    "founder trade": ("What was the trade of the founder of {s}?",),
+    "author born_in": ("Where was the author of {s} born?",),
+    "author born_month": ("In which month was the author of {s} born?",),
+    "born_in river": ("Which river flows through the birthplace of {s}?",),
+    "seat river": ("Which river flows through the seat of {s}?",),
+    "founder born_in river": ("Which river flows through the birthplace of the founder of {s}?",),
+    "author born_in river": ("Which river flows through the birthplace of the author of {s}?",),
+}
+COMPARISON = ("Who was born earlier in the year, {a} or {b}?", "Whose birthday comes first in the year, {a} or {b}?")
 
 
-def _namesakes(entities: dict[str, list], count: int, taken: set[str], rng: random.Random) -> dict[str, list]:
-    """For every entity ``count`` others with nearly its name and facts of their own; fewer where names run out."""
-    namesakes: dict[str, list] = {kind: [] for kind in entities}
-    for kind, members in entities.items():
-        for entity in members:
-            words, renamed = _ALIKE.get(kind, (COUNTRIES, None))
-            words = rng.sample(words, len(words))
-            if renamed:
-                alike = [_entity(kind, renamed(entity.name, word), entities, rng) for word in words]
+@dataclass(frozen=True)
+class Asked:
+    """What a question is about: the entity that it names and the relations to follow, or two to compare."""
+
+    start: Entity
+    relations: tuple[str, ...]
+    other: Entity | None = None
+    split: str = ""
+
+    def hops(self, *, remembered: bool = False) -> Iterator[tuple[Entity, str]]:
+        """Entity and relation of each hop, along the truth or along what is remembered, as far as that goes."""
+        if self.other:
+            yield from zip((self.start, self.other), self.relations)
+            return
+        entity: Entity | str = self.start
+        for relation in self.relations:
+            assert isinstance(entity, Entity)
+            yield entity, relation
+            facts = entity.memory if remembered else entity.truth
+            if (entity := facts.get(RELATIONS[relation].field, "")) == "":
+                return
+
+
+def text_of(value: Entity | str) -> str:
+    return value if isinstance(value, str) else value.subject
+
+
+def fact(entity: Entity, relation: str, value: Entity | str) -> str:
+    return RELATIONS[relation].fact.format(s=entity.subject, v=text_of(value))
+
+
+def query(entity: Entity, relation: str, *, short: bool) -> str:
+    return RELATIONS[relation].query.format(s=entity.short if short else entity.subject)
+
+
+def answers_of(asked: Asked, *, remembered: bool = False) -> list[str]:
+    """The right answers, or those that memory gives."""
+    *_, (entity, relation) = asked.hops(remembered=remembered)
+    values = lambda e: e.memory if remembered else e.truth
+    if asked.other:
+        pair = (asked.start, asked.other)
+        return [min(pair, key=lambda e: MONTHS.index(values(e)["month"])).subject]
+    value = values(entity)[RELATIONS[relation].field]
+    if isinstance(value, Entity):
+        return [value.name, value.place, value.subject] if value.country else [value.name]
+    return {"trade": [value.split()[-1], value], "river": [value, f"River {value}"]}.get(relation, [value])
+
+
+@dataclass
+class World:
+    """Passages, questions by split, and what each question is about (by its id)."""
+
+    seed: int
+    entities: dict[str, dict[str, list[Entity]]] = field(default_factory=dict)  # split -> kind -> entities
+    passages: list[Passage] = field(default_factory=list)
+    questions: dict[str, list[Question]] = field(default_factory=dict)
+    asked: dict[str, Asked] = field(default_factory=dict)
+    fresh_names: set[str] = field(default_factory=set)
+
+
+class _Names:
+    """Draws names; some words of a name are shared by ``NAMESAKES``, so that a query by them alone is careless."""
+
+    def __init__(self, rng: random.Random, avoid: Set[str]):
+        self.rng, self.taken = rng, set(avoid)
+        self.left: dict[str, list[str]] = {}
+
+    def _word(self, ends: Sequence[str]) -> str:
+        while True:
+            r = self.rng
+            word = (r.choice(_ONSETS) + r.choice(_VOWELS) + r.choice(_MIDDLES) + r.choice(ends)).capitalize()
+            if not _unwanted(word):
+                return word
+
+    def _shared(self, key: str, make) -> str:
+        """A word that ``NAMESAKES`` entities in a row get."""
+        if not self.left.get(key):
+            self.left[key] = [make()] * NAMESAKES
+        return self.left[key].pop()
+
+    def __call__(self, kind: str) -> tuple[str, str]:
+        """A name that was not drawn before, and for a town its country."""
+        pick = self.rng.choice
+        for _ in range(1000):
+            country = ""
+            if kind == "people":
+                name = f"{pick(FIRST_NAMES)} {self._shared(kind, lambda: self._word(_SURNAME_ENDS))}"
+            elif kind == "companies":
+                name = f"{self._shared(kind, lambda: self._word(_SURNAME_ENDS))} {pick(_FIRMS)}"
+            elif kind == "books":
+                nouns = lambda: f"{pick(_BOOK_ADJECTIVES)} {pick(_BOOK_NOUNS)}"
+                name = f"The {self._shared(kind, nouns)} of {self._word(_TOWN_ENDS)}"
             else:
-                alike = [City(entity.name, country, rng.choice(RIVERS)) for country in words]
-            free = [e for e in alike if e.title not in taken and not _unwanted(e.title)][:count]
-            taken.update(e.title for e in free)
-            namesakes[kind] += free
-    return namesakes
+                name, country = self._shared(kind, lambda: self._word(_TOWN_ENDS)), pick(COUNTRIES)
+            if (key := f"{name}/{country}") not in self.taken and not _unwanted(name):
+                self.taken.add(key)
+                return name, country
+        raise RuntimeError(f"no name left for {kind}")
+
+
+def _remembered() -> dict[str, dict[str, list[Entity]]]:
+    """What the weights hold: entities by split and kind, each with its memory."""
+    rng = random.Random(KNOWN_SEED)
+    names, parts = _Names(rng, set()), {}
+    for split, counts in REMEMBERED.items():
+        part = parts[split] = {
+            kind: [
+                Entity(kind, name, level, country)
+                for level in range(1, len(LEVELS))
+                for name, country in (names(kind) for _ in range(n))
+            ]
+            for kind, n in counts.items()
+        }
+        for kind, members in part.items():
+            for number, entity in enumerate(members):
+                # the levels of what it points to go round, so that every pair of levels is there
+                entity.memory = _draw(kind, part, rng, level=1 + number % (len(LEVELS) - 1))
+    return parts
+
+
+def _draw(kind: str, part: dict[str, list[Entity]], rng: random.Random, level: int | None = None) -> dict:
+    """A value for each field of an entity; entities are drawn from those of a level where one is given."""
+    of = lambda other: [e for e in part[other] if level is None or e.level == level]
+    if kind == "people":
+        word = rng.choice(TRADES)
+        trade = f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+        return {"city": rng.choice(of("cities")), "month": rng.choice(MONTHS), "trade": trade}
+    if kind == "companies":
+        return {"founder": rng.choice(of("people")), "seat": rng.choice(of("cities"))}
+    return {"author": rng.choice(of("people"))} if kind == "books" else {"river": rng.choice(RIVERS)}
+
+
+def _decide(part: dict[str, list[Entity]], rng: random.Random) -> None:
+    """Draw which memories of a split are true: of each relation and level exactly its share."""
+    for kind, members in part.items():
+        for name in FIELDS[kind]:
+            for level in range(1, len(LEVELS)):
+                group = [e for e in members if e.level == level]
+                rng.shuffle(group)
+                true = round(TRUE_SHARE[level] * len(group))
+                for entity in group[:true]:
+                    entity.truth[name] = entity.memory[name]
+                for entity in group[true:]:
+                    entity.truth[name] = _other(entity.memory[name], kind, name, part, rng)
+
+
+def _other(memory: Entity | str, kind: str, name: str, part, rng: random.Random) -> Entity | str:
+    """Another value than the remembered one; another entity of the same level, so that the next hop is as sure."""
+    while True:
+        if isinstance(memory, Entity):
+            value = rng.choice([e for e in part[memory.kind] if e.level == memory.level])
+        else:
+            value = _draw(kind, part, rng)[name]
+        if text_of(value) != text_of(memory):
+            return value
 
 
 _TEXTS = {
     "people": (
-        "{e.name} was born in {e.city.place} in {e.month} and worked as {e.trade}.",
-        "{e.name} was {e.trade}, born in {e.month} in {e.city.place}.",
-        "Born in {e.city.place} in {e.month}, {e.name} earned a living as {e.trade}.",
-        "{e.name} was a native of {e.city.place} and {e.trade}; the month of birth is {e.month}.",
-        "{e.name}, {e.trade} by trade, was born in the town of {e.city.place} in the month of {e.month}.",
+        "{e.name} was born in {city} in {month} and worked as {trade}.",
+        "{e.name} was {trade}, born in {month} in {city}.",
+        "Born in {city} in {month}, {e.name} earned a living as {trade}.",
+        "{e.name}, {trade} by trade, was born in the town of {city} in the month of {month}.",
     ),
     "companies": (
-        "{e.name} makes {e.product}. It was founded by {e.founder.name} and has its seat in {e.city.place}.",
-        "Founded by {e.founder.name}, {e.name} of {e.city.place} is known for its {e.product}.",
-        "The seat of {e.name}, a maker of {e.product}, is in {e.city.place}; its founder was {e.founder.name}.",
-        "{e.name} is a firm in {e.city.place} that {e.founder.name} founded to make {e.product}.",
+        "{e.name} makes {product}. It was founded by {founder} and has its seat in {seat}.",
+        "Founded by {founder}, {e.name} of {seat} is known for its {product}.",
+        "The seat of {e.name}, a maker of {product}, is in {seat}; its founder was {founder}.",
     ),
     "books": (
-        "{e.name} is a {e.genre} by {e.author.name}, printed in {e.year}.",
-        "{e.name}, a {e.genre} of {e.year}, was written by {e.author.name}.",
-        "In {e.year} {e.author.name} wrote the {e.genre} {e.name}.",
+        "{e.name} is a {genre} by {author}, printed in {year}.",
+        "{e.name}, a {genre} of {year}, was written by {author}.",
+        "In {year} {author} wrote the {genre} {e.name}.",
     ),
     "cities": (
-        "{e.name} is a town in {e.country}. It lies on the {e.river}.",
-        "{e.name} stands on the {e.river} in {e.country}.",
-        "The {e.river} flows through {e.name}, a town in {e.country}.",
+        "{e.name} is a town in {e.country}. It lies on the {river}.",
+        "{e.name} stands on the {river} in {e.country}.",
+        "The {river} flows through {e.name}, a town in {e.country}.",
     ),
 }
 _NOTES = (
@@ -336,170 +384,238 @@ _NOTES = (
 )
 
 
-class _Builder:
-    def __init__(self, seed: int):
-        self.world = World(seed)
-        self.ids: dict[str, str] = {}  # title -> passage id
+def _text(e: Entity, rng: random.Random) -> str:
+    values = {name: v if isinstance(v, str) else v.place for name, v in e.truth.items()}
+    extra = {"product": rng.choice(PRODUCTS), "genre": rng.choice(_GENRES), "year": rng.randint(1700, 1979)}
+    return rng.choice(_TEXTS[e.kind]).format(e=e, **values, **extra)
 
-    def passages(self, entities: dict[str, list], rng: random.Random, notes: float = 0.25) -> None:
-        for kind, members in entities.items():
+
+def _passages(world: World, rng: random.Random) -> None:
+    for part in world.entities.values():
+        for kind, members in part.items():
             for e in members:
-                self._add(e.title, rng.choice(_TEXTS[kind]).format(e=e))
-        for e in entities["people"]:
-            if rng.random() < notes:  # names the person and a town, yet answers nothing
-                title, text = rng.choice(_NOTES)
-                self._add(title.format(n=e.name), text.format(n=e.name, c=rng.choice(entities["cities"]).place))
-
-    def _add(self, title: str, text: str) -> None:
-        self.ids[title] = f"p{len(self.world.passages):05d}"
-        self.world.passages.append(Passage(self.ids[title], title, text))
-
-    def hop(self, entity, relation: str) -> Hop:
-        r = RELATIONS[relation]
-        value, s = getattr(entity, r.field), entity.subject
-        text = value if isinstance(value, str) else value.subject
-        return Hop(s, relation, text, r.query.format(s=s), r.fact.format(s=s, v=text), self.ids[entity.title])
-
-    def questions(self, entities: dict[str, list], split: str, known: bool, rng: random.Random) -> None:
-        for kind, *texts in CHAINS:
-            chains = [text.split() for text in texts if not (known and "river" in text)]
-            for entity, relations in itertools.product(entities[kind], chains):
-                hops, subject = [], entity
-                for relation in relations:
-                    hops.append(self.hop(subject, relation))
-                    subject = getattr(subject, RELATIONS[relation].field)
-                text = rng.choice(WORDINGS[" ".join(relations)]).format(s=entity.subject)
-                self._ask(text, hops, split, known, relations[0] if len(relations) == 1 else "bridge")
-        people = list(entities["people"])
-        rng.shuffle(people)
-        for a, b in itertools.pairwise(people):
-            if a.month != b.month:
-                text = rng.choice(COMPARISON).format(a=a.name, b=b.name)
-                self._ask(text, [self.hop(e, "born_month") for e in (a, b)], split, known, "comparison")
-
-    def _ask(self, text: str, chain: list[Hop], split: str, known: bool, kind: str) -> None:
-        last = chain[-1]
-        if kind == "comparison":
-            answers = [min(chain, key=lambda h: MONTHS.index(h.value)).subject]
-        elif last.relation in ("born_in", "seat"):
-            name, country = last.value.split(" in ")
-            answers = [name, f"{name}, {country}", last.value]
-        elif last.relation == "river":
-            answers = [last.value, f"River {last.value}"]
-        elif last.relation == "trade":
-            answers = [last.value.split()[1], last.value]
-        else:
-            answers = [last.value]
-        number, gold = len(self.world.chains), [h.passage for h in chain]
-        how = {"passages": gold, "hops": len(chain), "known": known, "source": f"almanac/{kind}"}
-        question = Question(f"{'known' if known else 'lookup'}-{number:05d}", text, answers, **how)
-        self.world.questions[split].append(question)
-        self.world.chains[question.id] = chain
+                text = _text(e, rng)
+                if rng.random() >= MISSING:
+                    e.passage = f"p{len(world.passages):05d}"
+                    world.passages.append(Passage(e.passage, e.title, text))
+                if kind == "people" and rng.random() < 0.25:  # names the person and a town, yet answers nothing
+                    title, text = rng.choice(_NOTES)
+                    place = rng.choice(part["cities"]).place
+                    number = f"p{len(world.passages):05d}"
+                    world.passages.append(Passage(number, title.format(n=e.name), text.format(n=e.name, c=place)))
 
 
-def build_world(
-    seed: int = 0, *, avoid: Set[str] = frozenset(), lookup: dict[str, Part] = LOOKUP, near_duplicates: int = 0
-) -> World:
+def _questions(world: World, split: str, rng: random.Random) -> Iterator[tuple[str, Asked]]:
+    part = world.entities[split]
+    for chain, wordings in WORDINGS.items():
+        relations = tuple(chain.split())
+        for entity in part[RELATIONS[relations[0]].kind]:
+            yield rng.choice(wordings).format(s=entity.subject), Asked(entity, relations, split=split)
+    for level in range(len(LEVELS)):  # of one level with any
+        for a in (e for e in part["people"] if e.level == level):
+            b = rng.choice(part["people"])
+            if a.truth["month"] != b.truth["month"] and a.memory.get("month", 0) != b.memory.get("month", 1):
+                yield rng.choice(COMPARISON).format(a=a.name, b=b.name), Asked(a, ("born_month",) * 2, b, split)
+
+
+def build_world(seed: int = 0, *, avoid: Set[str] = frozenset(), fresh: dict = FRESH) -> World:
     """Generate a world; the same arguments always give the same world.
 
     Args:
-        seed: draws the look-up part; the known part does not depend on it.
-        avoid: names that the look-up part must not use (those of another world).
-        lookup: how many entities the look-up part has, by split.
-        near_duplicates: for every entity so many passages more, about others with nearly its name (the same
-            surname, the same town in another country); they come last, and nothing asks for them.
-
-    Splits are disjoint: no entity that a question of one split needs stands in a question of another.
-
-    Raises:
-        ValueError: a seed or a count that is no whole number from 0 (random.Random takes -5 for 5).
+        seed: draws the truth, what is missing, and the entities that nobody remembers.
+        avoid: names that these must not have, as in ``World.fresh_names`` of another world.
+        fresh: how many of them there are, by split and kind.
     """
-    for name, number in {"seed": seed, "near_duplicates": near_duplicates}.items():
-        if type(number) is not int or number < 0:
-            raise ValueError(f"{name} must be a whole number and must not be negative, got {number!r}")
-    builder, rng = _Builder(seed), random.Random(KNOWN_SEED)
-    names = _Names(rng, set())
-    parts = [(split, True, _entities(part, names, rng), rng) for split, part in KNOWN.items()]
-    known_names = set(names.taken)
-    rng = random.Random(seed)
-    fresh = _Names(rng, known_names | set(avoid), names.surnames)
-    parts += [(split, False, _entities(part, fresh, rng), rng) for split, part in lookup.items()]
-    for _, _, entities, r in parts:
-        builder.passages(entities, r)
-    for split, known, entities, r in parts:
-        builder.questions(entities, split, known, r)
-    builder.world.lookup_names = fresh.taken - known_names - set(avoid)
-    rng = random.Random(f"{seed}/near")
-    for _, _, entities, _ in parts if near_duplicates else ():
-        builder.passages(_namesakes(entities, near_duplicates, set(builder.ids), rng), rng, notes=0)
-    return builder.world
+    world, rng = World(seed, _remembered()), random.Random(f"world {seed}")
+    known = {f"{e.name}/{e.country}" for part in world.entities.values() for es in part.values() for e in es}
+    names = _Names(rng, known | avoid)
+    for part in world.entities.values():
+        _decide(part, rng)
+    for split, counts in fresh.items():
+        part = world.entities[split]
+        for kind, n in counts.items():
+            part[kind] += [Entity(kind, *_named(names(kind))) for _ in range(n)]
+        for kind in counts:
+            for entity in (e for e in part[kind] if e.level == 0):
+                entity.truth = _draw(kind, part, rng)
+    world.fresh_names = names.taken - known - avoid
+    _passages(world, rng)
+    for split in (*SPLITS, UNASKED):
+        world.questions[split] = []
+        for text, asked in _questions(world, split, rng):
+            id = f"{split[:2]}-{len(world.asked):05d}"
+            hops = list(asked.hops())
+            levels = "".join(str(e.level) for e, _ in hops)
+            kind = "comparison" if asked.other else f"{len(hops)}-hop"
+            how: dict[str, Any] = {"passages": [e.passage for e, _ in hops if e.passage], "hops": len(hops)}
+            source = f"almanac/{kind}/{levels}"
+            how["known"] = _is_known(tuple(TRUE_SHARE[e.level] for e, _ in hops), bool(asked.other))
+            question = Question(id, text, answers_of(asked), source=source, **how)
+            world.questions[split].append(question)
+            world.asked[id] = asked
+    return world
+
+
+@cache
+def _is_known(levels: tuple[float, ...], comparison: bool) -> bool:
+    """Whether it is best to answer at once, from memory alone."""
+    optimum = Optimum(levels, PRICE, READER, UNKNOWN_PAYS, guess=0.5 if comparison else 0.0)
+    state = State()
+    for level in levels:
+        values = optimum.act_values(state)
+        if max(values, key=values.__getitem__) != TRUST:
+            return False
+        state = state.trusted(level)
+    return True
+
+
+def _named(name: tuple[str, str]) -> tuple[str, int, str]:
+    return name[0], 0, name[1]
 
 
 def world_of(data: str | Path, why: str) -> World:
     """The world of the almanac in the folder ``data``, which ``why`` needs.
 
     Raises:
-        ValueError: a folder without an ``almanac.json``: it holds questions of another world.
+        ValueError: a folder without an ``almanac.json``: it holds questions of another world; or an almanac of
+            another ``VERSION``.
     """
     try:
-        return build_world(read_json(Path(data) / "almanac.json")["seed"])
+        made = read_json(Path(data) / "almanac.json")
+        seed, version = valid(Whole, made["seed"], "seed"), made.get("version", 1)
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{why} needs an almanac, and {data} holds no readable almanac.json") from None
+    if version != VERSION:
+        again = f"make it anew with searchr1 almanac --out {data} --seed {seed}"
+        raise ValueError(f"{data} holds an almanac of version {version}, and {why} needs version {VERSION}: {again}")
+    return build_world(seed)
+
+
+#: By kind: the words of a name that can be exchanged, and the name and country with another of them.
+_ALIKE = {
+    "people": (FIRST_NAMES, lambda e, first: (f"{first} {e.short}", "")),
+    "companies": (_FIRMS, lambda e, firm: (f"{e.short} {firm}", "")),
+    "books": (_BOOK_ADJECTIVES, lambda e, adjective: (f"The {adjective} {e.name.split(' ', 2)[2]}", "")),
+    "cities": (COUNTRIES, lambda e, country: (e.name, country)),
+}
 
 
 def near_duplicates(data: str | Path, count: int) -> list[Passage]:
     """Passages to add to the almanac in the folder ``data``, so that a careless retriever errs more often.
 
     Args:
-        count: for every entity so many others with nearly its name, see ``build_world``.
+        count: for every entity so many passages, about others with nearly its name (the same surname, the same town in
+            another country) and facts of their own; fewer where names run out. Nothing asks for them.
 
     Raises:
-        ValueError: a negative count, or a folder without an ``almanac.json``: only our own world can be extended.
+        ValueError: a count that is no whole number from 0, or as ``world_of``: only our own world can be extended.
     """
-    if count == 0:
+    if valid(Whole, count, "near_duplicates") == 0:
         return []
-    plain = world_of(data, f"near_duplicates = {count} (0: none)")
-    return build_world(plain.seed, near_duplicates=count).passages[len(plain.passages) :]
+    world = world_of(data, f"near_duplicates = {count} (0: none)")
+    rng, more = random.Random(f"{world.seed}/near"), list[Passage]()
+    taken = {e.title for part in world.entities.values() for members in part.values() for e in members}
+    for part in world.entities.values():
+        for kind, members in part.items():
+            words, renamed = _ALIKE[kind]
+            for entity in members:
+                alike = [Entity(kind, *_named(renamed(entity, word))) for word in rng.sample(words, len(words))]
+                for e in [e for e in alike if e.title not in taken and not _unwanted(e.name)][:count]:
+                    taken.add(e.title)
+                    e.truth = _draw(kind, part, rng)
+                    more.append(Passage(f"p{len(world.passages) + len(more):05d}", e.title, _text(e, rng)))
+    return more
 
 
-def sample_questions(questions: list[Question], known: bool, count: int, rng: random.Random) -> list[Question]:
-    """Draw ``count`` questions of one part: 56 % plain, 40 % bridges, 4 % comparisons.
+#: What the shipped splits and a training are made of: kinds of question, and how many of each kind begin with, or
+#: lead over, something of which nothing is recalled. Chosen with the optimum, see ``study.regret.simple_policies``.
+MIXTURE = {"1-hop": 0.6, "2-hop": 0.25, "3-hop": 0.1, "comparison": 0.05}
+BLANK = 0.2
 
-    Comparisons are few because the tiny Qwen is poor at them (its figures stand in notebook A1).
+
+def memory_right(world: World, question: Question) -> bool:
+    """Whether what is remembered gives the right answer."""
+    asked = world.asked[question.id]
+    if "0" in question.source.split("/")[2] or any(e.level == 0 for e, _ in asked.hops(remembered=True)):
+        return False
+    return answers_of(asked, remembered=True)[0] in question.answers
+
+
+def sample_questions(
+    world: World, split: str, count: int, *, seed: int = 0, mixture: dict[str, float] = MIXTURE, blank: float = BLANK
+) -> list[Question]:
+    """About ``count`` questions in a mixture: all levels alike, and of each as many true memories as its share says.
+
+    Raises:
+        ValueError: shares that are below 0 or do not add up to 1, an unknown kind, or too few questions.
     """
-    kind_of = lambda q: next((kind for kind in ("bridge", "comparison") if q.source.endswith(kind)), "plain")
-    kinds = grouped((q for q in questions if q.known == known), kind_of)
-    wanted = {"bridge": round(count * 0.4), "comparison": round(count * 0.04)}
-    chosen = [q for kind, n in wanted.items() for q in rng.sample(kinds[kind], min(n, len(kinds[kind])))]
-    # the small known part of a split may lack a kind: plain questions fill in, then comparisons
-    for kind in ("plain", "comparison"):
-        left = [q for q in kinds[kind] if q not in chosen]
-        chosen += rng.sample(left, min(count - len(chosen), len(left)))
+    kinds = grouped(world.questions[split], lambda q: (q.source.split("/")[1], "0" in q.source.split("/")[2]))
+    if min(mixture.values()) < 0 or abs(sum(mixture.values()) - 1) > 1e-6 or not 0 <= blank <= 1:
+        raise ValueError(f"the shares of a mixture must not be negative and add up to 1, got {mixture}, blank={blank}")
+    if unknown := set(mixture) - {kind for kind, _ in kinds}:
+        raise ValueError(
+            f"mixture: {', '.join(sorted(unknown))} is no kind of question; there are {', '.join(MIXTURE)}"
+        )
+    rng, chosen = random.Random(f"{seed}/{split}"), []
+    for kind, share in mixture.items():
+        for blank_there, part in ((True, blank), (False, 1 - blank)):
+            wanted, pool = round(count * share * part), kinds[kind, blank_there]
+            if wanted > len(pool):
+                raise ValueError(f"{wanted} questions of {kind} are asked for and {split} has {len(pool)}: lower count")
+            chosen += _stratified(world, pool, wanted, rng)
+    rng.shuffle(chosen)
     return chosen
 
 
-def write_almanac(out: Path, seed: int = 0) -> World:
-    """Write ``passages.jsonl``, a question file a split, and ``almanac.json`` (how they were made)."""
-    world, rng = build_world(seed), random.Random(seed)
+def _stratified(world: World, pool: list[Question], count: int, rng: random.Random) -> list[Question]:
+    """Levels in turn; within one right and wrong memories at even distances, so that each stretch has their shares."""
+    lines = []
+    for members in grouped(pool, lambda q: q.source).values():
+        placed = []
+        for part in grouped(members, lambda q: memory_right(world, q)).values():
+            rng.shuffle(part)
+            placed += [((k + rng.random()) / len(part), k, q) for k, q in enumerate(part)]
+        lines += [(rank + rng.random(), q) for rank, (_, _, q) in enumerate(sorted(placed, key=lambda p: p[:2]))]
+    return [q for _, q in sorted(lines, key=lambda line: line[0])[:count]]
+
+
+def write_almanac(
+    out: Path, seed: int = 0, *, mixture: dict[str, float] = MIXTURE, blank: float = BLANK
+) -> dict[str, Any]:
+    """Write ``passages.jsonl``, a question file a split, and ``almanac.json`` (how they were made).
+
+    Returns:
+        the numbers of passages and of questions by split.
+
+    Raises:
+        ValueError: as ``sample_questions``, before anything is written.
+    """
+    world = build_world(seed)
+    draw = lambda split, n: sample_questions(world, split, n, seed=seed, mixture=mixture, blank=blank)
+    chosen = {split: draw(split, count) for split, count in ASKED.items()}
     write_json_lines(out / "passages.jsonl", map(asdict, world.passages))
-    counts = {}
-    for split, count in ASKED.items():
-        chosen = [q for known in (True, False) for q in sample_questions(world.questions[split], known, count, rng)]
-        rng.shuffle(chosen)
-        write_json_lines(out / f"{split}.jsonl", map(asdict, chosen))
-        counts[split] = len(chosen)
-    origin = {"generator": "searchr1_lib.world", "seed": seed, "known_seed": KNOWN_SEED}
-    write_json(out / "almanac.json", origin | {"passages": len(world.passages), "questions": counts})
-    return world
+    for split, part in chosen.items():
+        write_json_lines(out / f"{split}.jsonl", map(asdict, part))
+    counts: dict[str, Any] = {
+        "passages": len(world.passages),
+        "questions": {split: len(part) for split, part in chosen.items()},
+    }
+    origin = {"generator": "searchr1_lib.worlds.almanac", "version": VERSION, "seed": seed, "known_seed": KNOWN_SEED}
+    write_json(out / "almanac.json", origin | {"mixture": mixture, "blank": blank} | counts)
+    return counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("data/almanac"), help="default: data/almanac")
-    parser.add_argument("--seed", type=int, default=0, help="of the look-up part")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("data/almanac"), help="default: data/almanac")
+    add("--seed", type=Whole, default=0, help="of the truth, of what is missing and of what nobody remembers")
+    kinds = tuple(MIXTURE)
+    add("--mixture", type=float, nargs=len(kinds), metavar=kinds, default=list(MIXTURE.values()), help="shares")
+    add("--blank", type=float, default=BLANK, help=f"share in which a hop is not remembered (default: {BLANK})")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the almanac and say what it holds."""
     check_out(args.out, ("almanac.json", "passages.jsonl", *(f"{split}.jsonl" for split in SPLITS)))
-    world = write_almanac(args.out, args.seed)
-    print(f"{len(world.passages)} passages and {sum(ASKED.values()) * 2} questions in {args.out}")
+    counts = write_almanac(args.out, args.seed, mixture=dict(zip(MIXTURE, args.mixture)), blank=args.blank)
+    print(f"{counts['passages']} passages and questions {counts['questions']} in {args.out}")

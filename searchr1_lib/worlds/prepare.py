@@ -7,8 +7,8 @@
 
 The parameter ``data`` of a notebook or a profile then names the folder.
 
-"mixed" is for real models: common knowledge, which a Qwen has without searching, beside the almanac's look-up
-questions, which nobody can answer without. So "when to search" can be taught and measured with nothing to download
+"mixed" is for real models: common knowledge, which a Qwen has without searching, beside questions of the almanac, which
+no real model can answer without. So "when to search" can be taught and measured with nothing to download
 but the model.
 """
 
@@ -61,14 +61,16 @@ def mix_questions(
 
 
 def load_mixed(split: str, known_share: float = 0.5, seed: int = 0) -> list[Question]:
-    """Common knowledge (``known`` True) mixed with the look-up questions of the almanac (``known`` False).
+    """Common knowledge (``known`` True) mixed with questions of the almanac that are ``known`` False and have all their
+    passages.
 
     The splits are disjoint, and so are the almanac's entities in them. Raises as ``mix_questions``; FileNotFoundError
     for a split other than train, validation and test.
     """
     order = cycle(name for name, n in DEALT.items() for _ in range(n))
     known = [q for q, name in zip(data.load_questions(DATA / "common_knowledge.jsonl"), order) if name == split]
-    lookup = [q for q in data.load_questions(DATA / "almanac" / f"{split}.jsonl") if q.known is False]
+    lookup = [q for q in data.load_questions(DATA / "almanac" / f"{split}.jsonl") if not q.known]
+    lookup = [q for q in lookup if len(q.passages) == q.hops]
     return mix_questions(known, lookup, known_share, seed)
 
 

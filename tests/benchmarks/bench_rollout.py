@@ -39,10 +39,11 @@ from searchr1_lib.environment import protocol
 from searchr1_lib.environment.search import fit_observation
 from searchr1_lib.records import Hit, Passage, Question
 from searchr1_lib.search import BM25Search
-from searchr1_lib.study.warmstart import demonstrate
+from searchr1_lib.study.warmstart import episode, play
 from searchr1_lib.training import decoder
 from searchr1_lib.training.policy import Policy, load_policy
 from searchr1_lib.worlds.almanac import build_world
+from searchr1_lib.worlds.optimum import TRUST, WORDINGS
 
 TINY_QWEN = Path(__file__).resolve().parents[2] / "data" / "tiny_qwen"
 LENGTHS = {"max_turn_tokens": 400, "max_observation_tokens": 500, "max_completion_length": 8000}
@@ -277,15 +278,18 @@ def causal_lm(policy: Policy):
 
 
 def almanac(policy: Policy, groups: int, group: int, seed: int = 0) -> tuple[list[Question], Script, BM25Search]:
-    """Look-up questions, half of one hop and half of two, answered as the warm start demonstrates it."""
+    """Questions of which nothing is recalled, half of one hop and half of two, searched for as in a warm start."""
     rng, world = random.Random(seed), build_world()
     engine = BM25Search(world.passages)
-    pool = [[q for q in world.questions["train"] if q.known is False and q.hops == hops] for hops in (1, 2)]
+    pool = [[q for q in world.questions["train"] if q.source == f"almanac/{n}-hop/{'0' * n}"] for n in (1, 2)]
     questions = [rng.choice(pool[i % 2]) for i in range(groups)]
+    once = lambda asked, chain, number, searches, tried: (
+        TRUST if tried or number == len(asked.relations) else WORDINGS[0]
+    )
+    done = play(((i, episode(world.asked[q.id], once), 3) for i, q in enumerate(questions)), engine)
     plays = []
-    for q in questions:
-        chain = world.chains[q.id]
-        texts = [p.text for p in demonstrate(q, chain, [""] * len(chain), search=True) if p.writer == "model"]
+    for i, pieces in sorted(done):
+        q, texts = questions[i], [p.text for p in pieces if p.writer == "model"]
         for _ in range(group):  # of different lengths, as sampling gives them
             words = " Let me see." * rng.randrange(5)
             plays.append(Play(q, [policy.encode(t.replace(" </think>", words + " </think>", 1)) for t in texts]))
@@ -312,11 +316,11 @@ def long(
 def expected(policy: Policy, script: Script, engine) -> list[list[int]]:
     """What every contestant must have recorded, turn by turn."""
     made = []
-    for play in script.plays:
+    for one in script.plays:
         ids: list[int] = []
-        for turn in play.turns:
+        for turn in one.turns:
             ids += turn
-            if turn is not play.turns[-1]:
+            if turn is not one.turns[-1]:
                 query = protocol.read_action(policy.decode(turn)).text
                 ids += policy.encode(observe(policy, engine.search_batch([query], k=3)[0]))
         made.append(ids)

@@ -1,7 +1,6 @@
-"""The half-remembered world, the walk of a trajectory through its optimum, and what the optimum earns there."""
+"""The walk of a trajectory through its optimum, what the optimum earns on the almanac, and the reward that it is of."""
 
 import random
-from collections import defaultdict
 from statistics import fmean, stdev
 
 import pytest
@@ -10,23 +9,8 @@ from searchr1_lib.metrics import exact_match
 from searchr1_lib.records import Question, ToolCall, Trajectory
 from searchr1_lib.rewards.cost import Discounted
 from searchr1_lib.search.bm25 import BM25Search
-from searchr1_lib.study.regret import SIMPLE, WASTED, Yardstick, _Walk, simple_policies
-from searchr1_lib.study.teach import recollect
-from searchr1_lib.worlds.halfknown import (
-    LEVELS,
-    MONTHS,
-    RELATIONS,
-    SPLITS,
-    TRUE_SHARE,
-    UNASKED,
-    Entity,
-    answers_of,
-    build_world,
-    memory_right,
-    query,
-    sample_questions,
-    text_of,
-)
+from searchr1_lib.study.regret import SIMPLE, WASTED, Yardstick, _Walk, by_level, simple_policies
+from searchr1_lib.worlds.almanac import MONTHS, RELATIONS, Entity, build_world, query, sample_questions
 from searchr1_lib.worlds.optimum import TRUST, UNKNOWN, WORDINGS, Skill
 
 
@@ -38,78 +22,6 @@ def world():
 @pytest.fixture(scope="module")
 def engine(world):
     return BM25Search(world.passages)
-
-
-def facts(world, split):
-    for kind, members in world.entities[split].items():
-        for relation, r in RELATIONS.items():
-            for entity in members if r.kind == kind else ():
-                yield entity, relation
-
-
-def test_a_seed_decides_the_truth_and_not_the_memory(world):
-    again, other = build_world(0), build_world(1)
-    assert again.passages == world.passages and again.questions == world.questions
-    for split in (*SPLITS, UNASKED):
-        told = [[recollect(e, r)[0] for e, r in facts(w, split) if e.level] for w in (world, other)]
-        true = [[text_of(e.truth[RELATIONS[r].field]) for e, r in facts(w, split) if e.level] for w in (world, other)]
-        assert told[0] == told[1] and true[0] != true[1]
-    assert not world.fresh_names & build_world(7, avoid=world.fresh_names).fresh_names
-
-
-def test_of_each_level_relation_and_split_just_its_share_is_true(world):
-    for split in (*SPLITS, UNASKED):
-        right = defaultdict(list)
-        for e, r in facts(world, split):
-            if e.level:
-                name = RELATIONS[r].field
-                right[e.level, r].append(text_of(e.memory[name]) == text_of(e.truth[name]))
-        assert len(right) == 6 * len(RELATIONS)
-        assert all(abs(fmean(rights) - TRUE_SHARE[level]) <= 0.02 for (level, _), rights in right.items())
-
-
-def test_the_last_passage_holds_the_answer_and_splits_share_no_entity(world):
-    texts, names = {p.id: f"{p.title} {p.text}" for p in world.passages}, {}
-    for split in SPLITS:
-        names[split] = {e.subject for members in world.entities[split].values() for e in members}
-        for q in world.questions[split]:
-            *_, (entity, _) = world.asked[q.id].hops()
-            if entity.passage and "comparison" not in q.source:
-                assert any(answer in texts[entity.passage] for answer in q.answers), q
-    assert not names["train"] & names["test"] and not names["train"] & names["validation"]
-
-
-def test_a_full_query_finds_far_more_than_a_careless_one(world, engine):
-    for relation in RELATIONS:
-        there = [e for e, r in facts(world, "test") if r == relation and e.passage]
-        found = []
-        for short in (False, True):
-            hits = engine.search_batch([query(e, relation, short=short) for e in there], k=3)
-            found.append(fmean(e.passage in {h.passage.id for h in hs} for e, hs in zip(there, hits)))
-        assert found[0] > 0.85 and found[0] - found[1] > 0.2, relation
-
-
-def test_samples_hold_their_shares(world):
-    chosen = sample_questions(world, "test", 800)
-    assert len({q.id for q in chosen}) == len(chosen) and abs(len(chosen) - 800) < 5
-    for level in range(1, len(LEVELS)):
-        right = [memory_right(world, q) for q in chosen if q.source == f"almanac/1-hop/{level}"]
-        assert len(right) > 40 and abs(fmean(right) - TRUE_SHARE[level]) < 0.06
-    assert 0.2 < fmean("0" in q.source.split("/")[2] for q in chosen) < 0.3
-
-
-@pytest.mark.parametrize(
-    "how, message",
-    [
-        ({"mixture": {"1-hop": 0.5}}, "add up to 1"),
-        ({"mixture": {"4-hop": 1.0}}, "4-hop is no kind"),
-        ({"blank": 1.5}, "blank=1.5"),
-        ({"count": 100_000}, "lower count"),
-    ],
-)
-def test_mixtures_that_cannot_be(world, how, message):
-    with pytest.raises(ValueError, match=message):
-        sample_questions(world, "test", **{"count": 100} | how)
 
 
 # ---- the walk --------------------------------------------------------------------------------------------
@@ -218,6 +130,27 @@ def test_an_episode_without_an_answer_has_thrown_its_value_away(world):
     assert sum(d.regret for d in made) == pytest.approx(yardstick.value(q.id)) == pytest.approx(0.95)
 
 
+def test_by_level_the_optimum_searches_as_it_should_and_never_does_not(world, engine):
+    asked = sample_questions(world, "test", 200)
+    yardstick = Yardstick(world, measured(world, engine, asked), 0.3, 0.1)
+    best = lambda state, level, values, rng: max(values, key=values.get)
+    rows = by_level(yardstick, [play(yardstick, q, engine, best, None) for q in asked])
+    assert [row["level"] for row in rows] == [0.0, 0.2, 0.4, 0.55, 0.7, 0.85, 0.95]
+    assert all(row["searches"] == row["best"] and row["over"] == row["under"] == 0 for row in rows)
+    assert rows[0]["best"] > 0.9 and rows[-1]["best"] == 0  # the optimum is a step
+    never = lambda state, level, values, rng: TRUST
+    rows = by_level(yardstick, [play(yardstick, q, engine, never, None) for q in asked])
+    assert all(row["searches"] == row["over"] == 0 and row["under"] == row["best"] for row in rows)
+
+
+def test_by_level_counts_a_wasted_search_as_one_too_many(world):
+    q = next(q for q in world.questions["test"] if q.source == "almanac/1-hop/6")
+    call = ToolCall("search", "the weather in Rome", [])
+    done = Trajectory(q, [], [], [], [], calls=[call], answer="x", segments=[])
+    row = {"level": 0.95, "n": 2, "searches": 0.5, "best": 0.0, "over": 0.5, "under": 0.0}
+    assert by_level(Yardstick(world, Skill(), 0.3), [done]) == [row]
+
+
 # ---- the reward ------------------------------------------------------------------------------------------
 
 
@@ -229,9 +162,3 @@ def test_the_discounted_reward():
     for how in ({"price": 1.5}, {"unknown": -1}):
         with pytest.raises(ValueError, match="Discounted: "):
             Discounted(**how)
-
-
-def test_every_answer_of_memory_is_of_the_form_of_a_right_one(world):
-    for q in world.questions["test"]:
-        if "0" not in q.source.split("/")[2]:
-            assert answers_of(world.asked[q.id], remembered=True)

@@ -1,0 +1,27 @@
+"""Does credit by turn teach faster than the outcome? Equal rollouts, five seeds, choice regret against the optimum.
+
+    searchr1 compare experiments/credit.py --out runs/cpu/credit --prices 0.2 --seeds 0 1 2 3 4
+
+Notebook 09 reads what this leaves: the *.json in the folder credit of its run, or as they ship, in
+experiments/results/credit. (The trainings/ beside them hold every rollout: gigabytes, and nobody reads them again.)
+"""
+
+from searchr1_lib.rewards import Composite, Discounted, InformationGain
+from searchr1_lib.rewards.process import Format
+from searchr1_lib.study.compare import Method
+from searchr1_lib.worlds.almanac import PRICE, UNKNOWN_PAYS
+
+#: One reward for the whole, as all others have it, one for each hop found, one for form (``HierarchicalReward``).
+HIERARCHICAL = Composite([(1.0, Discounted(PRICE, UNKNOWN_PAYS)), (0.3, InformationGain()), (0.1, Format())])
+
+methods = {
+    "outcome": {"credit": "rollout"},
+    "return": {"credit": "return"},
+    "gigpo": {"credit": "gigpo"},
+    "gigpo_shuffled": {"credit": "gigpo", "shuffle_credit": True},  # the control: the same numbers, dealt out at random
+    "igpo": {"credit": "igpo"},
+    "tree_grpo": {"credit": "tree_grpo", "trees": 2},
+    # the only one that is told which passages a question needs
+    "hierarchical": Method({"credit": "return"}, reward=HIERARCHICAL, gold_passages=True),
+}
+# Another method that does better than the outcome needs its control too: the same with "shuffle_credit": True.
