@@ -16,7 +16,7 @@ stepsearch as return, of rewards + w times (new gold passages - those read again
 mt_grpo    the last turn's + w times turn k's own; MT-GRPO (arXiv 2505.11821)
 tree_grpo  the rollout's in its group + the rollout's in its tree; Tree-GRPO (arXiv 2509.21240)
 potential  as return, of rewards + potential-based shaping (Ng, Harada and Russell, ICML 1999)
-pairs      not by turn: what was made to begin alike is compared, and between the two ways the token that decides;
+pairs      not by turn: what was made to go on alike is compared, and between the two ways the token that decides;
            ours, see ``pair_advantages``
 =========  =======================================================================================================
 
