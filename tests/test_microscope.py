@@ -9,23 +9,11 @@ from test_regret import play
 
 from searchr1_lib.records import ENVIRONMENT, Question, Segment, Trajectory
 from searchr1_lib.rewards import Discounted, score
-from searchr1_lib.search.bm25 import BM25Search
 from searchr1_lib.study import microscope
 from searchr1_lib.study.regret import WASTED, Yardstick
 from searchr1_lib.training.credit import P_GOLD
 from searchr1_lib.training.settings import Settings
-from searchr1_lib.worlds.almanac import build_world
 from searchr1_lib.worlds.optimum import TRUST, WORDINGS, Skill
-
-
-@pytest.fixture(scope="module")
-def world():
-    return build_world(0)
-
-
-@pytest.fixture(scope="module")
-def engine(world):
-    return BM25Search(world.passages)
 
 
 @pytest.fixture(scope="module")

@@ -8,21 +8,9 @@ import pytest
 from searchr1_lib.metrics import exact_match
 from searchr1_lib.records import Question, ToolCall, Trajectory
 from searchr1_lib.rewards.cost import Discounted
-from searchr1_lib.search.bm25 import BM25Search
 from searchr1_lib.study.regret import SIMPLE, WASTED, Yardstick, _Walk, by_level, simple_policies
-from searchr1_lib.worlds.almanac import MONTHS, RELATIONS, Entity, build_world, query, sample_questions
+from searchr1_lib.worlds.almanac import MONTHS, RELATIONS, Entity, query, sample_questions
 from searchr1_lib.worlds.optimum import TRUST, UNKNOWN, WORDINGS, Skill
-
-
-@pytest.fixture(scope="module")
-def world():
-    return build_world(0)
-
-
-@pytest.fixture(scope="module")
-def engine(world):
-    return BM25Search(world.passages)
-
 
 # ---- the walk --------------------------------------------------------------------------------------------
 

@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-import pytest
-
 from searchr1_lib.search import BM25Search
 from searchr1_lib.study.compare import evaluate
 from searchr1_lib.study.regret import Yardstick, simple_policies, skill_of
@@ -13,7 +11,6 @@ from searchr1_lib.training.policy import load_policy
 from searchr1_lib.worlds.almanac import PRICE, UNKNOWN_PAYS, build_world
 
 ADAPTER = Path("data/tiny_qwen_grpo")
-pytestmark = pytest.mark.skipif(not ADAPTER.exists(), reason="the adapter of this almanac is not made yet")
 
 
 def test_the_shipped_adapter_knows_when_to_search():

@@ -821,9 +821,8 @@ def test_pairs_branch_off_a_decision_of_a_free_rollout(tmp_path, engine, questio
     for trunk, *branches in (chosen[i : i + 5] for i in range(0, 20, 5)):
         assert not any(trunk.advantages)
         for x in branches:
-            assert x.completion_ids[: x.shared] == trunk.completion_ids[: x.shared] and not any(
-                x.advantages[: x.shared]
-            )
+            assert x.completion_ids[: x.shared] == trunk.completion_ids[: x.shared]
+            assert not any(x.advantages[: x.shared])
             assert x.forced is None or x.forced >= x.shared
         search, answer = (fmean(x.reward for x in part) for part in (branches[::2], branches[1::2]))
         pushes = [x.advantages[x.forced] for x in branches if x.forced is not None]

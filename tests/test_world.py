@@ -10,7 +10,6 @@ from statistics import fmean
 import pytest
 
 from searchr1_lib.data import load_passages, load_questions
-from searchr1_lib.search.bm25 import BM25Search
 from searchr1_lib.study.warmstart import recollect
 from searchr1_lib.suite import cli
 from searchr1_lib.worlds.almanac import (
@@ -39,16 +38,6 @@ from searchr1_lib.worlds.almanac import (
 from searchr1_lib.worlds.optimum import Optimum
 
 ALMANAC = Path("data/almanac")
-
-
-@pytest.fixture(scope="module")
-def world():
-    return build_world(0)
-
-
-@pytest.fixture(scope="module")
-def engine(world):
-    return BM25Search(world.passages)
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,7 @@ from ..worlds.almanac import PRICE, TRUE_SHARE, UNKNOWN_PAYS, world_of
 from ..worlds.optimum import State
 from ..worlds.prepare import check_out
 from .analysis import bootstrap, markdown_table
+from .compare import LIMITS
 from .evaluate import Report, add_fields, evaluate, hashes, row_of
 from .regret import Yardstick, skill_of
 from .warmstart import Choose, episode, play, update
@@ -298,9 +299,9 @@ class Setup(Limits, use_attribute_docstrings=True):
     """when questions are answered; training samples at 1"""
     search_cost: Share = PRICE
     """the share of a right answer's reward that a search takes, see ``rewards.Discounted``"""
-    max_turn_tokens: Count = 110
+    max_turn_tokens: Count = LIMITS["max_turn_tokens"]
     """tokens that the model may sample in one turn"""
-    max_completion_length: Count = 1100
+    max_completion_length: Count = LIMITS["max_completion_length"]
     """tokens of the whole completion, observations included"""
     seed: Whole = 0
     """of all that is drawn"""

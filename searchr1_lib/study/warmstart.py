@@ -3,7 +3,8 @@
 Supervised demonstrations teach it to state what it recalls and how sure it is of it, or that it recalls nothing (P(IK),
 Kadavath et al. 2022, arXiv 2207.05221; R-Tuning, arXiv 2311.09677); to ask in two wordings; to read to the end what a
 search brings, also against its memory; to answer, or to say "unknown". When to do which is withheld from it: at every
-decision a coin falls, whatever was recalled. Names of which nothing is recalled are drawn afresh every few steps.
+decision a coin falls, which leans by kind of fact one way or the other (``search_share``). Names of which nothing is
+recalled are drawn afresh every few steps.
 
     searchr1 warmstart --out runs/tiny_qwen
     searchr1 warmstart --start runs/tiny_qwen --out runs/longer
@@ -380,16 +381,15 @@ def encode(tokenizer, question: str, pieces: list[Piece], context: float) -> tup
     """Token ids of a demonstration, and the loss weight of each: 1, and ``context`` where the model does not write."""
     ids = tokenizer.encode(prompt_text(question))
     weights = [context] * len(ids)
-    acts = {tokenizer.encode(f"<{act}>")[0] for act in ("search", "answer")}
-    before = ""
+    acts, read = {tokenizer.encode(f"<{act}>")[0] for act in ("search", "answer")}, False
     for piece in pieces:
         tokens = tokenizer.encode(piece.text)
         ids += tokens
-        own = READING_WEIGHT if before == "environment" else 1.0
-        weights += [
-            context if piece.writer == "environment" else ACT_WEIGHT if token in acts else own for token in tokens
-        ]
-        before = piece.writer
+        if piece.writer == "environment":
+            weights += [context] * len(tokens)
+        else:
+            weights += [ACT_WEIGHT if token in acts else READING_WEIGHT if read else 1.0 for token in tokens]
+        read = piece.writer == "environment"
     if pieces[-1].text.endswith("</answer>"):
         return [*ids, tokenizer.eos_token_id], [*weights, 1.0]
     return ids, weights

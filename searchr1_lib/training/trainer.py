@@ -215,6 +215,7 @@ class Trainer:
             questions = random.Random(f"{s.seed}/{self.step}/{attempt}").choices(self.questions, k=sum(flat))
 
     def _sample(self, questions: Sequence[Question], generator: torch.Generator) -> list[Trajectory]:
+        """The rollouts of a step; for pairs, of each question a free one and those that branch off one of its turns."""
         s, size = self.settings, self.settings.num_generations
         how = {"temperature": s.temperature, "generator": generator, **s.limits()}
         if s.credit != "pairs":
