@@ -8,7 +8,7 @@ import matplotlib.figure
 import nbformat
 import pytest
 import torch
-from test_microscope import engine, played, world, yardstick  # noqa: F401  (fixtures)
+from test_microscope import played, yardstick  # noqa: F401  (fixtures)
 
 from searchr1_lib.metrics import grouped
 from searchr1_lib.study import microscope, plots
