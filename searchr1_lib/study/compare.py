@@ -9,7 +9,7 @@ training takes a core for a few minutes; what is done is kept and not done again
 
     searchr1 compare mine.py --out runs/mine --prices 0.15 0.3 --seeds 0 1 2
 
-The file holds a dict ``methods``, as above.
+The file holds a dict ``methods``, as above, and maybe a ``mixture``.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ from ..environment.limits import Count, Share, Whole, check
 from ..files import read_json, write_json
 from ..records import Question, Trajectory
 from ..rewards import Discounted, score
-from ..worlds.almanac import UNKNOWN_PAYS, build_world, sample_questions
+from ..worlds.almanac import MIXTURE, UNKNOWN_PAYS, World, build_world, sample_questions
 from .analysis import interval
 from .evaluate import hashes
-from .regret import Yardstick, simple_policies, skill_of, table
+from .regret import Yardstick, by_level, queries, simple_policies, skill_of, table
 
 MODEL = "data/tiny_qwen"
+#: Of so many questions.
+TRAINED_ON = 1200
 #: What every method trains with unless it says otherwise.
 LIMITS: dict[str, Any] = {"topk": 3, "max_turns": 4, "max_turn_tokens": 110, "max_completion_length": 1100}
 SETTINGS: dict[str, Any] = {
@@ -86,11 +88,14 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out: rows of method, price, seed, regret, reward, best (V*); for each of them its ``course``."""
+    """What came out: rows of method, price, seed, regret, reward, best (V*); for each of them its ``course``, and the
+    rows of ``regret.by_level``.
+    """
 
     rows: list[dict[str, Any]]
     simple: dict[float, dict[str, float]]
     courses: list[list[dict[str, Any]]] = field(default_factory=list)
+    levels: list[list[dict[str, Any]]] = field(default_factory=list)
 
     def table(self, figure: str = "regret") -> list[dict[str, Any]]:
         """Mean and 95 % interval over the seeds, of each method at each price."""
@@ -139,6 +144,7 @@ def compare(
     split: str = "validation",
     questions: int = 800,
     rollouts: int = 2,
+    mixture: Mapping[str, float] = MIXTURE,
     model: str = MODEL,
     jobs: int | None = None,
 ) -> Comparison:
@@ -150,6 +156,7 @@ def compare(
             made again; one of other content is an error.
         split: whose questions are evaluated; training has those of "train".
         questions, rollouts: how many of them, and rollouts each at temperature 1.
+        mixture: of the kinds of questions, in training and after it, as ``sample_questions`` takes it.
         jobs: trainings at a time, one core each; None: as many as there are cores.
 
     Raises:
@@ -163,6 +170,10 @@ def compare(
     ideas = {name: _method(name, given) for name, given in methods.items()}
     skill = skill_of(model)
     how = {"split": split, "questions": questions, "rollouts": rollouts, "model": str(model), "weights": hashes(model)}
+    how |= {} if mixture == MIXTURE else {"mixture": dict(mixture)}
+    world = build_world(0)
+    asked = [q.id for q in _asked(world, split, questions, how)]
+    _asked(world, "train", TRAINED_ON, how)
     runs = [
         _Run(name, method, price, seed, Path(out), how)
         for name, method in ideas.items()
@@ -172,10 +183,12 @@ def compare(
     left = [run for run in runs if not run.done()]
     _in_processes([run.make for run in left], [run.label for run in left], jobs or os.cpu_count() or 1)
     made = [read_json(run.file) for run in runs]
-    world = build_world(0)
-    asked = [q.id for q in sample_questions(world, split, questions)]
     simple = {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices}
-    return Comparison([one["row"] for one in made], simple, [one.get("course", []) for one in made])
+    return Comparison([one["row"] for one in made], simple, *([one[of] for one in made] for of in ("course", "levels")))
+
+
+def _asked(world: World, split: str, count: int, how: Mapping[str, Any], seed: int = 0) -> list[Question]:
+    return sample_questions(world, split, count, seed=seed, mixture=how.get("mixture", MIXTURE))
 
 
 def blanked(question: Question, *, passages: bool = False) -> Question:
@@ -248,18 +261,20 @@ class _Run:
         # on the CPU: a process that was forked off a notebook cannot use its GPU
         engine, policy = BM25Search(world.passages), load_policy(self.how["model"], seed=self.seed, device="cpu")
         settings = Settings(**SETTINGS | LIMITS | dict(self.method.settings) | {"seed": self.seed})
-        asked = sample_questions(world, "train", 1200, seed=self.seed)
-        asked = [blanked(q, passages=self.method.gold_passages) for q in asked]
+        drawn = _asked(world, "train", TRAINED_ON, self.how, self.seed)
+        asked = [blanked(q, passages=self.method.gold_passages) for q in drawn]
         reward = self.method.reward or Discounted(self.price, UNKNOWN_PAYS)
         run_dir = self.out / "trainings" / self.file.stem
         advantages = self.method.by_token()
         trainer = Trainer(policy, asked, engine, reward, settings, run_dir, advantages=advantages, report=None)
         trainer.train()
         yardstick = Yardstick(world, skill, self.price, UNKNOWN_PAYS)
-        rows = evaluate(policy, engine, yardstick, self.how, self.seed)
+        done = examine(policy, engine, yardstick, self.how, self.seed)
+        rows = table(yardstick, done)
         figures = {name: fmean(row[name] for row in rows) for name in ("regret", "reward", "best")}
         row = {"method": self.name, "price": self.price, "seed": self.seed} | figures
-        made = {"made_of": self.made_of(), "row": row, "course": course(trainer, yardstick), "questions": rows}
+        seen = {"levels": by_level(yardstick, done), "queries": queries(yardstick, done)}
+        made = {"made_of": self.made_of(), "row": row, "course": course(trainer, yardstick), **seen, "questions": rows}
         write_json(self.file, made)
 
 
@@ -267,7 +282,8 @@ def course(trainer, yardstick: Yardstick) -> list[dict[str, Any]]:
     """How a training went: one row a step, of its own rollouts, which are the policy's before that step's update.
 
     Returns:
-        rows of "step" from 1, "rollouts" and sampled "tokens" so far, and the choice "regret" of the step's rollouts.
+        rows of "step" from 1, "rollouts" and sampled "tokens" so far, of its rollouts the choice "regret" and the
+        mean number of "searches".
     """
     lost: dict[int, list[float]] = {}
     for t in trainer.log:
@@ -276,22 +292,23 @@ def course(trainer, yardstick: Yardstick) -> list[dict[str, Any]]:
     for row in trainer.metrics:
         step = row["step"]
         rollouts, tokens = rollouts + len(lost[step]), tokens + row["sampled_tokens"]
-        rows.append({"step": step, "rollouts": rollouts, "tokens": tokens, "regret": fmean(lost[step])})
+        of_step = {"regret": fmean(lost[step]), "searches": row["searches"]}
+        rows.append({"step": step, "rollouts": rollouts, "tokens": tokens} | of_step)
     return rows
 
 
-def evaluate(policy, engine, yardstick: Yardstick, how: Mapping[str, Any], seed: int = 0) -> list[dict]:
-    """The rows of ``regret.table`` for a policy, at temperature 1."""
+def examine(policy, engine, yardstick: Yardstick, how: Mapping[str, Any], seed: int = 0) -> list[Trajectory]:
+    """Scored rollouts of a policy at temperature 1."""
     import torch
 
     from ..training.rollout import rollout
 
     reward, generator = Discounted(yardstick.price, yardstick.unknown), torch.Generator().manual_seed(seed)
-    asked, n = sample_questions(yardstick.world, how["split"], how["questions"]), how["rollouts"]
-    limits = LIMITS | {"num_generations": n, "batch_size": 100 * n}
+    asked, n = _asked(yardstick.world, how["split"], how["questions"], how), how["rollouts"]
+    limits = LIMITS | {"num_generations": n, "batch_size": 100 * n} | how.get("limits", {})
     done = rollout(policy, asked, engine, generator=generator, **limits)
     score(reward, done).keep(done)
-    return table(yardstick, done)
+    return done
 
 
 def _in_processes(tasks: Sequence[Callable[[], None]], labels: Sequence[str], jobs: int) -> None:
@@ -329,6 +346,7 @@ def _child(task: Callable[[], None]) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="a Python file with a dict named methods")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these of the file")
     parser.add_argument("--prices", type=float, nargs="+", default=[0.15, 0.3, 0.5])
     parser.add_argument("--seeds", type=Whole, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", default="validation", choices=["validation", "test"])
@@ -339,11 +357,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train what the file asks for and print regrets with their intervals."""
-    methods = runpy.run_path(str(args.file)).get("methods")
+    given = runpy.run_path(str(args.file))
+    methods = given.get("methods")
     if not isinstance(methods, Mapping) or not methods:
         raise ValueError(
             f"{args.file} must define a dict named methods: name -> settings, advantage function or Method"
         )
+    if unknown := set(args.methods or ()) - set(methods):
+        raise ValueError(f"--methods: {args.file} has no {', '.join(sorted(unknown))}; it has {', '.join(methods)}")
+    methods = {name: methods[name] for name in args.methods or methods}
     how = {name: getattr(args, name) for name in ("prices", "seeds", "out", "split", "questions", "jobs", "model")}
-    for c in compare(methods, **how).table():
+    for c in compare(methods, mixture=given.get("mixture", MIXTURE), **how).table():
         print(f"{c['method']:20} price {c['price']:<5} regret {c['mean']:.3f} ({c['low']:.3f} to {c['high']:.3f})")

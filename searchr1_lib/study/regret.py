@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 from ..files import read_json
-from ..metrics import exact_match, grouped, normalize_answer
+from ..metrics import exact_match, grouped, mean, normalize_answer
 from ..records import ToolCall, Trajectory
 from ..rewards.base import turn_count
 from ..rewards.steps import search_turns
@@ -295,6 +295,18 @@ def by_level(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> list[d
         shares = {"searches": fmean(did), "best": fmean(should), "over": over, "under": under}
         rows.append({"level": level, "n": len(decisions), **shares})
     return rows
+
+
+def queries(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> dict[str, float | None]:
+    """How a policy asks: of its first queries for a hop the share "full", and that which "found" the passage; of all
+    searches the share "wasted"; of the rollouts that searched the share answered "right". None where there are none.
+    """
+    trajectories = list(trajectories)
+    made = [d for t in trajectories for d in yardstick.decisions(t) if d.act in (*WORDINGS, WASTED)]
+    rows = [{"wasted": d.act == WASTED} for d in made]
+    rows += [{"full": d.act == WORDINGS[0], "found": d.found} for d in made if d.act != WASTED and not d.state.tried]
+    rows += [{"right": exact_match(t.answer, t.question.answers)} for t in trajectories if t.searches]
+    return {name: mean(rows, name) for name in ("full", "found", "wasted", "right")}
 
 
 def _always(state: State, level: float | None, values: dict[str, float]) -> dict[str, float]:

@@ -1,0 +1,16 @@
+"""How near to the optimum does the training of the profile cpu come? On the test split, over prices and seeds.
+
+    searchr1 compare experiments/default.py --out runs/cpu/default --split test \
+        --prices 0.15 0.2 0.3 --seeds 0 1 2
+
+Shipped in experiments/results/default.
+"""
+
+import yaml
+
+from searchr1_lib.training.settings import Settings
+
+with open("notebooks/profiles/cpu.yaml") as file:
+    profile = yaml.safe_load(file)
+
+methods = {"pairs": {name: value for name, value in profile.items() if name in Settings.model_fields}}
