@@ -13,4 +13,4 @@ from searchr1_lib.training.settings import Settings
 with open("notebooks/profiles/cpu.yaml") as file:
     profile = yaml.safe_load(file)
 
-methods = {"pairs": {name: value for name, value in profile.items() if name in Settings.model_fields}}
+methods = {"default": {name: value for name, value in profile.items() if name in Settings.model_fields}}

@@ -1,6 +1,6 @@
 """What a policy that learned in one world does in others, unchanged: other truths, other engines, another price.
 
-    python experiments/transfer.py runs/cpu/default/trainings/pairs-0.2-* --out experiments/results/transfer.json
+    python experiments/transfer.py runs/cpu/default/trainings/default-0.2-* --out experiments/results/transfer.json
 
 Of each training, and of the model that all began as: choice regret, reward and V* on questions of the test split at
 temperature 1, how it asks, and when it searches. V* is always that of the skill and the engine of the shipped almanac,

@@ -168,8 +168,7 @@ class Trajectory:
         advantages: one for each token, (T,), whatever its author; empty before the learner has seen it.
         group: rollouts of one question in one step share it.
         invalid_turns: turns without a valid action, a last one that just stops included.
-        first_action: the act whose tag was put into the model's mouth, in its first turn or where it branches off
-            another rollout, e.g. "search".
+        first_action: the act whose tag was put into the model's mouth in its first turn, e.g. "search".
         forced: the token of that tag that decides for the act; the tag's other tokens are spelling.
         tree: which tree of its group it grew on; None where every rollout begins at the prompt.
         shared: so many of its first completion tokens were sampled for another rollout, off which it branches.

@@ -131,7 +131,7 @@ def test_two_processes(tmp_path):
         ({"baseline": "leave_one_out", "scale_rewards": "none"}, "baseline='leave_one_out'"),
         ({"credit": "return", "mask_observations": False}, "credit='return', mask_observations=False: leave them"),
         ({"trees": 2, "replay_groups": 1}, "trees=2, replay_groups=1"),
-        ({"credit": "pairs", "scale_rewards": "none", "num_generations": 5}, "credit='pairs': leave it"),
+        ({"credit": "gigpo"}, "credit='gigpo': leave it"),
     ],
 )
 def test_what_trl_has_not_is_named(given, said, tmp_path):

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from statistics import fmean
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from searchr1_lib.records import Question, Trajectory
 from searchr1_lib.rewards import RewardError, SearchR1Reward, score
 from searchr1_lib.search import BM25Search, LocalSearch
 from searchr1_lib.training.grpo import group_advantages
-from searchr1_lib.training.learner import Batch, Learner, _blame_what_it_would_do, _up_to_last_trained
+from searchr1_lib.training.learner import Batch, Learner, _blame_what_it_would_do
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.training.rollout import _Episode, rollout
 from searchr1_lib.training.trainer import Settings, Trainer, TrainingError, describe, train_grpo
@@ -647,8 +646,6 @@ def test_the_reference_is_the_base_or_a_snapshot(scored):
         dict(trees=3),
         dict(trees=8),
         dict(trees=2, explore=1),
-        dict(credit="pairs", num_generations=5),
-        dict(credit="pairs", scale_rewards="none", num_generations=4),
         dict(llds_coef=0.1),
         dict(optim="sgd"),
         dict(gamma=1.5),
@@ -808,32 +805,6 @@ def test_the_forced_choice_keeps_its_advantage_where_only_undecided_tokens_have_
     whole = group_advantages([x.reward for x in chosen], SHORT.num_generations).tolist()
     forced = [(x, a) for x, a in zip(chosen, whole) if x.forced is not None]
     assert forced and all(x.advantages[x.forced] == a for x, a in forced)
-
-
-def test_pairs_branch_off_a_decision_of_a_free_rollout(tmp_path, engine, questions):
-    pairs = dict(credit="pairs", scale_rewards="none", loss_type="dapo", num_generations=5, entropy_coef=0.0)
-    pairs |= dict(questions_per_step=4, max_turns=3, max_turn_tokens=110)
-    t = trainer(tmp_path, engine, questions, SHORT.model_copy(update=pairs))
-    _, chosen = t._collect()
-    assert [x.first_action for x in chosen] == [None, "search", "answer", "search", "answer"] * 4
-    t.learner.assign_advantages(chosen)
-    assert any(x.shared for x in chosen)
-    for trunk, *branches in (chosen[i : i + 5] for i in range(0, 20, 5)):
-        assert not any(trunk.advantages)
-        for x in branches:
-            assert x.completion_ids[: x.shared] == trunk.completion_ids[: x.shared]
-            assert not any(x.advantages[: x.shared])
-            assert x.forced is None or x.forced >= x.shared
-        search, answer = (fmean(x.reward for x in part) for part in (branches[::2], branches[1::2]))
-        pushes = [x.advantages[x.forced] for x in branches if x.forced is not None]
-        assert pushes == pytest.approx([search - answer, answer - search] * 2)
-    flat = lambda: torch.cat([p.grad.flatten() for p in t.learner.parameters()])
-    for x in chosen:  # nothing but what decides, so that rows are cut there
-        x.advantages = [a if i == x.forced else 0.0 for i, a in enumerate(x.advantages)]
-    t.learner.gradient(chosen)
-    whole = flat().clone()
-    t.learner.gradient([_up_to_last_trained(x) for x in chosen])
-    assert torch.nn.functional.cosine_similarity(flat(), whole, dim=0) > 0.9999
 
 
 def test_both_ways_are_tried_in_every_group_and_the_forced_choice_is_trained(tmp_path, engine, questions):

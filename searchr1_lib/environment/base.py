@@ -114,10 +114,6 @@ class Environment:
         """Begin an episode; the text of the prompt."""
         raise NotImplementedError
 
-    def force(self, act: str | None) -> None:
-        """Make the model do this in the turn that is being written; None: what it likes."""
-        raise NotImplementedError
-
     def act(self, turn: str, end: str | None = None) -> Request | Observation | Done:
         """What a turn leads to.
 

@@ -53,23 +53,20 @@ class SearchEnvironment(Environment):
         self.names = tuple(self.by_name)
         if len(self.names) < len(self.tools) or {"think", "information", "answer"} & set(self.names):
             raise ValueError(f"each tool needs a name that no other one and no tag has: {[t.name for t in self.tools]}")
-        self.force(self.first_action)
+        self._forces = self.first_action is not None
 
     @property
     def stops(self) -> tuple[str, ...]:
         stops = protocol.stops_of(self.names)
-        return ("</think>", *stops) if self._forced else stops
+        return ("</think>", *stops) if self._forces else stops
 
     def reset(self, question: Question) -> str:
         """The user message: the template, and before it what it does not tell of further tools."""
         prompt = protocol.build_prompt(question.text, self.prompt or protocol.PROMPT, self.names)
         return "".join(f"{tool.usage}\n" for tool in self.tools if tool.usage) + prompt
 
-    def force(self, act: str | None) -> None:
-        self._forced = act
-
     def act(self, turn: str, end: str | None = None) -> Request | Observation | Done:
-        if self._forced:
+        if self._forces:
             return self._force(turn, end)
         action, last = protocol.read_action(turn, self.names), self.turn >= self.limits.max_turns
         self.turn += 1
@@ -88,12 +85,12 @@ class SearchEnvironment(Environment):
         return Observation(protocol.INVALID_ACTION.replace("I try again.", f"{usage}I try again."), "invalid")
 
     def _force(self, turn: str, end: str | None) -> Observation | Done:
-        """Put the opening tag of the forced act behind the thoughts."""
-        act, self._forced = self._forced, None
+        """Put the opening tag of ``first_action`` behind the thoughts."""
+        self._forces = False
         if end == "stop" or protocol.find_stop(turn, self.stops)[1]:
             return Done("stop")  # it acted without thinking: nothing to force
         newline = "" if turn.endswith("\n") else "\n"
-        return Observation(f"{newline}<{act}>", decides=len(newline) + 1)
+        return Observation(f"{newline}<{self.first_action}>", decides=len(newline) + 1)
 
     def observe(self, call: ToolCall) -> Observation:
         note = f"The {call.tool} failed: {call.error}" if call.error else "Nothing was found."

@@ -41,10 +41,11 @@ TRAINED_ON = 1200
 #: What every method trains with unless it says otherwise.
 LIMITS: dict[str, Any] = {"topk": 3, "max_turns": 4, "max_turn_tokens": 110, "max_completion_length": 1100}
 SETTINGS: dict[str, Any] = {
-    "steps": 150,
+    "steps": 60,
     "questions_per_step": 16,
     "num_generations": 8,
     "learning_rate": 1.5e-3,
+    "decay_steps": 30,
     "kl_every": 0,
     "checkpoint_every": 1000,
 }

@@ -68,11 +68,10 @@ def credits_of(trajectories: Sequence[Trajectory], settings: Settings) -> dict[s
     Args:
         trajectories: the ``num_generations`` of a group next to each other. "igpo" is left out where they lack
             ``token_values["p_gold"]`` (see ``gold_probabilities``).
-        settings: those of the rollouts; "tree_grpo" is left out without ``trees``, "rollout" with ``shuffle_credit``,
-            and "pairs" always: it credits a token, not turns.
+        settings: those of the rollouts; "tree_grpo" is left out without ``trees``, "rollout" with ``shuffle_credit``.
     """
     asked = all(P_GOLD in t.token_values for t in trajectories)
-    possible = {"igpo": asked, "tree_grpo": settings.trees > 0, "rollout": not settings.shuffle_credit, "pairs": False}
+    possible = {"igpo": asked, "tree_grpo": settings.trees > 0, "rollout": not settings.shuffle_credit}
     ways = [settings.model_copy(update={"credit": name}) for name in get_args(Credit) if possible.get(name, True)]
     return {way.credit: credit_of(trajectories, way).tolist() for way in ways}
 

@@ -16,8 +16,6 @@ stepsearch as return, of rewards + w times (new gold passages - those read again
 mt_grpo    the last turn's + w times turn k's own; MT-GRPO (arXiv 2505.11821)
 tree_grpo  the rollout's in its group + the rollout's in its tree; Tree-GRPO (arXiv 2509.21240)
 potential  as return, of rewards + potential-based shaping (Ng, Harada and Russell, ICML 1999)
-pairs      not by turn: what was made to go on alike is compared, and between the two ways the token that decides;
-           ours, see ``pair_advantages``
 =========  =======================================================================================================
 
 w is ``Settings.credit_weight``. StepSearch trains with PPO; only what it pays a turn is taken, and compared within the
@@ -316,40 +314,6 @@ def _everywhere(reward: torch.Tensor, alike: torch.Tensor, like: torch.Tensor, s
 
 
 # ------------------------------------------------------------------------------------------ of recorded trajectories
-
-
-def pair_advantages(
-    rewards: Sequence[float], first_actions: Sequence[str | None], group_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two ways to go on from the same decision, compared whatever the policy would do.
-
-    Where half of a group was made to search and half to answer, the difference of the two means estimates what
-    searching is worth here, Q(search) - Q(answer), without bias and also for a policy that has given one of them
-    up. It belongs to the token that decides and to no other; all others are compared with what went on alike. A push on
-    that token's logit in proportion to the difference, whatever its probability, is the natural policy gradient
-    (Kakade 2001, "A natural policy gradient"), where the tokens of plain GRPO are pushed the less the rarer they are.
-
-    Args:
-        rewards: (B,), the G of a question next to each other.
-        first_actions: (B,), the act that each was made to go on with, or None.
-        group_size: G; divides B.
-
-    Returns:
-        beside what went on alike, ``(r - mean) n / (n - 1)``, 0 for one alone; and for the deciding token the mean of
-        those that went on alike less that of those made to go on otherwise, 0 where nobody chose for it. Both (B,).
-
-    >>> pair_advantages([1., 0., 0., 0.], ["search", "search", "answer", "answer"], 4)
-    (tensor([ 1., -1.,  0.,  0.]), tensor([ 0.5000,  0.5000, -0.5000, -0.5000]))
-    """
-    within, between = [], []
-    for start in range(0, len(rewards), group_size):
-        group = [*zip(rewards[start : start + group_size], first_actions[start : start + group_size])]
-        for reward, act in group:
-            same = [r for r, other in group if other == act]
-            others = [r for r, other in group if other not in (act, None)]
-            within.append((reward - fmean(same)) * len(same) / max(1, len(same) - 1))
-            between.append(fmean(same) - fmean(others) if act and others else 0.0)
-    return torch.tensor(within), torch.tensor(between)
 
 
 def credit_of(trajectories: Sequence[Trajectory], settings: Settings) -> torch.Tensor:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..records import Trajectory
-from .credit import P_GOLD, credit_of, gold_probabilities, pair_advantages, turns_of_tokens
+from .credit import P_GOLD, credit_of, gold_probabilities, turns_of_tokens
 from .grpo import ADVANTAGE_EPS, gae, merge_metrics, policy_loss, value_loss
 from .logits import micro_batches, padded, token_logprobs_and_entropy
 from .policy import Policy
@@ -25,8 +25,6 @@ from .settings import Settings
 VALUE_HEAD_SPEED = 10
 #: In fp16 the loss is first multiplied by this: what is below 6e-8 would be 0 in a backward pass, above 65504 infinite.
 LOSS_SCALE = 2.0**12
-#: With ``credit="pairs"`` an act of this probability is decided enough.
-DECIDED = 0.97
 #: The settings that ``policy_loss`` takes as they are.
 _OF_LOSS = set("loss_type epsilon epsilon_high beta kl_estimator entropy_coef llds_coef max_completion_length".split())
 
@@ -88,25 +86,12 @@ class Learner:
         else:
             if s.credit == "igpo":
                 self._with_less_memory(lambda: self._ask_for_gold(trajectories))
-            if s.credit == "pairs":
-                rows = self._by_pairs(trajectories)
-            else:
-                by_turn = credit_of(trajectories, s)
-                rows = by_turn.gather(1, padded([turns_of_tokens(t) for t in trajectories], 0))
+            by_turn = credit_of(trajectories, s)
+            rows = by_turn.gather(1, padded([turns_of_tokens(t) for t in trajectories], 0))
             if s.top_entropy_quantile < 1:
                 rows = rows * self._is_undecided(trajectories)
         for t, row in zip(trajectories, rows.tolist()):
             t.advantages = row[: len(t.mask)]
-
-    def _by_pairs(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
-        rewards, acts = [t.reward for t in trajectories], [t.first_action for t in trajectories]
-        within, between = pair_advantages(rewards, acts, self.settings.num_generations)
-        rows = within.unsqueeze(1).repeat(1, max(len(t.mask) for t in trajectories))
-        for row, t, push in zip(rows, trajectories, between):
-            row[: t.shared] = 0.0
-            if t.forced is not None:
-                row[t.forced] = self.settings.credit_weight * push
-        return rows
 
     def _ask_for_gold(self, trajectories: Sequence[Trajectory]) -> None:
         how = {"temperature": self.settings.temperature, "token_budget": self.token_budget}
@@ -144,8 +129,6 @@ class Learner:
             TrainingError: memory does not suffice for one rollout at a time.
         """
         s = self.settings
-        if s.credit == "pairs":
-            trajectories = [*map(_up_to_last_trained, trajectories)]
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate_at(step) * group["speed"]
         if s.ref_model_sync_steps and step % s.ref_model_sync_steps == 0:
@@ -214,8 +197,7 @@ class Learner:
         old = recorded([t.logprobs for t in part])  # before the first update equal to logprobs: every ratio is 1
         reference = recorded([references[id(t)] for t in part]) if references else None
         advantages = batch.column([t.advantages for t in part])
-        of_forced = _until_decided if s.credit == "pairs" else _blame_what_it_would_do
-        advantages = of_forced(advantages, logprobs.detach(), batch.forced)
+        advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
         how = {**s.model_dump(include=_OF_LOSS), **counts, "ref_logprobs": reference, "entropy": entropy}
         loss, metrics = policy_loss(logprobs, old, advantages, batch.mask, **how)
         if self.value_head is not None:
@@ -398,25 +380,6 @@ class Batch:
     def column(self, values: Sequence[Sequence[float]]) -> torch.Tensor:
         """Per-token values of the completions laid out like ``mask``, (B, L - 1), 0 elsewhere."""
         return padded([[0.0] * start + [*v] for v, start in zip(values, self.starts)], 0.0, self.mask.device)
-
-
-def _up_to_last_trained(t: Trajectory) -> Trajectory:
-    """What stands behind the last token with an advantage teaches nothing, and costs as much as what stands before."""
-    end = max((i + 1 for i, a in enumerate(t.advantages) if a), default=1)
-    rows = {name: getattr(t, name)[:end] for name in ("completion_ids", "mask", "logprobs", "advantages")}
-    segments = [replace(s, end=min(s.end, end)) for s in t.segments if s.start < end]
-    return replace(t, **rows, segments=segments, forced=t.forced if (t.forced or 0) < end else None)
-
-
-def _until_decided(advantages: torch.Tensor, logprobs: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
-    """Advantages (B, T), 0 for forced tokens that are praised and (nearly) always written, or blamed and never.
-
-    Praise and blame of the two ways together push the logit by their difference, whatever the policy does; without an
-    end it would be pushed for ever.
-    """
-    praised = (advantages > 0) & (logprobs > math.log(DECIDED))
-    blamed = (advantages < 0) & (logprobs < math.log1p(-DECIDED))
-    return advantages.masked_fill(forced.bool() & (praised | blamed), 0.0)
 
 
 def _blame_what_it_would_do(advantages: torch.Tensor, logprobs: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:

@@ -211,7 +211,11 @@ def rollout(
     counts = {"num_generations": (num_generations, Count), "batch_size": (batch_size, Count | None)}
     check(**counts, temperature=(temperature, Amount), trees=(trees, Whole))
     tools, bounds = tools_of(engine), Limits(**limits)
-    firsts = _first_actions(first_action, num_generations, tools)
+    firsts = [first_action] * num_generations if first_action is None or isinstance(first_action, str) else first_action
+    acts = {None, "answer", *(tool.name for tool in tools)}
+    if len(firsts) != num_generations or not set(firsts) <= acts:
+        known = f"{', '.join(sorted(map(repr, acts)))}, or {num_generations} of these (one a rollout of a group)"
+        raise ValueError(f"first_action must be {known}, got {first_action!r}")
     if trees and (num_generations % trees or any(firsts)):
         raise ValueError(f"trees={trees} must divide num_generations={num_generations}, and goes with no first_action")
     of_tree = num_generations // trees if trees else 1
@@ -245,16 +249,6 @@ def rollout(
     return _in_parts(play, len(questions) * num_generations, batch_size, of_tree)
 
 
-def _first_actions(first_action, num_generations: int, tools) -> Sequence[str | None]:
-    """One for each rollout of a group."""
-    firsts = [first_action] * num_generations if first_action is None or isinstance(first_action, str) else first_action
-    acts = {None, "answer", *(tool.name for tool in tools)}
-    if len(firsts) != num_generations or not set(firsts) <= acts:
-        known = f"{', '.join(sorted(map(repr, acts)))}, or {num_generations} of these (one a rollout of a group)"
-        raise ValueError(f"first_action must be {known}, got {first_action!r}")
-    return firsts
-
-
 def continuations(
     policy: Policy,
     decisions: Sequence[tuple[Trajectory, int]],
@@ -264,7 +258,6 @@ def continuations(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
-    first_action: str | Sequence[str | None] | None = None,
     environment: Callable[..., Environment] = SearchEnvironment,
     **limits,
 ) -> list[Trajectory]:
@@ -272,7 +265,6 @@ def continuations(
 
     Args:
         decisions: (trajectory, turn): from the beginning of this turn on, counted from 0, all is sampled anew.
-        first_action: the first of what is sampled, see ``rollout``.
         **limits: those of the recorded rollouts; for the other arguments see ``rollout``.
 
     Returns:
@@ -285,17 +277,12 @@ def continuations(
     """
     check(num_generations=(num_generations, Count), batch_size=(batch_size, Count | None))
     check(temperature=(temperature, Amount))
-    tools = tools_of(engine)
-    firsts = _first_actions(first_action, num_generations, tools)
-    world = partial(environment, tools=tools, limits=Limits(**limits), measure=policy.measure)
+    world = partial(environment, tools=tools_of(engine), limits=Limits(**limits), measure=policy.measure)
 
     def begin(number: int) -> _Episode:
-        place, member = divmod(number, num_generations)
+        place = number // num_generations
         episode = _resumed(policy, world(prompt=policy.prompt), *decisions[place])
         episode.t.group = f"{place}:{episode.t.group}"
-        if firsts[member]:
-            episode.environment.force(firsts[member])
-            episode.t.first_action, episode.t.forced = firsts[member], None
         return episode
 
     def play(part: range) -> list[Trajectory]:

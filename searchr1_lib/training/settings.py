@@ -16,7 +16,7 @@ DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "gspo"]
 Baseline = Literal["group_mean", "leave_one_out", "batch_mean", "none", "value"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Credit = Literal["rollout", "return", "gigpo", "igpo", "stepsearch", "mt_grpo", "tree_grpo", "potential", "pairs"]
+Credit = Literal["rollout", "return", "gigpo", "igpo", "stepsearch", "mt_grpo", "tree_grpo", "potential"]
 Estimator = Literal["k1", "k2", "k3"]
 LOSS_TYPES, KL_ESTIMATORS = get_args(LossType), get_args(Estimator)
 #: The scalings that each baseline allows. The others would divide a reward that is not centred by almost 0.
@@ -68,8 +68,7 @@ class Settings(Limits):
     """how a rollout's reward is credited to its turns, see ``searchr1_lib.training.credit``: "rollout" gives its
     advantage to all of them"""
     credit_weight: Amount = 1.0
-    """of what "gigpo", "stepsearch", "mt_grpo" and "potential" say beside the outcome, and of the token that decides in
-    "pairs" beside the others"""
+    """of what "gigpo", "stepsearch", "mt_grpo" and "potential" say beside the outcome"""
     shuffle_credit: bool = False
     """a control, never of use: what ``credit`` says beside the outcome is dealt out at random among a group's turns"""
     trees: Whole = 0
@@ -135,14 +134,8 @@ class Settings(Limits):
             wrong = f"scale_rewards={self.scale_rewards!r} does not go with {by}; choose {' or '.join(scales)}"
         elif self.credit != "rollout" and self.baseline != "group_mean":
             wrong = f"credit={self.credit!r} compares turns within a group: it needs baseline='group_mean', not {by}"
-        elif self.shuffle_credit and self.credit in ("rollout", "pairs"):
-            wrong = f"shuffle_credit deals out what turns got: with credit={self.credit!r} there is nothing to shuffle"
-        elif self.credit == "pairs" and (self.scale_rewards != "none" or self.explore or self.trees):
-            wrong = (
-                "credit='pairs' compares two ways to go on, as they are: set scale_rewards='none', no explore or trees"
-            )
-        elif self.credit == "pairs" and self.num_generations % 2 == 0:
-            wrong = f"num_generations={self.num_generations} must be odd: a rollout, and pairs that branch off it"
+        elif self.shuffle_credit and self.credit == "rollout":
+            wrong = "shuffle_credit deals out what turns got: with credit='rollout' there is nothing to shuffle"
         elif self.trees and (self.num_generations % self.trees or self.trees == self.num_generations):
             wrong = f"trees={self.trees} must divide num_generations={self.num_generations}, and be less"
         elif self.trees and self.explore:

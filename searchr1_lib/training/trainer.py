@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -40,7 +39,7 @@ from .grpo import groups_without_variance
 from .identity import identity, of_questions, of_weights
 from .learner import Learner, TrainingError
 from .policy import Policy, attach_lora
-from .rollout import continuations, rollout
+from .rollout import rollout
 from .settings import DECIDING, Settings
 
 FORMAT = 4  # of a run's folder; another number is another layout
@@ -199,7 +198,9 @@ class Trainer:
         drawn: list[Trajectory] = []
         chosen: list[Trajectory] = []
         for attempt in range(s.dynamic_sampling + 1):
-            fresh = self._sample(questions, generator)
+            how = {"generator": generator, "first_action": s.first_actions(self.step), **s.limits()}
+            how |= {"num_generations": size, "temperature": s.temperature, "trees": s.trees}
+            fresh = rollout(self.policy, questions, self.engine, **how)
             score(self.reward, fresh).keep(fresh)
             for i, t in enumerate(fresh):  # a rollout's own name of its group tells it from others of one call only
                 t.step, t.group = self.step, f"{self.step}:{(len(drawn) + i) // size}"
@@ -213,20 +214,6 @@ class Trainer:
                 else:
                     chosen.append(t)
             questions = random.Random(f"{s.seed}/{self.step}/{attempt}").choices(self.questions, k=sum(flat))
-
-    def _sample(self, questions: Sequence[Question], generator: torch.Generator) -> list[Trajectory]:
-        """The rollouts of a step; for pairs, of each question a free one and those that branch off one of its turns."""
-        s, size = self.settings, self.settings.num_generations
-        how = {"temperature": s.temperature, "generator": generator, **s.limits()}
-        if s.credit != "pairs":
-            how |= {"num_generations": size, "trees": s.trees, "first_action": s.first_actions(self.step)}
-            return rollout(self.policy, questions, self.engine, **how)
-        free = rollout(self.policy, questions, self.engine, num_generations=1, **how)
-        draw = random.Random(f"{s.seed}/{self.step}/decisions").randrange
-        decisions = [(t, draw(max(1, min(t.turns, s.max_turns)))) for t in free]
-        how |= {"num_generations": size - 1, "first_action": ["search", "answer"] * (size // 2)}
-        pairs = iter(continuations(self.policy, decisions, self.engine, **how))
-        return [t for trunk in free for t in (trunk, *islice(pairs, size - 1))]
 
     def questions_of(self, step: int) -> list[Question]:
         """The questions of a step, see the function of this name."""
@@ -452,7 +439,7 @@ def evenly(questions: Sequence[Question], rng: random.Random) -> list[Question]:
 def describe(trajectories: list[Trajectory], num_generations: int) -> dict:
     """What the rollouts of a step look like: the part of the metrics that needs no model.
 
-    Rollouts that were made to search or to answer (pairs, ``explore``) say nothing about the policy and count only
+    Rollouts that were made to search or to answer (``explore``) say nothing about the policy and count only
     where groups are looked at.
     """
     flat = groups_without_variance([t.reward for t in trajectories], num_generations)

@@ -35,7 +35,6 @@ def main() -> None:
     questions, engine = load_questions(args.questions), BM25Search(load_passages(args.passages))
     questions = [q for q in questions if q.hops > 1] or questions  # several turns: there is something to credit
     ways = {name: {"credit": name, "trees": 2 * (name == "tree_grpo")} for name in get_args(Credit)}
-    ways["pairs"] |= {"scale_rewards": "none", "num_generations": 9}  # as many branch off as the others sample
     ways["replay"] = {"replay_groups": 4}
     with tempfile.TemporaryDirectory() as folder:
         trainers = {}
