@@ -6,6 +6,8 @@ Notebook 09 reads what this leaves: the *.json in the folder credit of its run, 
 experiments/results/credit. (The trainings/ beside them hold every rollout: gigabytes, and nobody reads them again.)
 """
 
+from dataclasses import replace
+
 from searchr1_lib.rewards import Composite, Discounted, InformationGain
 from searchr1_lib.rewards.process import Format
 from searchr1_lib.study.compare import Method
@@ -14,14 +16,16 @@ from searchr1_lib.worlds.almanac import PRICE, UNKNOWN_PAYS
 #: One reward for the whole, as all others have it, one for each hop found, one for form (``HierarchicalReward``).
 HIERARCHICAL = Composite([(1.0, Discounted(PRICE, UNKNOWN_PAYS)), (0.3, InformationGain()), (0.1, Format())])
 
-methods = {
+METHODS = {
     "outcome": {"credit": "rollout"},
     "return": {"credit": "return"},
     "gigpo": {"credit": "gigpo"},
     "gigpo_shuffled": {"credit": "gigpo", "shuffle_credit": True},  # the control: the same numbers, dealt out at random
     "igpo": {"credit": "igpo"},
     "tree_grpo": {"credit": "tree_grpo", "trees": 2},
-    # the only one that is told which passages a question needs
-    "hierarchical": Method({"credit": "return"}, reward=HIERARCHICAL, gold_passages=True),
+    "hierarchical": {"credit": "return"},
 }
+methods = {name: Method(settings | {"scale_rewards": "batch"}) for name, settings in METHODS.items()}
+# the only one that is told which passages a question needs
+methods["hierarchical"] = replace(methods["hierarchical"], reward=HIERARCHICAL, gold_passages=True)
 # Another method that does better than the outcome needs its control too: the same with "shuffle_credit": True.
