@@ -18,7 +18,7 @@ from searchr1_lib.files import write_json
 from searchr1_lib.search.bm25 import BM25Search
 from searchr1_lib.search.dense import DenseSearch
 from searchr1_lib.study.compare import MODEL, examine
-from searchr1_lib.study.regret import Yardstick, by_level, queries, skill_of, table
+from searchr1_lib.study.regret import Yardstick, by_level, by_own_skill, queries, skill_of, table
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.worlds.almanac import PRICE, UNKNOWN_PAYS, build_world, near_duplicates
 
@@ -53,6 +53,6 @@ for place, (here, engine, limits) in PLACES.items():
         figures = table(here, done)
         row = {"place": place, "policy": name}
         row |= {figure: fmean(each[figure] for each in figures) for figure in ("regret", "reward", "best")}
-        rows.append(row | {"queries": queries(here, done), "levels": by_level(here, done)})
+        rows.append(row | {of.__name__: of(here, done) for of in (by_level, by_own_skill, queries)})
         print(place, name, {figure: round(row[figure], 3) for figure in ("regret", "reward", "best")}, flush=True)
         write_json(args.out, rows)

@@ -33,7 +33,7 @@ from ..rewards import Discounted, score
 from ..worlds.almanac import MIXTURE, UNKNOWN_PAYS, World, build_world, sample_questions
 from .analysis import interval
 from .evaluate import hashes
-from .regret import Yardstick, by_level, queries, simple_policies, skill_of, table
+from .regret import Yardstick, by_level, by_own_skill, queries, simple_policies, skill_of, table
 
 MODEL = "data/tiny_qwen"
 #: Of so many questions.
@@ -89,14 +89,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out: rows of method, price, seed, regret, reward, best (V*); for each of them its ``course``, and the
-    rows of ``regret.by_level``.
-    """
+    """What came out: rows of method, price, seed, regret, reward, best (V*); for each of them its ``course``."""
 
     rows: list[dict[str, Any]]
     simple: dict[float, dict[str, float]]
     courses: list[list[dict[str, Any]]] = field(default_factory=list)
-    levels: list[list[dict[str, Any]]] = field(default_factory=list)
 
     def table(self, figure: str = "regret") -> list[dict[str, Any]]:
         """Mean and 95 % interval over the seeds, of each method at each price."""
@@ -185,7 +182,7 @@ def compare(
     _in_processes([run.make for run in left], [run.label for run in left], jobs or os.cpu_count() or 1)
     made = [read_json(run.file) for run in runs]
     simple = {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices}
-    return Comparison([one["row"] for one in made], simple, *([one[of] for one in made] for of in ("course", "levels")))
+    return Comparison([one["row"] for one in made], simple, [one["course"] for one in made])
 
 
 def _asked(world: World, split: str, count: int, how: Mapping[str, Any], seed: int = 0) -> list[Question]:
@@ -274,7 +271,7 @@ class _Run:
         rows = table(yardstick, done)
         figures = {name: fmean(row[name] for row in rows) for name in ("regret", "reward", "best")}
         row = {"method": self.name, "price": self.price, "seed": self.seed} | figures
-        seen = {"levels": by_level(yardstick, done), "queries": queries(yardstick, done)}
+        seen = {of.__name__: of(yardstick, done) for of in (by_level, by_own_skill, queries)}
         made = {"made_of": self.made_of(), "row": row, "course": course(trainer, yardstick), **seen, "questions": rows}
         write_json(self.file, made)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -199,14 +199,17 @@ def hops_found(world: World, t: Trajectory) -> int:
     return sum(entity.passage in read for entity, _ in world.asked[t.question.id].hops() if entity.passage)
 
 
-def measure_skill(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> Skill:
+def measure_skill(yardstick: Yardstick, trajectories: Iterable[Trajectory], otherwise: Skill | None = None) -> Skill:
     """How well a policy searches and reads, from what it did.
 
     Wordings, and asking again: the share of its queries that brought the passage. Reading: of the questions with one
     hop whose passage came, the share that was answered rightly.
 
+    Args:
+        otherwise: stands in for what was never done; a trained policy has given some ways up.
+
     Raises:
-        ValueError: something was never done.
+        ValueError: something was never done, and nothing stands in for it.
     """
     first: tuple[list, list] = ([], [])
     again: tuple[list, list] = ([], [])
@@ -218,9 +221,12 @@ def measure_skill(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> S
                 (again if d.state.tried else first)[WORDINGS.index(d.act)].append(d.found)
         if len(yardstick.world.asked[t.question.id].relations) == 1 and any(d.found for d in made):
             right.append(exact_match(t.answer, t.question.answers))
-    if not right or not all(first) or not all(again):
+    seen = [*first, *again, right]
+    if not otherwise and not all(seen):
         raise ValueError("the rollouts do not show every way to search: give more, of a policy that tries all")
-    return Skill((fmean(first[0]), fmean(first[1])), (fmean(again[0]), fmean(again[1])), fmean(right))
+    before = [*otherwise.found, *otherwise.again, otherwise.read] if otherwise else seen
+    full, short, full_again, short_again, read = (fmean(s) if s else b for s, b in zip(seen, before))
+    return Skill((full, short), (full_again, short_again), read)
 
 
 def table(yardstick: Yardstick, trajectories: Sequence[Trajectory]) -> list[dict]:
@@ -295,6 +301,13 @@ def by_level(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> list[d
         shares = {"searches": fmean(did), "best": fmean(should), "over": over, "under": under}
         rows.append({"level": level, "n": len(decisions), **shares})
     return rows
+
+
+def by_own_skill(yardstick: Yardstick, trajectories: Sequence[Trajectory]) -> dict:
+    """Choice "regret" and V* ("best") by the "skill" that a policy shows, in place of that with which it began."""
+    own = replace(yardstick, skill=measure_skill(yardstick, trajectories, yardstick.skill))
+    rows = table(own, trajectories)
+    return {"skill": asdict(own.skill)} | {figure: fmean(row[figure] for row in rows) for figure in ("regret", "best")}
 
 
 def queries(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> dict[str, float | None]:
