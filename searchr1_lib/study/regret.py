@@ -225,8 +225,8 @@ def measure_skill(yardstick: Yardstick, trajectories: Iterable[Trajectory], othe
     if not otherwise and not all(seen):
         raise ValueError("the rollouts do not show every way to search: give more, of a policy that tries all")
     before = [*otherwise.found, *otherwise.again, otherwise.read] if otherwise else seen
-    full, short, full_again, short_again, read = (fmean(s) if s else b for s, b in zip(seen, before))
-    return Skill((full, short), (full_again, short_again), read)
+    shares: list = [fmean(s) if s else b for s, b in zip(seen, before)]
+    return Skill((shares[0], shares[1]), (shares[2], shares[3]), shares[4])
 
 
 def table(yardstick: Yardstick, trajectories: Sequence[Trajectory]) -> list[dict]:
@@ -316,7 +316,7 @@ def queries(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> dict[st
     """
     trajectories = list(trajectories)
     made = [d for t in trajectories for d in yardstick.decisions(t) if d.act in (*WORDINGS, WASTED)]
-    rows = [{"wasted": d.act == WASTED} for d in made]
+    rows: list[dict] = [{"wasted": d.act == WASTED} for d in made]
     rows += [{"full": d.act == WORDINGS[0], "found": d.found} for d in made if d.act != WASTED and not d.state.tried]
     rows += [{"right": exact_match(t.answer, t.question.answers)} for t in trajectories if t.searches]
     return {name: mean(rows, name) for name in ("full", "found", "wasted", "right")}
