@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from searchr1_lib.files import TrajectoryLog
+from searchr1_lib.files import TrajectoryLog, read_json
 from searchr1_lib.rewards import ExactMatch, HierarchicalReward
 from searchr1_lib.study.compare import LIMITS, MODEL, Comparison, Method, blanked, compare
 from searchr1_lib.suite import cli
@@ -58,6 +58,7 @@ def test_a_failed_training_is_named_and_the_others_are_kept(tmp_path, capfd):
         ({"grpo": {}}, {"prices": [1.5]}, "prices\\[0\\]"),
         ({"grpo": {}}, {"seeds": [-1]}, "seeds\\[0\\]"),
         ({"grpo": {}}, {"model": "tests/data/house/model"}, "no readable skill.json"),
+        ({"grpo": {}}, {"mixture": {"1-hop": 0.5}}, "shares of a mixture"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(methods, how, message, tmp_path, monkeypatch):
@@ -68,10 +69,17 @@ def test_what_cannot_be_is_refused_before_any_work(methods, how, message, tmp_pa
 
 def test_from_the_shell(tmp_path, capsys):
     file = tmp_path / "mine.py"
-    file.write_text(f"methods = {{'grpo': {SMALL}}}")
+    file.write_text(f"methods = {{'grpo': {SMALL}, 'other': {{}}}}\nmixture = {{'1-hop': 1.0}}")
     options = ["--out", str(tmp_path / "out"), "--prices", "0.3", "--seeds", "0", "--questions", "8"]
-    assert cli.main(["compare", str(file), *options]) == 0
+    assert cli.main(["compare", str(file), *options, "--methods", "grpo"]) == 0
     assert "grpo" in capsys.readouterr().out
+    made = read_json(tmp_path / "out" / "grpo-0.3-0.json")
+    assert made["made_of"]["mixture"] == {"1-hop": 1.0} and {q["source"].split("/")[1] for q in made["questions"]} == {
+        "1-hop"
+    }
+    assert {"searches", "best"} <= made["by_level"][0].keys() and 0 <= made["by_own_skill"]["regret"] <= 1
+    assert cli.main(["compare", str(file), *options, "--methods", "mine"]) == 2
+    assert "has no mine; it has grpo, other" in capsys.readouterr().err
     file.write_text("x = 1")
     assert cli.main(["compare", str(file), *options]) == 2
     assert "must define a dict named methods" in capsys.readouterr().err

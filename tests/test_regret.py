@@ -8,7 +8,17 @@ import pytest
 from searchr1_lib.metrics import exact_match
 from searchr1_lib.records import Question, ToolCall, Trajectory
 from searchr1_lib.rewards.cost import Discounted
-from searchr1_lib.study.regret import SIMPLE, WASTED, Yardstick, _Walk, by_level, simple_policies
+from searchr1_lib.study.regret import (
+    SIMPLE,
+    WASTED,
+    Yardstick,
+    _Walk,
+    by_level,
+    by_own_skill,
+    measure_skill,
+    queries,
+    simple_policies,
+)
 from searchr1_lib.worlds.almanac import MONTHS, RELATIONS, Entity, query, sample_questions
 from searchr1_lib.worlds.optimum import TRUST, UNKNOWN, WORDINGS, Skill
 
@@ -140,6 +150,24 @@ def test_by_level_counts_a_wasted_search_as_one_too_many(world):
 
 
 # ---- the reward ------------------------------------------------------------------------------------------
+
+
+def test_a_policy_by_its_own_skill_and_how_it_asks(world, engine):
+    yardstick, rng = Yardstick(world, Skill((0.9, 0.5), (0.5, 0.1), 0.7), price=0.2), random.Random(0)
+    asked = sample_questions(world, "test", 60, mixture={"1-hop": 1.0})
+    short = lambda state, level, values, rng: TRUST if level is None or state.tried else WORDINGS[1]
+    done = [play(yardstick, q, engine, short, rng) for q in asked]
+    found = fmean(yardstick.decisions(t)[0].found for t in done)
+    with pytest.raises(ValueError, match="do not show every way to search"):
+        measure_skill(yardstick, done)
+    own = measure_skill(yardstick, done, yardstick.skill)
+    assert own == Skill((0.9, found), (0.5, 0.1), 1.0)  # it reads all rightly; what it never did is as it was
+    by_own = by_own_skill(yardstick, done)
+    assert by_own["skill"] == {"found": (0.9, found), "again": (0.5, 0.1), "read": 1.0}
+    assert by_own["best"] > fmean(yardstick.value(q.id) for q in asked)
+    right = fmean(exact_match(t.answer, t.question.answers) for t in done)
+    assert queries(yardstick, done) == {"full": 0.0, "found": found, "wasted": 0.0, "right": right}
+    assert queries(yardstick, []) == dict.fromkeys(("full", "found", "wasted", "right"))
 
 
 def test_the_discounted_reward():
