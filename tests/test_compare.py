@@ -1,12 +1,15 @@
 """The researcher's door: ideas of one's own beside GRPO, resumable, refused before any work where they cannot be."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from searchr1_lib.files import TrajectoryLog, read_json
+from searchr1_lib.records import Question
 from searchr1_lib.rewards import ExactMatch, HierarchicalReward
+from searchr1_lib.study import compare as laboratory
 from searchr1_lib.study.compare import LIMITS, MODEL, Comparison, Method, blanked, compare
 from searchr1_lib.suite import cli
 from searchr1_lib.suite.profiles import load_profile
@@ -83,6 +86,20 @@ def test_from_the_shell(tmp_path, capsys):
     file.write_text("x = 1")
     assert cli.main(["compare", str(file), *options]) == 2
     assert "must define a dict named methods" in capsys.readouterr().err
+
+
+def test_nothing_of_the_truth_leaks_into_a_training(tmp_path, monkeypatch):
+    once, real = ONCE | {"seeds": [0]}, laboratory.sample_questions
+
+    def blank(world, split, *args, **how):
+        asked = real(world, split, *args, **how)
+        return [Question(q.id, q.text, q.answers) for q in asked] if split == "train" else asked
+
+    compare({"grpo": SMALL}, out=tmp_path / "told", **once)
+    monkeypatch.setattr(laboratory, "sample_questions", blank)
+    compare({"grpo": SMALL}, out=tmp_path / "blank", **once)
+    adapter = Path("trainings/grpo-0.3-0/checkpoints/step_2/adapter_model.safetensors")
+    assert (tmp_path / "told" / adapter).read_bytes() == (tmp_path / "blank" / adapter).read_bytes()
 
 
 def test_training_knows_nothing_of_a_question_but_its_text_and_answers():
