@@ -22,14 +22,14 @@ from searchr1_lib.study.regret import Yardstick, by_level, by_own_skill, queries
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.worlds.almanac import PRICE, UNKNOWN_PAYS, build_world, near_duplicates
 
-HOW = {"split": "test", "questions": 400, "rollouts": 2}
-
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("trainings", type=Path, nargs="+")
 parser.add_argument("--out", type=Path, required=True)
+parser.add_argument("--questions", type=int, default=400, help="of the test split, two rollouts each")
 args = parser.parse_args()
 
 torch.set_num_threads(1)
+how = {"split": "test", "questions": args.questions, "rollouts": 2}
 world, others = build_world(0), build_world(1)
 more = near_duplicates("data/almanac", 20)[:10_000]
 yardstick = Yardstick(world, skill_of(MODEL), PRICE, UNKNOWN_PAYS)
@@ -49,7 +49,7 @@ policies |= {run.name: load_policy(MODEL, adapter=newest(run), device="cpu") for
 rows = []
 for place, (here, engine, limits) in PLACES.items():
     for name, policy in policies.items():
-        done = examine(policy, engine, here, HOW | {"limits": limits})
+        done = examine(policy, engine, here, how | {"limits": limits})
         figures = table(here, done)
         row = {"place": place, "policy": name}
         row |= {figure: fmean(each[figure] for each in figures) for figure in ("regret", "reward", "best")}
