@@ -5,8 +5,8 @@ from pathlib import Path
 from statistics import fmean
 
 from searchr1_lib.search import BM25Search
-from searchr1_lib.study.compare import evaluate
-from searchr1_lib.study.regret import Yardstick, simple_policies, skill_of
+from searchr1_lib.study.compare import examine
+from searchr1_lib.study.regret import Yardstick, simple_policies, skill_of, table
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.worlds.almanac import PRICE, UNKNOWN_PAYS, build_world
 
@@ -19,7 +19,8 @@ def test_the_shipped_adapter_knows_when_to_search():
     yardstick = Yardstick(world, skill_of("data/tiny_qwen"), PRICE, UNKNOWN_PAYS)
     engine, how = BM25Search(world.passages), {"split": "test", "questions": 200, "rollouts": 1}
     trained, plain = (
-        evaluate(load_policy("data/tiny_qwen", adapter=adapter), engine, yardstick, how) for adapter in (ADAPTER, None)
+        table(yardstick, examine(load_policy("data/tiny_qwen", adapter=adapter), engine, yardstick, how))
+        for adapter in (ADAPTER, None)
     )
     regret = fmean(row["regret"] for row in trained)
     assert regret < min(simple_policies(yardstick, [row["id"] for row in trained]).values())
