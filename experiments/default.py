@@ -1,16 +1,14 @@
 """How near to the optimum does the training of the profile cpu come? On the test split, over prices and seeds.
 
-    searchr1 compare experiments/default.py --out runs/cpu/default --split test \
+    searchr1 compare experiments/default.py --out runs/cpu/default --split test \\
         --prices 0.15 0.2 0.3 --seeds 0 1 2
 
 Shipped in experiments/results/default.
 """
 
-import yaml
-
+from searchr1_lib import suite
+from searchr1_lib.suite.profiles import read_yaml
 from searchr1_lib.training.settings import Settings
 
-with open("notebooks/profiles/cpu.yaml") as file:
-    profile = yaml.safe_load(file)
-
+profile, _ = read_yaml(suite.ROOT / "notebooks" / "profiles" / "cpu.yaml")
 methods = {"default": {name: value for name, value in profile.items() if name in Settings.model_fields}}

@@ -77,9 +77,8 @@ def test_from_the_shell(tmp_path, capsys):
     assert cli.main(["compare", str(file), *options, "--methods", "grpo"]) == 0
     assert "grpo" in capsys.readouterr().out
     made = read_json(tmp_path / "out" / "grpo-0.3-0.json")
-    assert made["made_of"]["mixture"] == {"1-hop": 1.0} and {q["source"].split("/")[1] for q in made["questions"]} == {
-        "1-hop"
-    }
+    assert made["made_of"]["mixture"] == {"1-hop": 1.0}
+    assert {q["source"].split("/")[1] for q in made["questions"]} == {"1-hop"}
     assert {"searches", "best"} <= made["by_level"][0].keys() and 0 <= made["by_own_skill"]["regret"] <= 1
     assert cli.main(["compare", str(file), *options, "--methods", "mine"]) == 2
     assert "has no mine; it has grpo, other" in capsys.readouterr().err

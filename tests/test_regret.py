@@ -149,9 +149,6 @@ def test_by_level_counts_a_wasted_search_as_one_too_many(world):
     assert by_level(Yardstick(world, Skill(), 0.3), [done]) == [row]
 
 
-# ---- the reward ------------------------------------------------------------------------------------------
-
-
 def test_a_policy_by_its_own_skill_and_how_it_asks(world, engine):
     yardstick, rng = Yardstick(world, Skill((0.9, 0.5), (0.5, 0.1), 0.7), price=0.2), random.Random(0)
     asked = sample_questions(world, "test", 60, mixture={"1-hop": 1.0})
@@ -168,6 +165,9 @@ def test_a_policy_by_its_own_skill_and_how_it_asks(world, engine):
     right = fmean(exact_match(t.answer, t.question.answers) for t in done)
     assert queries(yardstick, done) == {"full": 0.0, "found": found, "wasted": 0.0, "right": right}
     assert queries(yardstick, []) == dict.fromkeys(("full", "found", "wasted", "right"))
+
+
+# ---- the reward ------------------------------------------------------------------------------------------
 
 
 def test_the_discounted_reward():

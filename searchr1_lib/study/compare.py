@@ -36,7 +36,7 @@ from .evaluate import hashes
 from .regret import Yardstick, by_level, by_own_skill, queries, simple_policies, skill_of, table
 
 MODEL = "data/tiny_qwen"
-#: Of so many questions.
+#: How many questions a training draws from.
 TRAINED_ON = 1200
 #: What every method trains with unless it says otherwise.
 LIMITS: dict[str, Any] = {"topk": 3, "max_turns": 4, "max_turn_tokens": 110, "max_completion_length": 1100}

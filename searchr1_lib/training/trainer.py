@@ -197,9 +197,9 @@ class Trainer:
         questions = self.questions_of(self.step)
         drawn: list[Trajectory] = []
         chosen: list[Trajectory] = []
+        how = {"generator": generator, "first_action": s.first_actions(self.step), **s.limits()}
+        how |= {"num_generations": size, "temperature": s.temperature, "trees": s.trees}
         for attempt in range(s.dynamic_sampling + 1):
-            how = {"generator": generator, "first_action": s.first_actions(self.step), **s.limits()}
-            how |= {"num_generations": size, "temperature": s.temperature, "trees": s.trees}
             fresh = rollout(self.policy, questions, self.engine, **how)
             score(self.reward, fresh).keep(fresh)
             for i, t in enumerate(fresh):  # a rollout's own name of its group tells it from others of one call only
