@@ -1,6 +1,8 @@
-"""Does credit by turn teach faster than the outcome? Equal rollouts, five seeds, choice regret against the optimum.
+"""Does credit by turn teach faster than the outcome? Equal rollouts, choice regret against the optimum.
 
-    searchr1 compare experiments/credit.py --out runs/cpu/credit --prices 0.2 --seeds 0 1 2 3 4
+    searchr1 compare experiments/credit.py --out runs/cpu/credit --prices 0.2 --seeds 0 1 2 --questions 400
+
+Half the steps of the default training: what is asked is who learns *faster*.
 
 Notebook 09 reads what this leaves: the *.json in the folder credit of its run, or as they ship, in
 experiments/results/credit. (The trainings/ beside them hold every rollout: gigabytes, and nobody reads them again.)
@@ -25,7 +27,8 @@ METHODS = {
     "tree_grpo": {"credit": "tree_grpo", "trees": 2},
     "hierarchical": {"credit": "return"},
 }
-methods = {name: Method(settings | {"scale_rewards": "batch"}) for name, settings in METHODS.items()}
+SHORT = {"scale_rewards": "batch", "steps": 30, "decay_steps": 15}
+methods = {name: Method(SHORT | settings) for name, settings in METHODS.items()}
 # the only one that is told which passages a question needs
 methods["hierarchical"] = replace(methods["hierarchical"], reward=HIERARCHICAL, gold_passages=True)
 # Another method that does better than the outcome needs its control too: the same with "shuffle_credit": True.

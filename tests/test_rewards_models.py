@@ -177,7 +177,7 @@ def test_a_judge_that_echoes_or_quotes_the_answer():
     with Server(lambda asked: asked["answer"]) as server:
         assert score(Judge(chat(server)), [wrong, OTHER][:1]).values == [0]
     with Server(lambda asked: f'It says {asked["answer"]}, so I say {{"score": 0}}') as server:
-        with pytest.raises(RewardError, match="'judge'.*'q1'.*without a score"):
+        with pytest.raises(RewardError, match="'judge'.*'q1'.*without a verdict"):
             score(Judge(chat(server)), [wrong])
 
 

@@ -581,15 +581,15 @@ def test_weigh_redraws_at_once_for_the_group_on_display():
 
 def test_prefer_writes_what_was_chosen_and_shows_no_reward(tmp_path):
     group, path = group_of(), tmp_path / "choices.jsonl"
-    box = prefer([(group[0], group[1]), (group[2], group[3]), (group[4], group[5])], path)
+    box = prefer([(group[0], group[1]), (group[2], group[3]), (group[4], group[5])], path, who="ada")
     assert "0.85" not in _Page(box.drawing.value).text and group[0].reward is not None
     box.controls["b"].click()
     box.controls["skip"].click()
     box.controls["a"].click()
     box.controls["a"].click()  # nothing is left: no further choice
-    assert [[t.to_dict() for t in pair] for pair in read_choices(path)] == [
-        [group[1].to_dict(), group[0].to_dict()],
-        [group[4].to_dict(), group[5].to_dict()],
+    assert [(c.a.to_dict(), c.b.to_dict(), c.preferred, c.who) for c in read_choices(path)] == [
+        (group[0].to_dict(), group[1].to_dict(), "b", "ada"),
+        (group[4].to_dict(), group[5].to_dict(), "a", "ada"),
     ]
     assert "2 choices" in box.count.value and "No pair is left" in box.drawing.value
 

@@ -15,8 +15,9 @@ _HOME = {
     "published": "SearchR1Format OTC IKEA ConfidentSearch OverlongPenalty search_confidence",
     "semantic": "SemanticSimilarity Affine Cutoff fit_affine fit_cutoff",
     "judge": "Judge JudgeBudgetError parse_score",
+    "rubrics": "Rubric Ranking JudgeOfPairs",
     "endpoints": "ChatEndpoint LocalChat EmbeddingsEndpoint EndpointError Reply",
-    "preference": "PreferenceReward record_choice read_choices FEATURES",
+    "preference": "PreferenceReward Choice record_choice read_choices visible FEATURES",
     "byhand": "handwritten",
     "byname": "build",
 }

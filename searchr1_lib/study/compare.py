@@ -280,17 +280,21 @@ def course(trainer, yardstick: Yardstick) -> list[dict[str, Any]]:
     """How a training went: one row a step, of its own rollouts, which are the policy's before that step's update.
 
     Returns:
-        rows of "step" from 1, "rollouts" and sampled "tokens" so far, of its rollouts the choice "regret" and the
-        mean number of "searches".
+        rows of "step" from 1, "rollouts" and sampled "tokens" so far, of its rollouts the choice "regret", the mean
+        number of "searches", the mean "reward" that was trained and the mean of ``Discounted`` at the price, "truth".
     """
     lost: dict[int, list[float]] = {}
+    earned: dict[int, list[float]] = {}
+    true = Discounted(yardstick.price, yardstick.unknown)
     for t in trainer.log:
         lost.setdefault(t.step + 1, []).append(sum(d.regret for d in yardstick.decisions(t)))
+        earned.setdefault(t.step + 1, []).append(true.value(t))
     rows, rollouts, tokens = [], 0, 0
     for row in trainer.metrics:
         step = row["step"]
         rollouts, tokens = rollouts + len(lost[step]), tokens + row["sampled_tokens"]
         of_step = {"regret": fmean(lost[step]), "searches": row["searches"]}
+        of_step |= {"reward": row["reward"], "truth": fmean(earned[step])}
         rows.append({"step": step, "rollouts": rollouts, "tokens": tokens} | of_step)
     return rows
 

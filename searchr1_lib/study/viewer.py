@@ -30,7 +30,7 @@ import ipywidgets as widgets
 from ..environment.limits import Positive, valid
 from ..metrics import first_act, grouped, knowledge, no_variance, pairs, right
 from ..records import Segment, ToolCall, Trajectory
-from ..rewards import record_choice
+from ..rewards import Choice, record_choice
 
 if TYPE_CHECKING:
     from .microscope import Reading
@@ -796,16 +796,16 @@ def render_pair(a: Trajectory, b: Trajectory) -> str:
     return _page(_group_html(pair, _scale(pair, "mask"), ["A", "B"]))
 
 
-def prefer(pairs: Iterable[tuple[Trajectory, Trajectory]], path: str | os.PathLike):
-    """A widget that shows pairs and appends each choice to ``path`` (see ``rewards.record_choice``).
+def prefer(pairs: Iterable[tuple[Trajectory, Trajectory]], path: str | os.PathLike, *, who: str = "me"):
+    """A widget that shows pairs and appends each choice of ``who`` to ``path`` (see ``rewards.record_choice``).
 
     Without widgets the cell shows the first pair. Controls are attributes of the returned box: the buttons
-    ``box.controls["a"]``, ``["b"]`` and ``["skip"]``; ``box.count`` says how far one is.
+    ``box.controls["a"]``, ``["b"]``, ``["tie"]`` and ``["skip"]``; ``box.count`` says how far one is.
     """
     pairs = list(pairs)
     if not pairs:
         raise ValueError("nothing to choose from: the list of pairs is empty")
-    names = {"a": "A is better", "b": "B is better", "skip": "skip"}
+    names = {"a": "A is better", "b": "B is better", "tie": "as good", "skip": "skip"}
     buttons = {name: widgets.Button(description=label) for name, label in names.items()}
     count = widgets.Label()
     at = chosen = 0
@@ -817,7 +817,7 @@ def prefer(pairs: Iterable[tuple[Trajectory, Trajectory]], path: str | os.PathLi
         if name and at < len(pairs):
             try:
                 if name != "skip":
-                    record_choice(path, *pairs[at], name)
+                    record_choice(path, Choice(*pairs[at], name, who))
                     chosen += 1
                 at += 1
             except OSError as e:

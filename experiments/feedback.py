@@ -1,0 +1,68 @@
+"""What is a reward worth that was learned from choices? 32 and 512 labels, a biased labeller, and the truth itself.
+
+    python experiments/feedback.py --out runs/cpu/feedback --seeds 0 1 2
+
+The labeller is scripted: it cannot check an answer, but judges how well founded it is, and errs where two rollouts are
+nearly as good. The biased one also likes what is long, so much that a search is worth more than its price. With each
+seed come other labels and another training; half the steps of the default one. Shipped in experiments/results/feedback.
+"""
+
+import argparse
+import random
+
+import torch
+
+from searchr1_lib.rewards import Composite, PreferenceReward
+from searchr1_lib.rewards.process import Malformed
+from searchr1_lib.search.bm25 import BM25Search
+from searchr1_lib.study.compare import LIMITS, MODEL, Method, compare
+from searchr1_lib.study.feedback import Scripted, WellFounded, choose_pairs, pairs_of
+from searchr1_lib.training.policy import load_policy
+from searchr1_lib.training.rollout import rollout
+from searchr1_lib.worlds.almanac import PRICE, build_world, sample_questions
+
+SHORT = {"scale_rewards": "batch", "steps": 30, "decay_steps": 15}
+NOISE, LONGER = 0.05, {"model_tokens": 0.5}
+GUARD = {"beta": 0.05}  # of the KL to the base model
+
+
+def labelled(seed):
+    """512 pairs of rollouts of the untrained policy."""
+    world = build_world(0)
+    policy, engine = load_policy(MODEL, seed=seed, device="cpu"), BM25Search(world.passages)
+    asked, generator = sample_questions(world, "train", 200, seed=seed), torch.Generator().manual_seed(seed)
+    pairs = pairs_of(rollout(policy, asked, engine, num_generations=4, generator=generator, **LIMITS))
+    return choose_pairs(pairs, 512, random.Random(seed))
+
+
+def learned(choices):
+    """Form is no matter of taste: the choices say little of it."""
+    return Composite([(1.0, PreferenceReward(choices)), (1.0, Malformed())], name="learned")
+
+
+def methods(seed):
+    pairs = labelled(seed)
+    honest = Scripted(WellFounded(), noise=NOISE, seed=seed)(pairs)
+    biased = Scripted(WellFounded(), noise=NOISE, bias=LONGER, seed=seed)(pairs)
+    return {
+        "truth": Method(SHORT),
+        "labels_32": Method(SHORT, reward=learned(honest[:32])),
+        "labels_512": Method(SHORT, reward=learned(honest)),
+        "biased": Method(SHORT, reward=learned(biased)),
+        "guarded": Method(SHORT | GUARD, reward=learned(biased)),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--questions", type=int, default=400)
+    parser.add_argument("--jobs", type=int)
+    args = parser.parse_args()
+    for seed in args.seeds:
+        done = compare(
+            methods(seed), prices=[PRICE], seeds=[seed], out=args.out, questions=args.questions, jobs=args.jobs
+        )
+        for row in done.rows:
+            print(f"{row['method']:12} seed {seed}  reward {row['reward']:.3f}  regret {row['regret']:.3f}")
