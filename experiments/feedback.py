@@ -9,17 +9,21 @@ seed come other labels and another training; half the steps of the default one. 
 
 import argparse
 import random
+from pathlib import Path
+from statistics import fmean
 
 import torch
 
+from searchr1_lib.files import write_json
 from searchr1_lib.rewards import Composite, PreferenceReward
 from searchr1_lib.rewards.process import Malformed
 from searchr1_lib.search.bm25 import BM25Search
-from searchr1_lib.study.compare import LIMITS, MODEL, Method, compare
+from searchr1_lib.study.compare import LIMITS, MODEL, Method, compare, examine
 from searchr1_lib.study.feedback import Scripted, WellFounded, choose_pairs, pairs_of
+from searchr1_lib.study.regret import Yardstick, skill_of
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.training.rollout import rollout
-from searchr1_lib.worlds.almanac import PRICE, build_world, sample_questions
+from searchr1_lib.worlds.almanac import PRICE, UNKNOWN_PAYS, build_world, sample_questions
 
 SHORT = {"scale_rewards": "batch", "steps": 30, "decay_steps": 15}
 NOISE, LONGER = 0.05, {"model_tokens": 0.5}
@@ -45,7 +49,7 @@ def methods(seed):
     honest = Scripted(WellFounded(), noise=NOISE, seed=seed)(pairs)
     biased = Scripted(WellFounded(), noise=NOISE, bias=LONGER, seed=seed)(pairs)
     return {
-        "truth": Method(SHORT),
+        "truth": Method(SHORT | {"credit": "rollout"}),  # the very training that experiments/credit.py calls outcome
         "labels_32": Method(SHORT, reward=learned(honest[:32])),
         "labels_512": Method(SHORT, reward=learned(honest)),
         "biased": Method(SHORT, reward=learned(biased)),
@@ -60,9 +64,14 @@ if __name__ == "__main__":
     parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--jobs", type=int)
     args = parser.parse_args()
+    start = Path(args.out) / "start.json"
+    if not start.exists():  # what all of them began as
+        world, how = build_world(0), {"split": "validation", "questions": args.questions, "rollouts": 2}
+        yardstick = Yardstick(world, skill_of(MODEL), PRICE, UNKNOWN_PAYS)
+        done = examine(load_policy(MODEL, device="cpu"), BM25Search(world.passages), yardstick, how)
+        write_json(start, how | {"reward": fmean(t.reward for t in done)})
     for seed in args.seeds:
-        done = compare(
-            methods(seed), prices=[PRICE], seeds=[seed], out=args.out, questions=args.questions, jobs=args.jobs
-        )
+        given = {"out": args.out, "questions": args.questions, "jobs": args.jobs}
+        done = compare(methods(seed), prices=[PRICE], seeds=[seed], **given)
         for row in done.rows:
             print(f"{row['method']:12} seed {seed}  reward {row['reward']:.3f}  regret {row['regret']:.3f}")

@@ -180,19 +180,19 @@ class PreferenceReward(Reward):
 
         return np.array([[row.get(name, 0.0) for name in self._names] for row in rows]).reshape(-1, len(self._names))
 
-    def _each(self, trajectories: Sequence[Trajectory]):
-        """What every member says, (members, B)."""
+    def each(self, trajectories: Sequence[Trajectory]):
+        """What every member says, an array (members, B)."""
         return self._w @ (self._matrix(self._see(trajectories)) / self._scale).T
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[float]:
         """One float per trajectory."""
-        return self._each(trajectories).mean(0).tolist()
+        return self.each(trajectories).mean(0).tolist()
 
     def probabilities(self, pairs: Sequence[Pair]):
         """P(a is preferred to b) as every member says, (members, pairs)."""
         from scipy.special import expit
 
-        a, b = (self._each([pair[side] for pair in pairs]) for side in (0, 1))
+        a, b = (self.each([pair[side] for pair in pairs]) for side in (0, 1))
         return expit(a - b)
 
     def disagreement(self, pairs: Sequence[Pair]) -> list[float]:

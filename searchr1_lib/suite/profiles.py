@@ -77,7 +77,7 @@ class Profile(Settings, use_attribute_docstrings=True):
     hack_steps: Whole = 8
     """steps that 03 trains on each of these rewards; 0: none"""
     judge_url: str = ""
-    """03: OpenAI-compatible endpoint of a judge, as http://127.0.0.1:8000/v1; "": none"""
+    """03, 12: OpenAI-compatible endpoint of a judge, as http://127.0.0.1:8000/v1; "": none"""
     judge_model: str = ""
     """its model's name"""
     others: str = ""
@@ -86,6 +86,8 @@ class Profile(Settings, use_attribute_docstrings=True):
     """questions whose gradients 07 compares"""
     microscope_questions: Count = 12
     """questions that 09 puts under the microscope, each in three groups"""
+    feedback_questions: Count = 240
+    """questions whose rollouts are compared in 12"""
     runs: str = ""
     """08: any further runs, a pattern of their folders, such as runs/my-*"""
     almanac: str = "data/almanac"
