@@ -568,7 +568,7 @@ def browse(trajectories: Iterable[Trajectory]):
             chosen = by_group[id(chosen[0])]
         return render_html(chosen, color=_possible(color, chosen))
 
-    return _Box([top, count, rows], controls, draw, count)
+    return Box([top, count, rows], controls, draw, count)
 
 
 def _fill(rows, labels: Iterable[str]) -> None:
@@ -582,7 +582,7 @@ def _possible(color, trajectories: Sequence[Trajectory]) -> str:
     return color.value if color.value in colors(trajectories) else "mask"
 
 
-class _Box(widgets.VBox):
+class Box(widgets.VBox):
     """A widget: its parts, and below them the HTML that ``draw`` makes whenever a control is used.
 
     ``draw`` is given that control, at first None. The notebook's output also holds the HTML of ``drawing``, for readers
@@ -708,7 +708,7 @@ def compare(before: Iterable[Trajectory], after: Iterable[Trajectory]):
         return render_side_by_side(first, second, color=_possible(color, [*first, *second]))
 
     matrix = widgets.HTML(render_comparison(before, after))
-    box = _Box([matrix, widgets.HBox([outcome, color]), rows], {"outcome": outcome, "color": color, "rows": rows}, draw)
+    box = Box([matrix, widgets.HBox([outcome, color]), rows], {"outcome": outcome, "color": color, "rows": rows}, draw)
     box.drawing, box.pair = matrix, box.drawing
     return box
 
@@ -787,7 +787,7 @@ def weigh(trajectories: Iterable[Trajectory], weights: Mapping[str, float], *, m
     def draw(_) -> str:
         return render_weights(by_question[group.value], {name: s.value for name, s in sliders.items()})
 
-    return _Box([group, *sliders.values()], {"group": group, **sliders}, draw)
+    return Box([group, *sliders.values()], {"group": group, **sliders}, draw)
 
 
 def render_pair(a: Trajectory, b: Trajectory) -> str:
@@ -827,7 +827,7 @@ def prefer(pairs: Iterable[tuple[Trajectory, Trajectory]], path: str | os.PathLi
             button.disabled = at >= len(pairs)
         return render_pair(*pairs[at]) if at < len(pairs) else _page("<p>No pair is left. Thank you.</p>")
 
-    return _Box([count, widgets.HBox(list(buttons.values()))], buttons, draw, count)
+    return Box([count, widgets.HBox(list(buttons.values()))], buttons, draw, count)
 
 
 # ---- asking ----------------------------------------------------------------------------------------------
@@ -848,7 +848,7 @@ def ask(answer: Callable[[str], str], question: str = ""):
         except Exception as e:
             return _page(f"<p><strong class=bad>✗ {_e(type(e).__name__)}: {_e(e)}</strong></p>")
 
-    return _Box([typed], {"question": typed}, draw)
+    return Box([typed], {"question": typed}, draw)
 
 
 # ---- escaping --------------------------------------------------------------------------------------------
