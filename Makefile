@@ -4,6 +4,7 @@
 #   make badges REPO=owner/name   stamps the repository's address into the notebooks and the README, for Colab
 #   make lint    ruff and mypy
 #   make test    lint, the tests, then every notebook under the profile smoke
+#   make site    the executed notebooks and the docs as a site
 #   make engines the tests of other people's engines, each in an environment of its own over .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PROFILE ?= cpu
@@ -12,7 +13,7 @@ BIN := .venv/bin
 ENGINES := openenv verifiers verl
 NOTEBOOKS = $(sort $(wildcard notebooks/[0-9A]*_*.ipynb))
 
-.PHONY: suite seeds lint test engines lab bench notebooks badges venv clean
+.PHONY: suite seeds lint test engines site lab bench notebooks badges venv clean
 
 suite: venv
 	$(BIN)/python -m searchr1_lib run --profile $(PROFILE)
@@ -44,6 +45,17 @@ engines: venv $(ENGINES:%=.engines/%/.installed)
 	.engines/$*/bin/python -m pip install -e '.[$*]'
 	touch $@
 
+# The executed notebooks, the docs and a page for each module, with search: .site/html/index.html.
+site: venv .site/.installed
+	$(BIN)/python docs/stage.py
+	NO_MKDOCS_2_WARNING=1 .site/venv/bin/mkdocs build -q -f .site/mkdocs.yml
+
+.site/.installed: Makefile
+	$(PYTHON) -m venv .site/venv
+	.site/venv/bin/python -m pip install mkdocs-material==9.8.2 mkdocs-jupyter==0.26.3 'mkdocstrings[python]==1.0.8' \
+	mkdocstrings-python==2.0.11
+	touch $@
+
 lab: venv
 	$(BIN)/jupyter lab notebooks
 
@@ -70,5 +82,5 @@ venv: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .engines .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .engines .site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
