@@ -3,7 +3,7 @@
 All rollouts of a step go through one loop between a ``Decoder``, which knows tokens and no protocol, and an
 ``Environment`` for each episode, which knows the protocol and no tokens. Here the two meet: ids become the text of a
 turn, what the environment writes becomes ids, and of every token is recorded once who wrote it and where its text
-stands. Departures from the public Search-R1 code are listed in the README.
+stands. Departures from the public Search-R1 code are listed in docs/differences.md.
 """
 
 from __future__ import annotations
