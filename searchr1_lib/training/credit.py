@@ -367,7 +367,7 @@ def author_advantages(trajectories: Sequence[Trajectory], author: str, settings:
     Args:
         trajectories: the G of a question next to each other; an own reward stands in ``rewards``, see ``OWN_REWARD``.
     """
-    rewards = torch.tensor([t.rewards.get(OWN_REWARD + author, t.reward) for t in trajectories])
+    rewards = torch.tensor([t.rewards.get(OWN_REWARD + author, t.reward) for t in trajectories], dtype=torch.float64)
     size, scale = settings.num_generations, settings.scale_rewards
     if not settings.per_author:
         return group_advantages(rewards, size, baseline=settings.baseline, scale_rewards=scale).unsqueeze(1)
