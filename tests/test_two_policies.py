@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 
 from searchr1_lib.data import load_passages, load_questions
 from searchr1_lib.environment.base import Environment
+from searchr1_lib.environment.search import SearchEnvironment, tools_of
 from searchr1_lib.files import TrajectoryLog
 from searchr1_lib.records import ENVIRONMENT, Question, Trajectory
 from searchr1_lib.rewards import InformationGain, SearchR1Reward, score
 from searchr1_lib.search import BM25Search
+from searchr1_lib.study.evaluate import evaluate
 from searchr1_lib.training import decoder
 from searchr1_lib.training.credit import OWN_REWARD, author_advantages, gold_probabilities
 from searchr1_lib.training.learner import Batch, Learner
@@ -154,18 +156,12 @@ def test_the_switch_comes_after_the_token_that_completes_a_tag(two, monkeypatch,
     monkeypatch.setattr(two, "token_bytes", [p.encode() for p in pieces] + two.token_bytes[len(pieces) :])
     ids = iter(range(len(pieces)))
     monkeypatch.setattr(decoder, "draw", lambda probs, generator: torch.tensor([next(ids)]))
-    environment = rollout.__kwdefaults__["environment"](tools=_tools(None))
+    environment = SearchEnvironment(tools_of(None))
     stops = [stop.encode() for stop in environment.stops]
     with decoder.Decoder(two) as writer:
         row = two.encode("So:")
         (written,) = writer.write([row], stops, [50], [[0] * len(row)], _switches(two, environment))
     assert written.ids == list(range(len(pieces))) and written.authors == authors
-
-
-def _tools(engine):
-    from searchr1_lib.environment.search import tools_of
-
-    return tools_of(engine)
 
 
 def test_what_nobody_may_write_is_named(two, engine, questions, tmp_path):
@@ -178,7 +174,7 @@ def test_what_nobody_may_write_is_named(two, engine, questions, tmp_path):
         rollout(load_policy(TINY, adapters=("reason", "serach")), questions, engine)
     with pytest.raises(ValueError, match="nothing to write"):
         _switches(two, Environment())
-    with pytest.raises(ValueError, match="no one model"):
+    with pytest.raises(ValueError, match="no one model is reason and search"):
         export_merged(two, tmp_path / "merged")
     for wrong in ({"trained": ["searcher"]}, {"learning_rates": {"policy": 1e-3}}):
         with pytest.raises(ValueError, match=r"no author of this policy; \('reason', 'search'\) are"):
@@ -378,6 +374,16 @@ def test_each_adapter_is_an_ordinary_one(finished, questions):
     with both.reference(), torch.no_grad():
         bare = load_policy(TINY, lora=False, quantize=False).decoder(ids).last_hidden_state
         assert torch.allclose(both.hidden(ids, torch.ones_like(ids)), bare, atol=1e-5)
+
+
+def test_it_is_evaluated_as_any_policy(two, engine, questions):
+    report = evaluate(two, questions[:2], engine, **LIMITS)
+    assert {t.question.id for t in report.trajectories} == {q.id for q in questions[:2]}
+    with torch.no_grad():  # outside of all this the model is its first author
+        ids = torch.tensor([two.encode("Who founded it?")])
+        alone = two.model(input_ids=ids).logits
+        first = two.lm_head(two.hidden(ids, torch.zeros_like(ids)))
+    assert torch.allclose(alone, first, atol=1e-5)
 
 
 @pytest.mark.parametrize("author", BOTH)

@@ -63,9 +63,8 @@ class SearchEnvironment(Environment):
     @property
     def roles(self) -> dict[str, str]:
         """What stands between a tag and the next one is of the tag's name: a query of "search"."""
-        return {
-            f"<{slash}{tag}>": "" if slash else tag for tag in ("think", *self.names, "answer") for slash in ("", "/")
-        }
+        tags = ("think", *self.names, "answer")
+        return {f"<{tag}>": tag for tag in tags} | {f"</{tag}>": "" for tag in tags}
 
     def reset(self, question: Question) -> str:
         """The user message: the template, and before it what it does not tell of further tools."""

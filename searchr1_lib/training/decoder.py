@@ -89,9 +89,10 @@ class Decoder:
         Args:
             rows: the ids so far, prompt included. Rows are known by identity: in a later call some may be missing, and
                 each that is there holds its earlier ids, what was written, and maybe more. New ones: see ``fork``.
-            readers: who reads each token of each row, see ``Policy.hidden``: of the last one who writes on. None: the
-                first author.
-            switches: strings after which, once a token completes one, the author of this place writes.
+            readers: who reads each token of each row, see ``Policy.hidden``; of its last one, who writes on. Not given:
+                the first author.
+            switches: strings after which, from the token on that follows the one in which it ends, the author of this
+                place writes; also where it began before these ids.
         """
         readers = readers or [[0] * len(row) for row in rows]
         logits = self._read(rows, readers) if self.cache is not None else self._prefill(rows, readers)
@@ -190,7 +191,9 @@ class Decoder:
         entropy = -(probs * logprobs.clamp(min=-1e4)).sum(-1)
         return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1), entropy
 
-    def _write(self, logits: torch.Tensor, before, stops: Sequence[bytes], room: list[int]) -> list[Written]:
+    def _write(
+        self, logits: torch.Tensor, before: Sequence[list[int]], stops: Sequence[bytes], room: list[int]
+    ) -> list[Written]:
         """Sample until every row is done. The last token of each stays out of the cache."""
         count_at, ended = [0] * len(room), [False] * len(room)  # of the rows that are done
         authors: list[list[int]] = [[] for _ in room]
@@ -212,7 +215,8 @@ class Decoder:
                     ended[i] = ids[-1] in self.policy.stop_ids
                     if ended[i] or self._has_stop(ids, stops):
                         done.add(i)
-                    self._switch(i, [*before[i][-_STOP_TOKENS:], *ids][-_STOP_TOKENS:])
+                    if self.switches:
+                        self._switch(i, [*before[i][-_STOP_TOKENS:], *ids][-_STOP_TOKENS:])
             for i in done:
                 count_at[i] = count
             still -= done

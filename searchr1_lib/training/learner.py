@@ -49,8 +49,9 @@ class Learner:
 
     Attributes:
         trained: the authors of the policy that learn. Each has a loss of its own, over its own tokens, whose gradient
-            goes into its own adapter alone: what another one wrote, and how that one's adapter reads, is as little its
-            own as an observation.
+            goes into its own adapter alone. What another one wrote, and how that one's adapter reads, is as little its
+            own as an observation: so its advantage teaches nobody else, although all look at one cache. It costs a
+            backward pass for each author, on one forward pass.
         value_head: with ``baseline="value"``, a linear map from last hidden states to the expected reward, else None.
         token_budget: padded tokens a micro-batch, lowered by itself when memory runs out.
         loss_scale: of the backward pass in fp16, lowered by itself when gradients overflow; elsewhere 1.
@@ -214,7 +215,7 @@ class Learner:
         how = {**s.model_dump(include=_OF_LOSS), "num_sequences": sequences, "ref_logprobs": reference}
         losses = {}
         for author in self.trained:
-            mask = batch.mask * (batch.readers[:, :-1] == self.policy.authors.index(author))
+            mask = batch.mask * (batch.readers[:, :-1] == self.policy.places[author])
             of_author = {"entropy": entropy, "num_tokens": max(1, counts[author])}
             losses[author] = policy_loss(logprobs, old, advantages, mask, **how, **of_author)
         if self.value_head is not None:

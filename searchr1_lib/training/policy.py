@@ -166,12 +166,20 @@ class Policy:
             readers: (B, N), places among ``authors``, see ``readers_of``; of no effect where there is one.
             **how: for the model, such as a cache.
         """
-        self.readers = readers  # it stays: with gradient checkpointing the backward pass needs it again
-        return self.decoder(ids, **how).last_hidden_state
+        self.readers = readers
+        states = self.decoder(ids, **how).last_hidden_state
+        if not states.requires_grad:  # with gradient checkpointing a backward pass needs them again
+            self.readers = 0
+        return states
+
+    @property
+    def places(self) -> dict[str, int]:
+        """The place of each author among ``authors``."""
+        return {author: place for place, author in enumerate(self.authors)}
 
     def readers_of(self, t: Trajectory) -> list[int]:
         """Who reads each token of prompt and completion but the last one, (L - 1,), see ``hidden``."""
-        place = {author: i for i, author in enumerate(self.authors)}
+        place = self.places
         return [0] * (len(t.prompt_ids) - 1) + [
             place.get(author, 0) for author in t.authors or [ENVIRONMENT] * len(t.mask)
         ]
@@ -329,10 +337,7 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
     if not hasattr(policy.model, "disable_adapter"):
         raise ValueError("nothing to merge: the policy has no LoRA adapter")
     if len(policy.authors) > 1:
-        each = (
-            f"{', '.join(policy.authors)} write in turns, no one model is both: load_policy(adapter=…) with one of them"
-        )
-        raise ValueError(each)
+        raise ValueError(f"no one model is {' and '.join(policy.authors)}: load the policy with adapter= one of them")
     if not base:
         raise ValueError("this model does not say where it was loaded from: name its base model in base=")
     check_model_folder(base)
@@ -522,9 +527,7 @@ def _gated_forward(layer, policy: Policy):
 
 def _layers_to_unpack(model) -> list[torch.nn.Module]:
     """Layers whose forward pass is a matrix product with a matrix that can be made beforehand."""
-    plain = lambda m: (
-        hasattr(m, "lora_A") and not m.merged and not any(m.use_dora.values()) and len(m.active_adapters) == 1
-    )
+    plain = lambda m: hasattr(m, "lora_A") and not (m.merged or any(m.use_dora.values()) or m.active_adapters[1:])
     adapted = [m for m in model.modules() if plain(m) and _computes_in(m) == torch.float32]
     inner = {id(m.base_layer) for m in adapted}
     packed = (m for m in model.modules() if getattr(getattr(m, "weight", None), "quant_state", None) is not None)

@@ -109,7 +109,7 @@ class _Episode:
         ids, start = self.policy.encode(text), len(self.t.mask)
         self._append_unsampled(ids, self.policy.authors[0])
         roles = (role for tag, role in self.environment.roles.items() if text.endswith(tag))
-        self.writer = _places(self.policy).get(next(roles, ""), 0)
+        self.writer = self.policy.places.get(next(roles, ""), 0)
         ends = token_ends([self.policy.token_bytes[i] for i in ids])
         self.t.forced = start + next(i for i, end in enumerate(ends) if end > decides)
 
@@ -141,10 +141,6 @@ def token_ends(tokens: list[bytes]) -> list[int]:
     return ends
 
 
-def _places(policy: Policy) -> dict[str, int]:
-    return {author: place for place, author in enumerate(policy.authors)}
-
-
 def _switches(policy: Policy, environment: Environment) -> dict[bytes, int]:
     """Behind which tags another author writes, and its place; nothing where there is one author."""
     if len(policy.authors) == 1:
@@ -154,7 +150,7 @@ def _switches(policy: Policy, environment: Environment) -> dict[bytes, int]:
         why = "a server samples with one adapter" if policy.sampler else f"nothing to write for {', '.join(idle)}"
         names = ", ".join(sorted({*roles.values()} - {""}))
         raise ValueError(f"authors: {why}; {first!r} writes all but what the others are named after, of {names}")
-    return {tag.encode(): _places(policy).get(role, 0) for tag, role in roles.items()}
+    return {tag.encode(): policy.places.get(role, 0) for tag, role in roles.items()}
 
 
 def turn_start(t: Trajectory, turn: int) -> int:
