@@ -391,7 +391,7 @@ def test_a_frozen_author_stays_as_it_is(tmp_path, engine, questions, author):
     """In stages: first one learns, then the other, on the same policy."""
     policy = apart(load_policy(TINY, adapters=BOTH))
     policy.save_adapter(tmp_path / "before")
-    stage = SHORT.model_copy(update={"trained": [author], "steps": 2})
+    stage = SHORT.model_copy(update={"trained": [author], "steps": 2, "kl_every": 1})
     trainer(tmp_path / "run", engine, questions, stage, policy).train()
     before = {a: load_file(tmp_path / "before" / a / "adapter_model.safetensors") for a in BOTH}
     bytes_of, _ = saved(tmp_path / "run")

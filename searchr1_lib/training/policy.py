@@ -179,18 +179,19 @@ class Policy:
 
     def readers_of(self, t: Trajectory) -> list[int]:
         """Who reads each token of prompt and completion but the last one, (L - 1,), see ``hidden``."""
-        place = self.places
-        return [0] * (len(t.prompt_ids) - 1) + [
-            place.get(author, 0) for author in t.authors or [ENVIRONMENT] * len(t.mask)
-        ]
+        place, authors = self.places, t.authors or [ENVIRONMENT] * len(t.mask)
+        return [0] * (len(t.prompt_ids) - 1) + [place.get(author, 0) for author in authors]
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within it the model is the frozen base: the adapters are off (the reference policy of GRPO)."""
         if not hasattr(self.model, "disable_adapter"):
             raise ValueError("a reference policy needs LoRA adapters to switch off; load the policy with lora=True")
+        frozen = [p for p in self.model.parameters() if not p.requires_grad]
         with self.model.disable_adapter():
             yield
+        for p in frozen:  # PEFT switches every adapter on to be trained, also that of an author who is not
+            p.requires_grad_(False)
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
