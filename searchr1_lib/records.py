@@ -121,7 +121,8 @@ class Segment:
     """A part of a completion, in order and without gaps.
 
     Attributes:
-        author: who wrote it: "environment", or the name of a policy (see ``Policy.name``); what is trained follows it.
+        author: who wrote it: "environment", or one of a policy's authors (see ``Policy.authors``). Where two wrote, the
+            one that wrote its end: a search is by who wrote the query, whoever decided for it.
         kind: "think", "answer", the name of a tool such as "search", "text" (a policy's, outside any tag);
             "information" (an observation) or "invalid" (a message that a turn held no action).
         text: the exact text, tags included.
@@ -155,6 +156,8 @@ class Trajectory:
         completion_ids, mask, logprobs: equal length T. ``mask`` is 1 where the model sampled the
             token and 0 for environment text; ``logprobs`` are taken under the sampling distribution
             (temperature applied), 0.0 where the mask is 0.
+        authors: who wrote each completion token, (T,), where the policy has several authors; empty where it has one.
+            "environment" for an observation, and the first author for a tag that was put into its mouth.
         tokens: the text of each completion token, for display ("\\ufffd" for a part of a character).
         ends: where each token ends in ``text``, (T,): token i is ``text[ends[i - 1]:ends[i]]``. A special token is
             empty; of tokens that share a character the last one has it.
@@ -190,6 +193,7 @@ class Trajectory:
     advantages: list[float] = field(default_factory=list)
     group: str = ""
     prompt: str = ""
+    authors: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     turns: int = 0
@@ -221,8 +225,11 @@ class Trajectory:
     def mask_of(self, author: str) -> list[int]:
         """``mask``, with 0 also where another policy wrote, (T,).
 
-        A token is by the author of the segment that begins last before it: the end of a message stands in none.
+        Where ``authors`` were not recorded, a token is by the author of the segment that begins last before it: the end
+        of a message stands in none.
         """
+        if self.authors:
+            return [int(m and by == author) for m, by in zip(self.mask, self.authors)]
         if all(s.author in (author, ENVIRONMENT) for s in self.segments):
             return self.mask
         ends = [s.start for s in self.segments[1:]] + [len(self.mask)]

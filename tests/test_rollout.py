@@ -290,11 +290,11 @@ def test_a_batch_is_split_on_request_and_the_group_kept(policy):
 def test_memory_running_out_halves_the_batch(policy, monkeypatch):
     real, sizes = Decoder._prefill, []
 
-    def small(self, rows):
+    def small(self, rows, readers):
         sizes.append(len(rows))
         if len(rows) > 3:
             raise torch.OutOfMemoryError("too many")
-        return real(self, rows)
+        return real(self, rows, readers)
 
     monkeypatch.setattr(Decoder, "_prefill", small)
     got = rollout(policy, QUESTIONS, Shelf(), num_generations=2, temperature=0, max_turns=1)
@@ -442,7 +442,7 @@ def test_text_that_is_no_unicode_stops_nothing(policy):
 class OneByOne:
     """A tokenizer with a token for each character, an episode whose parts are those of an environment of its own."""
 
-    name, token_bytes = "policy", [bytes([i]) for i in range(128)]
+    authors, token_bytes = ("policy",), [bytes([i]) for i in range(128)]
 
     def parts(self, turn):
         return [("text", i, i + 2) for i in range(0, len(turn), 2)]

@@ -218,7 +218,7 @@ def drift(policy: Policy, trajectories: Sequence[Trajectory], temperature: float
     logs: list[float] = []
     for part in micro_batches(trajectories, 4096):
         batch = Batch.of(part, policy)
-        hidden = policy.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
+        hidden = policy.hidden(batch.ids, batch.readers, use_cache=False)[:, :-1]
         how = {"bias": policy.lm_head.bias, "mask": batch.sampled, "temperature": temperature}
         now, _ = token_logprobs_and_entropy(hidden, policy.lm_head.weight, batch.ids[:, 1:], **how)
         logs += (now - batch.column([t.logprobs for t in part]))[batch.sampled.bool()].tolist()

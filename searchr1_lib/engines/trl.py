@@ -44,7 +44,7 @@ _SAME += " max_grad_norm max_completion_length gradient_checkpointing entropy_co
 #: Settings that TRL has not, or has otherwise, and what they must be.
 _ONLY: dict[str, Any] = {"baseline": "group_mean", "credit": "rollout", "mask_observations": True, "explore": 0}
 _ONLY |= {"dynamic_sampling": 0, "ref_model_sync_steps": 0, "kl_estimator": "k3", "top_entropy_quantile": 1.0}
-_ONLY |= {"trees": 0, "replay_groups": 0, "llds_coef": 0.0}
+_ONLY |= {"trees": 0, "replay_groups": 0, "llds_coef": 0.0, "learning_rates": {}, "trained": [], "per_author": False}
 #: What is told of a step beside ``describe``'s figures, as TRL calls it.
 _LOGGED = ("loss", "grad_norm", "entropy", "step_time")
 
@@ -106,7 +106,8 @@ class Trainer(GRPOTrainer):
         micro_batch: see ``config_of``.
 
     Raises:
-        ValueError: a setting that TRL does not have; two questions of the same text; a folder with a run in it.
+        ValueError: a setting that TRL does not have; a policy of several authors; two questions of the same text; a
+            folder with a run in it.
     """
 
     def __init__(
@@ -127,6 +128,8 @@ class Trainer(GRPOTrainer):
         self.asked = {policy.prompt_text(q.text): q for q in questions}  # TRL tells a rollout nothing but its prompt
         if len(self.asked) < len(questions):
             raise ValueError("two questions have the same text, which is all that TRL tells a rollout: drop one")
+        if len(policy.authors) > 1:
+            raise ValueError(f"TRL trains one adapter, not {' and '.join(policy.authors)}: take our Trainer")
         if (self.run_dir / "metrics.jsonl").exists():
             raise ValueError(f"{self.run_dir} holds a run already: choose another folder")
         drawn = [q for step in range(self.settings.steps) for q in questions_of(questions, self.settings, step)]

@@ -110,6 +110,13 @@ class Environment:
         """Where the turn that is being written ends."""
         raise NotImplementedError
 
+    @property
+    def roles(self) -> dict[str, str]:
+        """By a tag of the model's, who writes from the end of the tag on: the author of this name, where a policy has
+        one, or "": the first. Only asked where a policy has several authors.
+        """
+        return {}
+
     def reset(self, question: Question) -> str:
         """Begin an episode; the text of the prompt."""
         raise NotImplementedError

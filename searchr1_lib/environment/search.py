@@ -60,6 +60,12 @@ class SearchEnvironment(Environment):
         stops = protocol.stops_of(self.names)
         return ("</think>", *stops) if self._forces else stops
 
+    @property
+    def roles(self) -> dict[str, str]:
+        """What stands between a tag and the next one is of the tag's name: a query of "search"."""
+        tags = ("think", *self.names, "answer")
+        return {f"<{tag}>": tag for tag in tags} | {f"</{tag}>": "" for tag in tags}
+
     def reset(self, question: Question) -> str:
         """The user message: the template, and before it what it does not tell of further tools."""
         prompt = protocol.build_prompt(question.text, self.prompt or protocol.PROMPT, self.names)

@@ -254,7 +254,7 @@ def fine_tune(
 
     def loss_of(part: list[Trajectory]):
         rows = Batch.of(part, policy)
-        hidden = policy.decoder(input_ids=rows.ids, use_cache=False).last_hidden_state[:, :-1]
+        hidden = policy.hidden(rows.ids, rows.readers, use_cache=False)[:, :-1]
         head = {"bias": policy.lm_head.bias, "mask": rows.mask}
         logprobs, _ = token_logprobs_and_entropy(hidden, policy.lm_head.weight, rows.ids[:, 1:], **head)
         return -(logprobs * rows.mask).sum()

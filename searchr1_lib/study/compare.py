@@ -60,6 +60,8 @@ class Method:
         advantages: ``f(rewards (B,), num_generations) -> (B,)``, the rollouts of a question next to each other.
         credit: ``f(trajectories, num_generations) -> B rows``, an advantage for each token of each completion.
         reward: a reward to train with; evaluated is always ``Discounted`` at the price.
+        policy: how the model is loaded, arguments of ``load_policy`` such as ``lora_r`` or ``adapters``.
+        author_rewards: of single authors of a policy, see ``Trainer``.
         gold_passages: the training is told which passages a question needs, as ``HierarchicalReward`` and the credits
             "stepsearch" and "potential" ask for. The others learn from answers alone: say so where they are compared.
     """
@@ -68,6 +70,8 @@ class Method:
     advantages: Callable | None = None
     credit: Callable | None = None
     reward: Callable | None = None
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    author_rewards: Mapping[str, Callable] = field(default_factory=dict)
     gold_passages: bool = False
 
     def by_token(self) -> Callable[[Sequence[Trajectory], int], list[list[float]]] | None:
@@ -234,7 +238,13 @@ class _Run:
         settings = SETTINGS | LIMITS | dict(self.method.settings)
         parts = {part: identity(getattr(self.method, part)) for part in ("advantages", "credit", "reward")}
         told = {"gold_passages": True} if self.method.gold_passages else {}
-        return dict(self.how) | {"settings": settings} | parts | told
+        told |= (
+            {"policy": {k: list(v) if isinstance(v, tuple) else v for k, v in self.method.policy.items()}}
+            if self.method.policy
+            else {}
+        )
+        own = {f"author_rewards/{author}": identity(reward) for author, reward in self.method.author_rewards.items()}
+        return dict(self.how) | {"settings": settings} | parts | told | own
 
     def done(self) -> bool:
         if not self.file.exists():
@@ -245,26 +255,31 @@ class _Run:
             raise ValueError(f"{self.file} was made otherwise ({', '.join(differ)}): choose another out or name")
         return True
 
+    def _policy(self):
+        from ..training.policy import load_policy
+
+        return load_policy(self.how["model"], seed=self.seed, device="cpu", **self.method.policy)
+
     def make(self) -> None:
         """Train, evaluate, write the result."""
         import torch
 
         from ..search.bm25 import BM25Search
-        from ..training.policy import load_policy
         from ..training.settings import Settings
         from ..training.trainer import Trainer
 
         torch.set_num_threads(1)
         world, skill = build_world(0), skill_of(self.how["model"])
         # on the CPU: a process that was forked off a notebook cannot use its GPU
-        engine, policy = BM25Search(world.passages), load_policy(self.how["model"], seed=self.seed, device="cpu")
+        engine, policy = BM25Search(world.passages), self._policy()
         settings = Settings(**SETTINGS | LIMITS | dict(self.method.settings) | {"seed": self.seed})
         drawn = _asked(world, "train", TRAINED_ON, self.how, self.seed)
         asked = [blanked(q, passages=self.method.gold_passages) for q in drawn]
         reward = self.method.reward or Discounted(self.price, UNKNOWN_PAYS)
         run_dir = self.out / "trainings" / self.file.stem
         advantages = self.method.by_token()
-        trainer = Trainer(policy, asked, engine, reward, settings, run_dir, advantages=advantages, report=None)
+        how = {"advantages": advantages, "author_rewards": self.method.author_rewards, "report": None}
+        trainer = Trainer(policy, asked, engine, reward, settings, run_dir, **how)
         trainer.train()
         yardstick = Yardstick(world, skill, self.price, UNKNOWN_PAYS)
         done = examine(policy, engine, yardstick, self.how, self.seed)

@@ -180,7 +180,7 @@ def _read_again(rows: Sequence[Replayed], policy, temperature: float) -> None:
     batch = Batch.of([r.trajectory for r in rows], policy)
     head = policy.lm_head
     with torch.no_grad():
-        hidden = policy.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
+        hidden = policy.hidden(batch.ids, batch.readers, use_cache=False)
         written = batch.sampled.bool()
         judged = [
             _judged(head_logits(h, head.weight, head.bias), ids, temperature)  # of all they would not fit

@@ -49,6 +49,8 @@ from .settings import Settings
 
 #: ``token_values`` of it: how likely the right answer is, asked where the token's turn acts (``gold_probabilities``).
 P_GOLD = "p_gold"
+#: Before an author's name in ``rewards``: the reward that it has for itself, see ``Trainer``.
+OWN_REWARD = "author/"
 
 # --------------------------------------------------------------------------------- advantages by turn, on tensors
 
@@ -355,6 +357,28 @@ def credit_of(trajectories: Sequence[Trajectory], settings: Settings) -> torch.T
     return advantages
 
 
+def author_advantages(trajectories: Sequence[Trajectory], author: str, settings: Settings) -> torch.Tensor:
+    """What scored rollouts are worth to one author, (B, 1): by its own reward where it has one, else by the common one.
+
+    With ``per_author`` only among those rollouts of a group in which it wrote: ``A = (r - mean_k) / (std_k + 1e-4)``
+    with mean and deviation over the rollouts of agent k, as Dr. MAS has it (arXiv 2602.08847; M-GRPO, arXiv 2511.13288,
+    groups by agent too). One that did not write is not in its group and gets 0. Else all rollouts of the group are.
+
+    Args:
+        trajectories: the G of a question next to each other; an own reward stands in ``rewards``, see ``OWN_REWARD``.
+    """
+    rewards = torch.tensor([t.rewards.get(OWN_REWARD + author, t.reward) for t in trajectories], dtype=torch.float64)
+    size, scale = settings.num_generations, settings.scale_rewards
+    if not settings.per_author:
+        return group_advantages(rewards, size, baseline=settings.baseline, scale_rewards=scale).unsqueeze(1)
+    wrote = torch.tensor([any(t.mask_of(author)) for t in trajectories])
+    if not wrote.any():
+        return torch.zeros(len(rewards), 1)
+    groups = torch.arange(len(rewards)) // size
+    among = rewards.masked_fill(~wrote, math.nan)
+    return compared(among.unsqueeze(1), groups.unsqueeze(1), scale_rewards=scale)
+
+
 def turns_of_tokens(t: Trajectory) -> list[int]:
     """The turn of each completion token, (T,). One that stands in no segment, such as the end of the message, is of the
     turn that was being written.
@@ -430,13 +454,17 @@ def gold_probabilities(
     head = policy.lm_head
     with policy.sampling():
         for part in micro_batches(found, token_budget, lambda probe: len(probe.ids)):
-            ids = padded([probe.ids for probe in part], policy.pad_id, policy.device)
+            ids, readers = (
+                padded(rows, fill, policy.device)
+                for rows, fill in (([p.ids for p in part], policy.pad_id), ([p.readers for p in part], 0))
+            )
             place = torch.arange(1, ids.shape[1], device=policy.device)
             first, end = (
-                torch.tensor(column, device=policy.device).unsqueeze(1) for column in zip(*(p[1:] for p in part))
+                torch.tensor(column, device=policy.device).unsqueeze(1)
+                for column in zip(*((p.first, p.end) for p in part))
             )
             mask = (first <= place) & (place < end)
-            hidden = policy.decoder(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            hidden = policy.hidden(ids, readers, use_cache=False)[:, :-1]
             how = {"bias": head.bias, "mask": mask, "temperature": temperature}
             logprobs, _ = token_logprobs_and_entropy(hidden, head.weight, ids[:, 1:], **how)
             found |= zip(part, (logprobs.sum(1) / mask.sum(1)).exp().tolist())
@@ -445,11 +473,14 @@ def gold_probabilities(
 
 
 class Probe(NamedTuple):
-    """Token ids of a rollout up to where a turn acts, and of an answer there: from ``first`` to before ``end``."""
+    """Token ids of a rollout up to where a turn acts, and of an answer there, by the first author: from ``first`` to
+    before ``end``.
+    """
 
     ids: tuple[int, ...]
     first: int
     end: int
+    readers: tuple[int, ...]
 
 
 def _probe(policy: Policy, t: Trajectory, turn: int, gold: str) -> Probe:
@@ -465,7 +496,8 @@ def _probe(policy: Policy, t: Trajectory, turn: int, gold: str) -> Probe:
     ends = token_ends([policy.token_bytes[i] for i in tail])
     own = [i for i, (a, b) in enumerate(zip([0, *ends], ends)) if a < len(text) + len(gold) and b > len(text)]
     before = (*t.prompt_ids, *t.completion_ids[:start])
-    return Probe((*before, *tail), len(before) + own[0], len(before) + own[-1] + 1)
+    readers = (*policy.readers_of(t)[: len(before) - 1], *[0] * (len(tail) + 1))
+    return Probe((*before, *tail), len(before) + own[0], len(before) + own[-1] + 1, readers)
 
 
 def values_of_continuing(

@@ -13,8 +13,9 @@ Another decoder (a server) can stand in its place: a context manager with ``writ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch.nn.functional import pad
@@ -33,13 +34,16 @@ _CHUNK_TOKENS = 4096
 class Written:
     """What was sampled for a row: ``ids``, ``logprobs`` and ``entropy`` (nats) of equal length.
 
-    ``ended``: the last id ends the model's message.
+    ``ended``: the last id ends the model's message. ``authors``: the place among the policy's of who wrote each id, and
+    ``writer`` of who goes on; a decoder that is told of no ``switches`` leaves them as they are.
     """
 
     ids: list[int]
     logprobs: list[float]
     entropy: list[float]
     ended: bool
+    authors: Sequence[int] = ()
+    writer: int = 0
 
 
 class Decoder:
@@ -72,15 +76,28 @@ class Decoder:
         self._sampling.__exit__(*error)
 
     @torch.no_grad()
-    def write(self, rows: Sequence[list[int]], stops: Sequence[bytes], room: Sequence[int]) -> list[Written]:
+    def write(
+        self,
+        rows: Sequence[list[int]],
+        stops: Sequence[bytes],
+        room: Sequence[int],
+        readers: Sequence[list[int]] = (),
+        switches: Mapping[bytes, int] = MappingProxyType({}),
+    ) -> list[Written]:
         """Sample behind each row until a stop string, the end of the message, or ``room[i]`` tokens.
 
         Args:
             rows: the ids so far, prompt included. Rows are known by identity: in a later call some may be missing, and
                 each that is there holds its earlier ids, what was written, and maybe more. New ones: see ``fork``.
+            readers: who reads each token of each row, see ``Policy.hidden``; of its last one, who writes on. Not given:
+                the first author.
+            switches: strings after which, from the token on that follows the one in which it ends, the author of this
+                place writes; also where it began before these ids.
         """
-        logits = self._read(rows) if self.cache is not None else self._prefill(rows)
-        written = self._write(logits, stops, [max(1, n) for n in room])
+        readers = readers or [[0] * len(row) for row in rows]
+        logits = self._read(rows, readers) if self.cache is not None else self._prefill(rows, readers)
+        self.switches, self.writers = switches, [by[-1] for by in readers]
+        written = self._write(logits, rows, stops, [max(1, n) for n in room])
         self.filled = [len(row) + len(w.ids) - 1 for row, w in zip(rows, written)]  # the last one is never fed here
         self.parents = {}
         return written
@@ -91,24 +108,25 @@ class Decoder:
         """
         self.parents[id(row)] = parent
 
-    def _prefill(self, rows: Sequence[list[int]]) -> torch.Tensor:
+    def _prefill(self, rows: Sequence[list[int]], readers: Sequence[list[int]]) -> torch.Tensor:
         """Encode each distinct row once, and expand the cache; the logits (A, V) behind each."""
-        places: dict[tuple[int, ...], int] = {}
-        chosen = [places.setdefault(tuple(row), len(places)) for row in rows]
-        ids, lengths = self._padded(list(places))
+        places: dict[tuple[tuple[int, int], ...], int] = {}
+        chosen = [places.setdefault((*zip(row, by),), len(places)) for row, by in zip(rows, readers)]
+        ids, lengths, by = self._padded(list(places))
         self.cache, self.position, self.longest = RowCache(len(places)), torch.zeros_like(lengths), 0
-        logits = self._forward(ids, lengths)
+        logits = self._forward(ids, lengths, by)
         self.cache, self.held = self.cache.take(chosen), list(rows)
         self._stand_at([len(row) for row in rows])
         return logits[chosen]
 
-    def _read(self, rows: Sequence[list[int]]) -> torch.Tensor:
+    def _read(self, rows: Sequence[list[int]], readers: Sequence[list[int]]) -> torch.Tensor:
         """Feed what is new in each row (at least its last sampled token); the logits (A, V) behind it."""
         place = {id(row): i for i, row in enumerate(self.held)}
         kept = [place[id(row if id(row) in place else self.parents[id(row)])] for row in rows]
         starts = [min(self.filled[i], len(row) - 1) for i, row in zip(kept, rows)]
-        states: dict[tuple[int, ...], int] = {}  # the held row, how much of it counts, and what is new: fed once
-        chosen = [states.setdefault((i, n, *row[n:]), len(states)) for i, n, row in zip(kept, starts, rows)]
+        states: dict[tuple, int] = {}  # the held row, how much of it counts, and what is new: fed once
+        new = [zip(row[n:], by[n:]) for n, row, by in zip(starts, rows, readers)]
+        chosen = [states.setdefault((i, n, *pairs), len(states)) for i, n, pairs in zip(kept, starts, new)]
         if (distinct := [state[0] for state in states]) != list(range(len(self.held))):
             self.cache = self.cache.take(distinct)
         self._stand_at([state[1] for state in states])
@@ -123,12 +141,16 @@ class Decoder:
         """So many tokens of each row are in the cache."""
         self.position, self.longest = torch.tensor(lengths, device=self.policy.device), max(lengths)
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of token ids as a tensor (A, N), filled up on the right, and their lengths (A,)."""
+    def _padded(self, rows: Sequence[Sequence[tuple[int, int]]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows of token ids, each with its reader: ids (A, N), filled up on the right, lengths (A,), readers (A, N)."""
         device = self.policy.device
-        return padded(rows, self.policy.pad_id, device), torch.tensor([len(row) for row in rows], device=device)
+        ids, readers = (
+            padded([[pair[i] for pair in row] for row in rows], fill, device)
+            for i, fill in enumerate((self.policy.pad_id, 0))
+        )
+        return ids, torch.tensor([len(row) for row in rows], device=device), readers
 
-    def _forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, lengths: torch.Tensor, readers: torch.Tensor) -> torch.Tensor:
         """Feed ``ids`` (A, N) behind the rows' ends; of each row the first ``lengths`` (A,) are tokens.
 
         Returns the logits (A, V) after each row's last token; of no use where there is none.
@@ -142,7 +164,7 @@ class Decoder:
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             self.cache.write_at(part, ahead[part])
             how = {"attention_mask": self._masks(ahead[part]), "position_ids": ahead[part], "use_cache": True}
-            hidden = self.policy.decoder(ids[part], past_key_values=self.cache, **how).last_hidden_state
+            hidden = self.policy.hidden(ids[part], readers[part], past_key_values=self.cache, **how)
             last.append(hidden[rows - part.start, (lengths[part] - 1).clamp(min=0)])
         self.position = self.position + lengths
         head = self.policy.lm_head
@@ -169,9 +191,12 @@ class Decoder:
         entropy = -(probs * logprobs.clamp(min=-1e4)).sum(-1)
         return token, logprobs.gather(1, token.unsqueeze(1)).squeeze(1), entropy
 
-    def _write(self, logits: torch.Tensor, stops: Sequence[bytes], room: list[int]) -> list[Written]:
+    def _write(
+        self, logits: torch.Tensor, before: Sequence[list[int]], stops: Sequence[bytes], room: list[int]
+    ) -> list[Written]:
         """Sample until every row is done. The last token of each stays out of the cache."""
         count_at, ended = [0] * len(room), [False] * len(room)  # of the rows that are done
+        authors: list[list[int]] = [[] for _ in room]
         whole, self.rows = self.cache, list(range(len(room)))
         still = set(self.rows)
         columns: list[list[torch.Tensor]] = [[], [], []]
@@ -181,6 +206,8 @@ class Decoder:
             for column, values in zip(columns, drawn):
                 column.append(values.new_zeros(len(room)).index_copy(0, rows, values))
             token = drawn[0]
+            for i in still:
+                authors[i].append(self.writers[i])
             done = {i for i in still if count >= room[i]}
             for i in rows[self.closers[token]].tolist():  # few tokens can end a turn: only these are looked at
                 if i in still:
@@ -188,6 +215,8 @@ class Decoder:
                     ended[i] = ids[-1] in self.policy.stop_ids
                     if ended[i] or self._has_stop(ids, stops):
                         done.add(i)
+                    if self.switches:
+                        self._switch(i, [*before[i][-_STOP_TOKENS:], *ids][-_STOP_TOKENS:])
             for i in done:
                 count_at[i] = count
             still -= done
@@ -196,12 +225,14 @@ class Decoder:
             if 2 * len(still) <= len(self.rows):
                 token = token[self._narrow(whole, sorted(still))]
             is_open = torch.tensor([i in still for i in self.rows], device=logits.device)
-            logits = self._forward(token.unsqueeze(1), is_open.long())
+            readers = torch.tensor([[self.writers[i]] for i in self.rows], device=logits.device)
+            logits = self._forward(token.unsqueeze(1), is_open.long(), readers)
         if self.cache is not whole:
             whole.put(self.rows, self.cache)
             self.cache = whole
         ids, logprobs, entropy = (torch.stack(column, 1).tolist() for column in columns)
-        return [Written(ids[i][:n], logprobs[i][:n], entropy[i][:n], ended[i]) for i, n in enumerate(count_at)]
+        each = zip(count_at, ids, logprobs, entropy, ended, authors, self.writers)
+        return [Written(row[:n], p[:n], h[:n], *state) for n, row, p, h, *state in each]
 
     def _narrow(self, whole: RowCache, rows: list[int]) -> list[int]:
         """Go on with some rows only; returns where they stood among ``self.rows``."""
@@ -210,6 +241,13 @@ class Decoder:
             whole.put(self.rows, self.cache)
         self.cache, self.rows, self.position = whole.take(rows), rows, self.position[kept]
         return kept
+
+    def _switch(self, row: int, ids: list[int]) -> None:
+        """Who writes behind these ids of a row: another one where a switch ends in the last of them."""
+        tail, new = self.policy.bytes_of(ids), len(self.policy.token_bytes[ids[-1]])
+        ends = {tail.rfind(s) + len(s): by for s, by in self.switches.items() if s in tail}
+        if ends and max(ends) > len(tail) - new:
+            self.writers[row] = ends[max(ends)]
 
     def _has_stop(self, ids: list[int], stops: Sequence[bytes]) -> bool:
         """Whether a stop string ends in the last token of ``ids`` (it may have begun tokens before)."""

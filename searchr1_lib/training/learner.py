@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..records import Trajectory
-from .credit import P_GOLD, credit_of, gold_probabilities, turns_of_tokens
+from .credit import OWN_REWARD, P_GOLD, author_advantages, credit_of, gold_probabilities, turns_of_tokens
 from .grpo import ADVANTAGE_EPS, gae, merge_metrics, policy_loss, value_loss
 from .logits import micro_batches, padded, token_logprobs_and_entropy
 from .policy import Policy
@@ -44,9 +44,14 @@ class Learner:
             number for each token of each completion; the rollouts of a question stand next to each other.
 
     Raises:
-        ValueError: nothing to train, something that no adapter holds, or an adapter that was made for dropout.
+        ValueError: nothing to train, something that no adapter holds, an adapter that was made for dropout, an author
+            that the policy does not have, or settings that do not go with several authors.
 
     Attributes:
+        trained: the authors of the policy that learn. Each has a loss of its own, over its own tokens, whose gradient
+            goes into its own adapter alone. What another one wrote, and how that one's adapter reads, is as little its
+            own as an observation: so its advantage teaches nobody else, although all look at one cache. It costs a
+            backward pass for each author, on one forward pass.
         value_head: with ``baseline="value"``, a linear map from last hidden states to the expected reward, else None.
         token_budget: padded tokens a micro-batch, lowered by itself when memory runs out.
         loss_scale: of the backward pass in fp16, lowered by itself when gradients overflow; elsewhere 1.
@@ -60,7 +65,8 @@ class Learner:
         advantages: Callable[[Sequence[Trajectory], int], Sequence[Sequence[float]]] | None = None,
     ):
         self.policy, self.settings, self.report, self.advantages = policy, settings, report, advantages
-        _check_trainable(policy.model)
+        self.trained = _trained_authors(policy, settings)
+        _check_trainable(policy)
         self.token_budget = settings.tokens_per_micro_batch
         self.value_head = self._new_value_head() if settings.baseline == "value" else None
         self.optimizer = self._new_optimizer()
@@ -88,6 +94,10 @@ class Learner:
                 self._with_less_memory(lambda: self._ask_for_gold(trajectories))
             by_turn = credit_of(trajectories, s)
             rows = by_turn.gather(1, padded([turns_of_tokens(t) for t in trajectories], 0))
+            writers = padded([self.policy.readers_of(t)[len(t.prompt_ids) - 1 :] for t in trajectories], 0)
+            for place, author in enumerate(self.policy.authors):
+                if s.per_author or OWN_REWARD + author in trajectories[0].rewards:
+                    rows = torch.where(writers == place, author_advantages(trajectories, author, s), rows)
             if s.top_entropy_quantile < 1:
                 rows = rows * self._is_undecided(trajectories)
         for t, row in zip(trajectories, rows.tolist()):
@@ -164,8 +174,8 @@ class Learner:
 
     def _backward(self, trajectories: Sequence[Trajectory], references: dict[int, list[float]] | None) -> dict:
         """Leave ``loss_scale`` times the gradient in ``.grad``; returns the loss's metrics."""
-        trained = sum(self._trained_tokens(t) for t in trajectories)
-        counts = {"num_sequences": len(trajectories), "num_tokens": max(1, trained)}
+        counts = {author: sum(self._trained_tokens(t, author) for t in trajectories) for author in self.trained}
+        own = {author: self.policy.parameters(author) for author in self.trained}
         for p in self.parameters():
             p.grad = torch.zeros_like(p)
         parts = []
@@ -173,21 +183,25 @@ class Learner:
             rows = [t for t in trajectories if self._is_idle(t) != learns]
             for part in micro_batches(rows, self.token_budget):
                 with torch.set_grad_enabled(learns):
-                    loss, metrics = self._loss(part, references, counts)
-                if learns:
-                    (loss * self.loss_scale).backward()
-                parts.append(metrics)
+                    losses = self._losses(part, references, counts, len(trajectories))
+                wrote = [author for author, (_, metrics) in losses.items() if learns and metrics["tokens"]]
+                for author in wrote:
+                    # of one author also the value head's; of several what an author's tokens ask of its own adapter
+                    how = {"inputs": own[author], "retain_graph": author != wrote[-1]} if len(self.trained) > 1 else {}
+                    (losses[author][0] * self.loss_scale).backward(**how)
+                parts += [metrics for _, metrics in losses.values()]
         return merge_metrics(parts)
 
-    def _trained_tokens(self, t: Trajectory) -> int:
-        own = sum(t.mask_of(self.policy.name)) + (t.forced is not None)
+    def _trained_tokens(self, t: Trajectory, author: str) -> int:
+        own = sum(t.mask_of(author)) + (t.forced is not None and author == self.policy.authors[0])
         return own if self.settings.mask_observations else len(t.mask)
 
     def _is_idle(self, t: Trajectory) -> bool:
         s = self.settings
         return not (s.beta or s.entropy_coef or s.llds_coef or s.baseline == "value" or any(t.advantages))
 
-    def _loss(self, part, references, counts) -> tuple[torch.Tensor, dict]:
+    def _losses(self, part, references, counts: dict[str, int], sequences: int) -> dict[str, tuple[torch.Tensor, dict]]:
+        """By author its loss on a part of ``sequences`` rollouts, in all of which it has ``counts`` tokens."""
         s = self.settings
         hidden, batch = self._hidden(part)
         logprobs, entropy = self._logprobs(hidden, batch)
@@ -198,16 +212,25 @@ class Learner:
         reference = recorded([references[id(t)] for t in part]) if references else None
         advantages = batch.column([t.advantages for t in part])
         advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
-        how = {**s.model_dump(include=_OF_LOSS), **counts, "ref_logprobs": reference, "entropy": entropy}
-        loss, metrics = policy_loss(logprobs, old, advantages, batch.mask, **how)
+        how = {**s.model_dump(include=_OF_LOSS), "num_sequences": sequences, "ref_logprobs": reference}
+        losses = {}
+        for author in self.trained:
+            mask = batch.mask * (batch.readers[:, :-1] == self.policy.places[author])
+            of_author = {"entropy": entropy, "num_tokens": max(1, counts[author])}
+            losses[author] = policy_loss(logprobs, old, advantages, mask, **how, **of_author)
         if self.value_head is not None:
-            old, returns = (batch.column([t.token_values[name] for t in part]) for name in ("value", "return"))
-            how = {"cliprange_value": s.cliprange_value, "num_tokens": counts["num_tokens"]}
-            error = value_loss(self._values(hidden), old, returns, batch.mask, **how)
-            loss = loss + s.vf_coef * error
-            share = counts["num_tokens"] / max(1.0, float(metrics["tokens"]))  # to a mean over this part's tokens
-            metrics = {**metrics, "loss": loss.detach(), "value_loss": error.detach() * share}
-        return loss, metrics
+            (author,) = losses
+            losses[author] = self._with_value_loss(*losses[author], part, hidden, batch, max(1, counts[author]))
+        return losses
+
+    def _with_value_loss(self, loss, metrics, part, hidden, batch, num_tokens: int) -> tuple[torch.Tensor, dict]:
+        s = self.settings
+        old, returns = (batch.column([t.token_values[name] for t in part]) for name in ("value", "return"))
+        how = {"cliprange_value": s.cliprange_value, "num_tokens": num_tokens}
+        error = value_loss(self._values(hidden), old, returns, batch.mask, **how)
+        loss = loss + s.vf_coef * error
+        share = num_tokens / max(1.0, float(metrics["tokens"]))  # to a mean over this part's tokens
+        return loss, {**metrics, "loss": loss.detach(), "value_loss": error.detach() * share}
 
     # -- forward passes ------------------------------------------------------------------------------
 
@@ -249,7 +272,7 @@ class Learner:
         """The states (B, T, H) that predict each token, and the tokens."""
         batch = Batch.of(part, self.policy, mask_observations=self.settings.mask_observations)
         # padding stands on the right, where no token looks: without a mask attention takes its faster causal path
-        hidden = self.policy.decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
+        hidden = self.policy.hidden(batch.ids, batch.readers, use_cache=False)
         return hidden[:, :-1], batch
 
     def _logprobs(self, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -295,7 +318,8 @@ class Learner:
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         s = self.settings
-        groups = [{"params": self.policy.parameters(), "speed": 1}]
+        rates = {author: s.learning_rates.get(author, s.learning_rate) for author in self.trained}
+        groups = [{"params": self.policy.parameters(a), "speed": rate / s.learning_rate} for a, rate in rates.items()]
         if self.value_head is not None:
             groups.append({"params": list(self.value_head.parameters()), "speed": VALUE_HEAD_SPEED})
         if s.optim == "paged_adamw_8bit" and self.policy.device.type != "cuda":
@@ -333,15 +357,33 @@ class Learner:
         self.snapshot = [snapshot[str(i)] for i in range(len(snapshot))] or None
 
 
-def _check_trainable(model: torch.nn.Module) -> None:
+def _trained_authors(policy: Policy, settings: Settings) -> list[str]:
+    """The authors that learn; of several the others are frozen."""
+    s, known = settings, policy.authors
+    if odd := sorted({*s.trained, *s.learning_rates} - {*known}):
+        raise ValueError(f"trained and learning_rates: {', '.join(odd)} is no author of this policy; {known} are")
+    trained = [author for author in known if author in (s.trained or known)]
+    if len(known) > 1:
+        if s.baseline == "value" or not s.mask_observations:
+            raise ValueError("baseline='value' and mask_observations=False know one author, not " + ", ".join(known))
+        for name, p in policy.model.named_parameters():
+            p.requires_grad_("lora_" in name and name.split(".")[-2] in trained)
+    return trained
+
+
+def _check_trainable(policy: Policy) -> None:
     """Raise ValueError where the adapter, which is all that a checkpoint holds of a model, is not what is trained."""
     from peft import get_peft_model_state_dict
 
+    model = policy.model
     if not hasattr(model, "disable_adapter"):
         raise ValueError("the policy has no LoRA adapter to train; load it with lora=True")
-    if rate := model.peft_config["default"].lora_dropout:
-        raise ValueError(f"the adapter was made with lora_dropout={rate}; to train on, set it to 0 in its settings")
-    held = {v.data_ptr() for v in get_peft_model_state_dict(model, save_embedding_layers=False).values()}
+    held = set()
+    for name in model.active_adapters:
+        if rate := model.peft_config[name].lora_dropout:
+            raise ValueError(f"the adapter was made with lora_dropout={rate}; to train on, set it to 0 in its settings")
+        state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        held |= {v.data_ptr() for v in state.values()}
     trained = {name: p.data_ptr() in held for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError("the policy has nothing to train: its adapter is frozen")
@@ -353,12 +395,14 @@ def _check_trainable(model: torch.nn.Module) -> None:
 class Batch:
     """Trajectories as tensors: prompt and completion in a row, padded on the right.
 
-    ids: (B, L). The others say something of ``ids[:, 1:]``, (B, L - 1): sampled, 1 where the model wrote it; forced, 1
-    for the token that decided which tag was put into the model's mouth; mask, what is trained: both of these, or with
-    ``mask_observations=False`` the whole completions. starts: the column at which each completion begins.
+    ids, readers: (B, L), see ``Policy.hidden``. The others say something of ``ids[:, 1:]``, (B, L - 1): sampled, 1
+    where the model wrote it; forced, 1 for the token that decided which tag was put into the model's mouth; mask, what
+    is trained: both of these, or with ``mask_observations=False`` the whole completions. starts: the column at which
+    each completion begins.
     """
 
     ids: torch.Tensor
+    readers: torch.Tensor
     sampled: torch.Tensor
     forced: torch.Tensor
     mask: torch.Tensor
@@ -370,12 +414,13 @@ class Batch:
         starts = [len(t.prompt_ids) - 1 for t in part]
         lay = lambda rows: padded([[0] * start + row for start, row in zip(starts, rows)], 0, policy.device)
         ids = padded([t.prompt_ids + t.completion_ids for t in part], policy.pad_id, policy.device)
-        sampled = lay([t.mask_of(policy.name) for t in part])
+        readers = padded([[*policy.readers_of(t), 0] for t in part], 0, policy.device)
+        sampled = sum(lay([t.mask_of(author) for t in part]) for author in policy.authors)
         # of a forced tag only the token that decides: the others are certain, and blame on what is certain spoils it
         # without any gain (the tag of a blamed answer was misspelt after some dozens of steps)
         forced = lay([[int(i == t.forced) for i in range(len(t.mask))] for t in part])
         mask = sampled | forced if mask_observations else lay([[1] * len(t.mask) for t in part])
-        return cls(ids, sampled, forced, mask, starts)
+        return cls(ids, readers, sampled, forced, mask, starts)
 
     def column(self, values: Sequence[Sequence[float]]) -> torch.Tensor:
         """Per-token values of the completions laid out like ``mask``, (B, L - 1), 0 elsewhere."""

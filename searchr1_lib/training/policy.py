@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +24,7 @@ import torch
 from ..environment import protocol
 from ..environment.limits import Count, Positive, check
 from ..files import read_json, whole_folder, write_json
+from ..records import ENVIRONMENT, Trajectory
 from ..search.encoders import quiet
 from .settings import Seed
 
@@ -59,6 +60,10 @@ class Policy:
         thinking: what a chat template with a thinking mode is told (Qwen3's ``enable_thinking``). False closes an
             empty ``<think>`` in the prompt: what the model then writes between these tags is what our own prompt asks
             for, and short. True leaves it to its native thoughts, which a turn of 500 tokens rarely holds.
+        authors: names of the model's LoRA adapters where several write in turns, see ``load_policy``.
+
+    Attributes:
+        authors: who writes, ("policy",) where it is one.
 
     Raises:
         ValueError: model and tokenizer do not belong together; the tokenizer has lost its chat template, or does not
@@ -67,7 +72,9 @@ class Policy:
             a rollout could not follow exactly.
     """
 
-    def __init__(self, model, tokenizer, prompt: str = protocol.PROMPT, *, thinking: bool = False):
+    def __init__(
+        self, model, tokenizer, prompt: str = protocol.PROMPT, *, thinking: bool = False, authors: Sequence[str] = ()
+    ):
         if not any(p.requires_grad for p in model.parameters()):
             _without_dropout(model)
         self.model, self.tokenizer, self.prompt, self.thinking = model.train(), tokenizer, prompt, thinking
@@ -77,6 +84,7 @@ class Policy:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder, self.lm_head, self.config = base.get_decoder(), base.get_output_embeddings(), base.config
         self.stop_ids = _stop_ids(tokenizer, base)
+        self.authors = tuple(authors) or self.authors
         self.pad_id = tokenizer.pad_token_id or 0  # fills tensors; masks say what is padding, never this id
         if problem := next(_problems(self), None):
             raise ValueError(problem)
@@ -84,9 +92,14 @@ class Policy:
         if (back := self.decode(self.encode(_PROBE))) != _PROBE:
             lossy = f"the tokenizer does not give text back: {_PROBE!r} becomes {back!r}"
             raise ValueError(f"{lossy}; take a byte-level one")
+        if authors:
+            for layer in (m for m in model.modules() if hasattr(m, "lora_A")):
+                layer.forward = _gated_forward(layer, self)
 
-    #: The author of what it writes.
-    name = "policy"
+    #: The authors of what it writes.
+    authors: tuple[str, ...] = ("policy",)
+    #: The place among them of who reads each token of a forward pass, (B, N); before the first one it is the first's.
+    readers: torch.Tensor | int = 0
     #: What samples in the model's place, called as ``Decoder`` is made (``engines.served``); None: the model itself.
     sampler = None
 
@@ -135,17 +148,50 @@ class Policy:
         """The exact bytes of token ids; special tokens give none."""
         return b"".join(self.token_bytes[i] for i in ids)
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """What training may change."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+    def parameters(self, author: str | None = None) -> list[torch.nn.Parameter]:
+        """What training may change, or the part of it that is the adapter of one of several authors."""
+        mine = lambda name: author is None or len(self.authors) == 1 or name.split(".")[-2] == author
+        return [p for name, p in self.model.named_parameters() if p.requires_grad and mine(name)]
+
+    def hidden(self, ids: torch.Tensor, readers: torch.Tensor, **how) -> torch.Tensor:
+        """The last hidden states (B, N, H) of token ids (B, N), each read by the adapter of its reader.
+
+        A token is read by the author of the token *after* it, and by the first author where that one is the
+        environment's. So what an author writes is drawn from a state that its own adapter made, from its first token
+        on; and who reads a token is known when the next one is to be written, which is when the token enters the cache.
+        It is encoded once, with a cache as without, whoever looks back at it. Prompt and passages are read by the first
+        author, because it decides what to do about them.
+
+        Args:
+            readers: (B, N), places among ``authors``, see ``readers_of``; of no effect where there is one.
+            **how: for the model, such as a cache.
+        """
+        self.readers = readers
+        states = self.decoder(ids, **how).last_hidden_state
+        if not states.requires_grad:  # with gradient checkpointing a backward pass needs them again
+            self.readers = 0
+        return states
+
+    @property
+    def places(self) -> dict[str, int]:
+        """The place of each author among ``authors``."""
+        return {author: place for place, author in enumerate(self.authors)}
+
+    def readers_of(self, t: Trajectory) -> list[int]:
+        """Who reads each token of prompt and completion but the last one, (L - 1,), see ``hidden``."""
+        place, authors = self.places, t.authors or [ENVIRONMENT] * len(t.mask)
+        return [0] * (len(t.prompt_ids) - 1) + [place.get(author, 0) for author in authors]
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within it the model is the frozen base: the adapters are off (the reference policy of GRPO)."""
         if not hasattr(self.model, "disable_adapter"):
             raise ValueError("a reference policy needs LoRA adapters to switch off; load the policy with lora=True")
+        frozen = [p for p in self.model.parameters() if not p.requires_grad]
         with self.model.disable_adapter():
             yield
+        for p in frozen:  # PEFT switches every adapter on to be trained, also that of an author who is not
+            p.requires_grad_(False)
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -174,28 +220,37 @@ class Policy:
                 layer.__dict__.pop("forward", None)
 
     def save_adapter(self, folder: str | os.PathLike) -> None:
-        """Write the LoRA adapter in PEFT's format (safetensors), without the settings that nobody set.
+        """Write the LoRA adapter in PEFT's format (safetensors), without the settings that nobody set; of several
+        authors each into a folder of its name.
 
         PEFT writes every field it knows, most as null, and an older PEFT warns of the fields that it does not know.
         """
         self.model.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" would ask the hub
-        file = Path(folder) / "adapter_config.json"
-        write_json(file, {name: value for name, value in read_json(file).items() if value is not None})
+        for place in self._adapters(folder).values():
+            file = place / "adapter_config.json"
+            write_json(file, {name: value for name, value in read_json(file).items() if value is not None})
+
+    def _adapters(self, folder: str | os.PathLike) -> dict[str, Path]:
+        """PEFT's names of the adapters, and where each is saved."""
+        several = {author: Path(folder) / author for author in self.authors}
+        return several if len(several) > 1 else {"default": Path(folder)}
 
     def load_adapter(self, folder: str | os.PathLike) -> None:
-        """Put a saved adapter's weights into this policy's adapter.
+        """Put a saved adapter's weights into this policy's adapter, or those of several authors into each.
 
         Raises:
             FileNotFoundError: no adapter there.
             ValueError: it is broken, or belongs to another model or another LoRA shape.
         """
-        _load_weights(self.model, folder)
+        for name, place in self._adapters(folder).items():
+            _load_weights(self.model, place, name)
 
 
 def load_policy(
     model: str | os.PathLike = TINY_QWEN,
     *,
     adapter: str | os.PathLike | None = None,
+    adapters: Sequence[str] | Mapping[str, str | os.PathLike | None] = (),
     quantize: bool = True,
     lora: bool = True,
     lora_r: int = 16,
@@ -211,6 +266,12 @@ def load_policy(
     Args:
         model: a folder, or a name on the Hugging Face hub such as "Qwen/Qwen2.5-1.5B-Instruct".
         adapter: a folder in PEFT's format whose weights the LoRA starts from (None: LoRA starts at 0).
+        adapters: names of two or more adapters on this one model, for a policy of several authors that write in turns:
+            ("reason", "search"), or a dict of names and folders to start from. One that bears a tag's name writes what
+            follows the tag, up to the next tag, such as a query after ``<search>``; the first one all else, the tag
+            that decides included. The switch comes after the token in which a tag ends: what else this token holds is
+            by who wrote the tag. As M-GRPO's and Dr. MAS's agents (arXiv 2511.13288, 2602.08847) they act in one
+            episode, but on one base and one cache.
         quantize: load the linear layers in 4-bit NF4 with double quantisation; False keeps ``dtype``.
         lora: attach LoRA to all linear layers; False gives the bare model, not trainable.
         lora_r, lora_alpha: rank and scale of LoRA; ignored when ``adapter`` brings its own.
@@ -228,6 +289,9 @@ def load_policy(
     """
     from transformers import BitsAndBytesConfig
 
+    authors = dict(adapters if isinstance(adapters, Mapping) else dict.fromkeys(adapters))
+    if adapters and (len(authors) < max(2, len(adapters)) or ENVIRONMENT in authors or adapter or not lora):
+        raise ValueError(f"adapters={adapters!r} must be two names or more, without adapter= and with lora=True")
     numbers = {"lora_r": (lora_r, Count), "lora_alpha": (lora_alpha, Positive), "seed": (seed, Seed)}
     check(**numbers, dtype=(dtype, Literal["auto", "float32", "bfloat16", "float16"]))
     name = str(model)
@@ -241,10 +305,11 @@ def load_policy(
     net, tokenizer = _pretrained(name, **kwargs)
     net.requires_grad_(False)
     if lora:
-        net = attach_lora(net, adapter=adapter, r=lora_r, alpha=lora_alpha, seed=seed)
+        for author, folder in (authors or {"default": adapter}).items():
+            net = attach_lora(net, adapter=folder, r=lora_r, alpha=lora_alpha, seed=seed, name=author)
     elif adapter:
         raise ValueError("adapter is given, but lora=False: nothing to load it into")
-    return Policy(net, tokenizer, prompt or prompt_of(name), thinking=thinking)
+    return Policy(net, tokenizer, prompt or prompt_of(name), thinking=thinking, authors=tuple(authors))
 
 
 def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.PathLike | None = None) -> Path:
@@ -265,13 +330,15 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
     Raises:
         FileExistsError: there is such a folder.
         FileNotFoundError: the base is not where it was.
-        ValueError: the policy has no adapter, the base is quantised itself, or nobody knows the base.
+        ValueError: the policy has no adapter or several, the base is quantised itself, or nobody knows the base.
     """
     folder, base = Path(folder), str(base or policy.config._name_or_path)
     if folder.exists():
         raise FileExistsError(f"{folder} exists: name a new folder for the merged model")
     if not hasattr(policy.model, "disable_adapter"):
         raise ValueError("nothing to merge: the policy has no LoRA adapter")
+    if len(policy.authors) > 1:
+        raise ValueError(f"no one model is {' and '.join(policy.authors)}: load the policy with adapter= one of them")
     if not base:
         raise ValueError("this model does not say where it was loaded from: name its base model in base=")
     check_model_folder(base)
@@ -313,10 +380,10 @@ def _pretrained(name: str, **kwargs):
         raise FileNotFoundError(f"the hub does not give {name!r} ({first_line(e)}). {todo}") from None
 
 
-def attach_lora(net, *, adapter=None, r: int = 16, alpha: int = 32, seed: int = 0):
+def attach_lora(net, *, adapter=None, r: int = 16, alpha: int = 32, seed: int = 0, name: str = "default"):
     """Wrap a frozen model in LoRA, weights in fp32: a saved ``adapter``, dropout off, or a new one.
 
-    A new one is on all linear layers (not the output layer) and has no dropout.
+    A new one is on all linear layers (not the output layer) and has no dropout. A model that has LoRA gets one more.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -326,11 +393,16 @@ def attach_lora(net, *, adapter=None, r: int = 16, alpha: int = 32, seed: int = 
         torch.manual_seed(seed)
         try:
             config = LoraConfig(r=r, lora_alpha=alpha, **how) if adapter is None else _adapter_config(Path(adapter))
-            net = _without_dropout(get_peft_model(net, config))
+            if hasattr(net, "disable_adapter"):
+                net.add_adapter(name, config)
+                net.base_model.set_adapter(list(net.peft_config))
+            else:
+                net = get_peft_model(net, config, name)
+            _without_dropout(net)
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{adapter or 'LoRA'} cannot be put on this model: {e!s:.300}") from None
     if adapter is not None:
-        _load_weights(net, adapter)
+        _load_weights(net, adapter, name)
     for p in net.parameters():
         if p.requires_grad:
             p.data = p.data.float()  # in 16 bits an update of 1e-5 would be rounded away
@@ -351,8 +423,8 @@ def _adapter_config(folder: Path):
     return config
 
 
-def _load_weights(net, folder: str | os.PathLike) -> None:
-    """Put the weights of a saved adapter into that of a model, all of them or none."""
+def _load_weights(net, folder: str | os.PathLike, name: str) -> None:
+    """Put the weights of a saved adapter into that of this name of a model, all of them or none."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -364,12 +436,12 @@ def _load_weights(net, folder: str | os.PathLike) -> None:
         there = load_file(file, device=str(next(net.parameters()).device))
     except SafetensorError as e:
         raise ValueError(f"{file} is broken ({e}): copy it again") from None
-    here = get_peft_model_state_dict(net, save_embedding_layers=False)
+    here = get_peft_model_state_dict(net, adapter_name=name, save_embedding_layers=False)
     shapes = [{name: tuple(v.shape) for name, v in weights.items()} for weights in (there, here)]
     if differ := sorted(name for name, _ in shapes[0].items() ^ shapes[1].items()):
         found, wanted = (shape.get(differ[0], "nothing") for shape in shapes)
         raise ValueError(f"{file} does not fit this model: {differ[0]} is {found}, expected {wanted}")
-    set_peft_model_state_dict(net, there)
+    set_peft_model_state_dict(net, there, adapter_name=name)
 
 
 def check_model_folder(name: str) -> None:
@@ -431,9 +503,32 @@ def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
     return table + [b""] * (vocab_size - len(table))
 
 
+def _gated_forward(layer, policy: Policy):
+    """The forward pass of a layer with several LoRA adapters, of which each token takes that of its reader alone.
+
+    The adapters' low-rank products are made at once, as if they were one of their ranks together, and what is not the
+    reader's is set to 0 between the two factors: in 16 more numbers a token, not in another pass.
+    """
+    names = [author for author in policy.authors if author in layer.lora_A]
+    ranks = [policy.authors.index(name) for name in names for _ in range(layer.r[name])]
+    owner = torch.tensor(ranks, device=policy.device)
+
+    def forward(x, *args, **kwargs):
+        result = layer.base_layer(x)
+        if layer.disable_adapters:
+            return result
+        down = torch.cat([layer.lora_A[name].weight for name in names])
+        up = torch.cat([layer.lora_B[name].weight * layer.scaling[name] for name in names], 1)
+        readers = torch.as_tensor(policy.readers, device=x.device).unsqueeze(-1)
+        low = torch.nn.functional.linear(x.to(down.dtype), down) * (readers == owner)
+        return result + torch.nn.functional.linear(low, up).to(result.dtype)
+
+    return forward
+
+
 def _layers_to_unpack(model) -> list[torch.nn.Module]:
     """Layers whose forward pass is a matrix product with a matrix that can be made beforehand."""
-    plain = lambda m: hasattr(m, "lora_A") and not m.merged and not any(m.use_dora.values())
+    plain = lambda m: hasattr(m, "lora_A") and not (m.merged or any(m.use_dora.values()) or m.active_adapters[1:])
     adapted = [m for m in model.modules() if plain(m) and _computes_in(m) == torch.float32]
     inner = {id(m.base_layer) for m in adapted}
     packed = (m for m in model.modules() if getattr(getattr(m, "weight", None), "quant_state", None) is not None)
@@ -476,9 +571,13 @@ def _problems(policy: Policy) -> Iterator[str]:
     if used:  # a token would be learnt under another policy than sampled it
         yield f"the policy must not use dropout, found {', '.join(used[:3])}: set it to 0"
     if adapters := getattr(model, "peft_config", {}):
-        if not hasattr(model, "disable_adapter") or list(model.active_adapters) != ["default"]:
-            yield f"adapters {', '.join(adapters)}: a policy has one active adapter, PEFT's, named default"
-        _check_kind(adapters["default"])
+        names = list(policy._adapters(""))
+        if not hasattr(model, "disable_adapter") or list(model.active_adapters) != names:
+            yield f"adapters {', '.join(adapters)}: active must be PEFT's adapter {' and '.join(names)}, and no other"
+        for lora in (adapters[name] for name in names):
+            _check_kind(lora)
+            if len(names) > 1 and (lora.use_dora or lora.modules_to_save):
+                yield "an adapter with use_dora or modules_to_save, which no token can have for itself: one author only"
         if any(hasattr(m, "active_adapters") for m in (policy.lm_head, policy.decoder.get_input_embeddings())):
             yield "the adapter changes the embeddings or the output layer; rollouts know it in other layers only"
         if any(getattr(m, "merged", False) for m in model.modules()):

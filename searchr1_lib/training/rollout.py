@@ -35,6 +35,12 @@ class _Episode:
     ids: list[int]
     turn_start: int = 0  # the completion's token at which the turn begins that is being written
     ended: bool = False  # the model has ended its message
+    writer: int = 0  # the place among the policy's authors of who writes on
+
+    @property
+    def readers(self) -> list[int]:
+        """Who reads each of ``ids``, see ``Policy.hidden``."""
+        return [*self.policy.readers_of(self.t), self.writer]
 
     @property
     def room(self) -> int:
@@ -55,19 +61,22 @@ class _Episode:
         return self.policy.decode(self.t.completion_ids[self.turn_start :])
 
     def write(self, written: Written) -> None:
-        self._append(written.ids, 1, written.logprobs, written.entropy)
-        self.ended = written.ended
+        authors = [self.policy.authors[place] for place in written.authors]
+        self._append(written.ids, 1, written.logprobs, written.entropy, authors)
+        self.ended, self.writer = written.ended, written.writer
 
-    def _append(self, ids: list[int], mask: int, logprobs: list[float], entropy: list[float]) -> None:
+    def _append(self, ids: list[int], mask: int, logprobs: list[float], entropy: list[float], authors=()) -> None:
         self.ids += ids
         self.t.completion_ids += ids
         self.t.mask += [mask] * len(ids)
         self.t.logprobs += logprobs
         self.t.token_values["entropy"] += entropy
         self.t.tokens += map(self.policy.token_text, ids)
+        if len(self.policy.authors) > 1:
+            self.t.authors += authors
 
-    def _append_unsampled(self, ids: list[int]) -> None:
-        self._append(ids, 0, [0.0] * len(ids), [0.0] * len(ids))
+    def _append_unsampled(self, ids: list[int], author: str) -> None:
+        self._append(ids, 0, [0.0] * len(ids), [0.0] * len(ids), [author] * len(ids))
 
     def turn_is_over(self, text: str) -> bool:
         """False where only another episode's stop has interrupted the turn, of which this is the text."""
@@ -81,12 +90,12 @@ class _Episode:
         self._close_turn(text)
         world, turn = self.environment, self.t.turns
         self.t.calls, self.t.turns, self.t.invalid_turns = world.calls, world.turn, world.invalid_turns
-        self.ended = False
+        self.ended, self.writer = False, 0
         if isinstance(outcome, Observation):
             # whatever escaping may have missed: no text from outside ever becomes a special token
             ids, start = self.policy.encode(outcome.text, split_special_tokens=True), len(self.t.mask)
             if start + len(ids) < self.environment.limits.max_completion_length:
-                self._append_unsampled(ids)
+                self._append_unsampled(ids, ENVIRONMENT)
                 where = turn, start, len(self.t.mask)
                 self.t.segments.append(Segment(ENVIRONMENT, outcome.kind, self.policy.decode(ids), *where))
                 self._record_ends(start)
@@ -98,7 +107,9 @@ class _Episode:
     def _force(self, text: str, decides: int) -> None:
         """Put text into the model's mouth; of its tokens the one that decides is remembered, to be trained."""
         ids, start = self.policy.encode(text), len(self.t.mask)
-        self._append_unsampled(ids)
+        self._append_unsampled(ids, self.policy.authors[0])
+        roles = (role for tag, role in self.environment.roles.items() if text.endswith(tag))
+        self.writer = self.policy.places.get(next(roles, ""), 0)
         ends = token_ends([self.policy.token_bytes[i] for i in ids])
         self.t.forced = start + next(i for i, end in enumerate(ends) if end > decides)
 
@@ -117,7 +128,8 @@ class _Episode:
             # the first bytes of a character that another token completes begin where it stands
             first = min(bisect_right(ends, start), bisect_left(starts, start))
             span = self.turn_start + first, self.turn_start + bisect_left(ends, end) + 1
-            self.t.segments.append(Segment(self.policy.name, kind, text[start:end], self.t.turns, *span))
+            author = self.t.authors[span[1] - 1] if self.t.authors else self.policy.authors[0]
+            self.t.segments.append(Segment(author, kind, text[start:end], self.t.turns, *span))
 
 
 def token_ends(tokens: list[bytes]) -> list[int]:
@@ -127,6 +139,18 @@ def token_ends(tokens: list[bytes]) -> list[int]:
         at += len(decoder.decode(token, final=number == len(tokens)))
         ends.append(at)
     return ends
+
+
+def _switches(policy: Policy, environment: Environment) -> dict[bytes, int]:
+    """Behind which tags another author writes, and its place; nothing where there is one author."""
+    if len(policy.authors) == 1:
+        return {}
+    roles, first = environment.roles, policy.authors[0]
+    if policy.sampler or (idle := set(policy.authors[1:]) - set(roles.values())):
+        why = "a server samples with one adapter" if policy.sampler else f"nothing to write for {', '.join(idle)}"
+        names = ", ".join(sorted({*roles.values()} - {""}))
+        raise ValueError(f"authors: {why}; {first!r} writes all but what the others are named after, of {names}")
+    return {tag.encode(): policy.places.get(role, 0) for tag, role in roles.items()}
 
 
 def turn_start(t: Trajectory, turn: int) -> int:
@@ -155,7 +179,7 @@ def _resumed(policy: Policy, environment: Environment, t: Trajectory, turn: int)
     start = turn_start(t, turn)
     begun = Trajectory(t.question, t.prompt_ids, t.completion_ids[:start], t.mask[:start], t.logprobs[:start])
     begun.segments = [s for s in t.segments if s.turn < turn]
-    begun.tokens, begun.ends = t.tokens[:start], t.ends[:start]
+    begun.tokens, begun.ends, begun.authors = t.tokens[:start], t.ends[:start], t.authors[:start]
     begun.token_values = {"entropy": t.token_values["entropy"][:start]}
     begun.group, begun.prompt, begun.finish_reason, begun.shared = t.group, t.prompt, None, start
     begun.calls, begun.turns, begun.invalid_turns = environment.calls, environment.turn, environment.invalid_turns
@@ -321,13 +345,15 @@ def _play(
     stand behind it.
     """
     started = time.perf_counter()
+    switches = _switches(episodes[0].policy, episodes[0].environment)
     families = [[e] for e in episodes]
     with decoder:
         branches = lambda: [e for family, plan in zip(families, plans) for e in _grown(family, plan, branch, decoder)]
         going = [*episodes, *branches()]
         while going:
             stops = sorted({stop for e in going for stop in e.environment.stops})
-            written = decoder.write([e.ids for e in going], [s.encode() for s in stops], [e.room for e in going])
+            told = ([e.readers for e in going], switches) if switches else ()
+            written = decoder.write([e.ids for e in going], [s.encode() for s in stops], [e.room for e in going], *told)
             for e, w in zip(going, written):
                 e.write(w)
             over = [(e, text) for e in going if e.turn_is_over(text := e.text)]

@@ -39,6 +39,13 @@ class Settings(Limits):
     """G, rollouts a question (the group)"""
     learning_rate: float = Field(default=1e-5, gt=0, lt=1)
     """of AdamW on the LoRA weights"""
+    learning_rates: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
+    """of single authors of a policy, by name; of the others ``learning_rate``"""
+    trained: list[str] = []
+    """the authors of a policy that are trained, by name, the others are frozen; empty: all"""
+    per_author: bool = False
+    """each author's advantages come from the rollouts of a group in which it wrote, see
+    ``searchr1_lib.training.credit.author_advantages``; False: one advantage for all authors"""
     warmup_steps: Whole = 0
     """steps over which the learning rate rises from 0"""
     decay_steps: Whole = 0
@@ -134,6 +141,8 @@ class Settings(Limits):
             wrong = f"scale_rewards={self.scale_rewards!r} does not go with {by}; choose {' or '.join(scales)}"
         elif self.credit != "rollout" and self.baseline != "group_mean":
             wrong = f"credit={self.credit!r} compares turns within a group: it needs baseline='group_mean', not {by}"
+        elif self.per_author and (self.credit != "rollout" or self.baseline != "group_mean"):
+            wrong = f"per_author compares whole rollouts within a group: not with {by}, credit={self.credit!r}"
         elif self.shuffle_credit and self.credit == "rollout":
             wrong = "shuffle_credit deals out what turns got: with credit='rollout' there is nothing to shuffle"
         elif self.trees and (self.num_generations % self.trees or self.trees == self.num_generations):

@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,7 @@ from ..records import FINISH_REASONS, Question, Trajectory
 from ..rewards import SearchR1Reward, score
 from ..search.base import identity_of
 from .buffer import ReplayBuffer
+from .credit import OWN_REWARD
 from .grpo import groups_without_variance
 from .identity import identity, of_questions, of_weights
 from .learner import Learner, TrainingError
@@ -66,6 +67,8 @@ class Trainer:
             adapter that it began with.
         callbacks: called as ``callback(trainer, metrics)`` after each step; one that returns True stops.
         advantages: in place of those of the settings, see ``Learner``.
+        author_rewards: by an author's name the reward that it has instead of the common one, as in DeSA's first stage
+            (arXiv 2510.04695): ``{"search": InformationGain()}`` pays who writes queries for the gold passages found.
         report: is given a progress line now and then (None: silent).
 
     Raises:
@@ -84,13 +87,17 @@ class Trainer:
         *,
         callbacks: Sequence[Callable] = (),
         advantages: Callable | None = None,
+        author_rewards: Mapping[str, Callable] | None = None,
         report: Callable[[str], None] | None = print,
     ):
         self.policy, self.questions, self.engine = policy, list(questions), engine
         self.reward, self.settings = reward or SearchR1Reward(), settings or Settings()
         self.run_dir, self.callbacks, self.report = Path(run_dir), list(callbacks), report or (lambda line: None)
+        self.author_rewards = dict(author_rewards or {})
         if not self.questions:
             raise ValueError("Trainer: no questions to train on")
+        if odd := sorted({*self.author_rewards} - {*policy.authors}):
+            raise ValueError(f"author_rewards: {', '.join(odd)} is no author of this policy; {policy.authors} are")
         self.learner = Learner(policy, self.settings, self.report, advantages)
         self.buffer = self._new_buffer()
         self.step = 0
@@ -202,6 +209,9 @@ class Trainer:
         for attempt in range(s.dynamic_sampling + 1):
             fresh = rollout(self.policy, questions, self.engine, **how)
             score(self.reward, fresh).keep(fresh)
+            for author, own in self.author_rewards.items():
+                for t, value in zip(fresh, score(own, fresh).values):
+                    t.rewards[OWN_REWARD + author] = value
             for i, t in enumerate(fresh):  # a rollout's own name of its group tells it from others of one call only
                 t.step, t.group = self.step, f"{self.step}:{(len(drawn) + i) // size}"
             drawn += fresh
@@ -289,6 +299,7 @@ class Trainer:
             "lora": identity(scaling),
             "adapter": self._adapter(),
         }
+        parts |= {OWN_REWARD + author: identity(own) for author, own in self.author_rewards.items()}
         versions = {name: version(name) for name in DECIDING}
         return {"format": FORMAT, "settings": self.settings.model_dump(), "made_of": parts, "versions": versions}
 
@@ -311,7 +322,8 @@ class Trainer:
             raise ValueError(f"{file} is of another version (format {form}, this is {FORMAT}); {other}")
         if new["made_of"]["adapter"] == reached:
             new["made_of"]["adapter"] = old["made_of"]["adapter"]
-        before, now = (run["settings"] | run["made_of"] for run in (old, new))
+        # a setting that is younger than the run stood at its default
+        before, now = (Settings().model_dump() | run["settings"] | run["made_of"] for run in (old, new))
         differ = sorted(k for k in before.keys() | now.keys() if k != "steps" and before.get(k) != now.get(k))
         if differ:
             values = ", ".join(f"{k}: {before.get(k)!r} there, {now.get(k)!r} here" for k in differ)
@@ -370,7 +382,8 @@ class Trainer:
             with whole_folder(folder) as unfinished:
                 self.policy.save_adapter(unfinished)
                 save_file(self.learner.tensors(), unfinished / "learner.safetensors")
-                state["sha256"] = {f.name: sha256_of(f) for f in unfinished.iterdir()}
+                files = (f for f in unfinished.rglob("*") if f.is_file())
+                state["sha256"] = {f.relative_to(unfinished).as_posix(): sha256_of(f) for f in files}
                 write_json(unfinished / _STATE, state | {"sizes": {f.name: f.stat().st_size for f in logs}})
         except (OSError, SafetensorError) as e:  # a full disk is the latter too
             before = f"the one before stands: {self._newest_checkpoint()}"

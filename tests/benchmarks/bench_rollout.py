@@ -94,12 +94,12 @@ class Script:
         script, draw = self, decoder.draw
 
         class Scripted(decoder.Decoder):
-            def write(self, rows, stops, room):
+            def write(self, rows, stops, room, *authors):
                 if self.cache is None:
                     self.number, self.turn = {id(row): i for i, row in enumerate(rows)}, -1
                 self.turn += 1
                 script.begin([self.number[id(row)] for row in rows], self.turn)
-                return super().write(rows, stops, room)
+                return super().write(rows, stops, room, *authors)
 
             def _sample(self, logits):
                 def forced(probs, generator=None):
