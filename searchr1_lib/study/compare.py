@@ -15,6 +15,7 @@ The file holds a dict ``methods``, as above, and maybe a ``mixture``.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import runpy
 import sys
@@ -238,11 +239,7 @@ class _Run:
         settings = SETTINGS | LIMITS | dict(self.method.settings)
         parts = {part: identity(getattr(self.method, part)) for part in ("advantages", "credit", "reward")}
         told = {"gold_passages": True} if self.method.gold_passages else {}
-        told |= (
-            {"policy": {k: list(v) if isinstance(v, tuple) else v for k, v in self.method.policy.items()}}
-            if self.method.policy
-            else {}
-        )
+        told |= {"policy": json.loads(json.dumps(dict(self.method.policy)))} if self.method.policy else {}  # no tuples
         own = {f"author_rewards/{author}": identity(reward) for author, reward in self.method.author_rewards.items()}
         return dict(self.how) | {"settings": settings} | parts | told | own
 
@@ -278,7 +275,7 @@ class _Run:
         reward = self.method.reward or Discounted(self.price, UNKNOWN_PAYS)
         run_dir = self.out / "trainings" / self.file.stem
         advantages = self.method.by_token()
-        how = {"advantages": advantages, "author_rewards": self.method.author_rewards, "report": None}
+        how: dict[str, Any] = {"advantages": advantages, "author_rewards": self.method.author_rewards, "report": None}
         trainer = Trainer(policy, asked, engine, reward, settings, run_dir, **how)
         trainer.train()
         yardstick = Yardstick(world, skill, self.price, UNKNOWN_PAYS)
