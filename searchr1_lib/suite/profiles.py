@@ -83,7 +83,7 @@ class Profile(Settings, use_attribute_docstrings=True):
     others: str = ""
     """06: pattern of further runs beside this one, drawn as seeds; "": PROFILE-seed-*"""
     noise_questions: Count = 128
-    """questions whose gradients 07 compares"""
+    """questions whose gradients A6 compares"""
     microscope_questions: Count = 12
     """questions that 09 puts under the microscope, each in three groups"""
     feedback_questions: Count = 240
