@@ -223,7 +223,8 @@ def test_a_long_takeaway_is_wrapped_and_kept():
 
 def test_values_reach_the_alt_text(drawn):
     told = drawn["learning_curves"][0].alt
-    assert "exact match known 0.90" in told and "transition at step 3" in told
+    assert "exact match known 0.90" in told and "marks step 3" in told
+    assert drawn["learning_curves"][0].get_suptitle().startswith("From step 3")
     assert "known questions 1.00 before, 0.00 after" in drawn["before_after"][0].alt
     told = drawn["search_by_level"][0].alt
     assert "the optimum 1.00 at 0.00, 1.00 at 0.20, 0.00 at 0.95" in told and "after 1.00 at 0.00, 0.80" in told

@@ -287,11 +287,11 @@ def _over_steps(runs: Sequence[Rows], panels: Mapping[str, Mapping[str, str]], h
 
 @_styled
 def learning_curves(metrics, *, title: str | None = None) -> Figure:
-    """Reward, exact match and searches over the steps, known and look-up apart, the transition marked.
+    """Reward, exact match and searches over the steps, known and look-up apart, ``transition_step`` marked.
 
     Args:
         metrics: rows of one run, or a list of runs (seeds).
-        title: the takeaway; by default it names the transition, if there is one.
+        title: the takeaway; by default it names that step, if there is one.
     """
     panels = {
         "Reward": {"reward": ""},
@@ -306,11 +306,11 @@ def learning_curves(metrics, *, title: str | None = None) -> Figure:
     axes[1].set_ylim(-0.03, 1.03)
     axes[2].axhline(1, color=GREY, linewidth=1, linestyle=":")
     axes[2].set_ylim(-0.03, max(1.5, 1.25 * axes[2].get_ylim()[1]))
-    note += "; dash-dotted: known and look-up questions part" * bool(moments)
+    note += "; dash-dotted: half of the gap in beginning with a search" * bool(moments)
     at = " to ".join(map(str, dict.fromkeys(moments[:1] + moments[-1:])))
-    default = f"At step {at}, the policy learns when to search" if moments else "Reward, answers and searches"
+    default = f"From step {at} on, half of the gap in searching is there" if moments else "Reward, answers and searches"
     told = f"Three curves over training steps. At the end: {reward}; exact match {em}; searches {searches}."
-    told += f" A line marks the transition at step {at}." * bool(moments)
+    told += f" A line marks step {at}, from which on half of the gap between the kinds is there." * bool(moments)
     return _finished(fig, title or default, told, note=note)
 
 
