@@ -55,7 +55,7 @@ class Profile(Settings, use_attribute_docstrings=True):
     query: str = ""
     """01: a query of your own to begin with; "": one of the questions"""
     encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
-    """of 01's dense index and of 03's semantic reward, any sentence-transformers name; "": 03 goes without"""
+    """of 01's dense index and the semantic reward in 03 and A4, any sentence-transformers name; "": 03 goes without"""
     dense_passages: Count = 1000
     """passages on which 01 compares the engines; each is encoded"""
     ann_vectors: int = Field(20000, ge=100)
@@ -73,9 +73,9 @@ class Profile(Settings, use_attribute_docstrings=True):
     demo_questions: Count = 120
     """of the test split, in each exam of 00"""
     tiny_model: str = "data/tiny_qwen"
-    """the small model, whatever the profile: 03 trains it on rewards that are hacked, A1 examines it"""
+    """the small model, whatever the profile: A4 trains it on rewards that are hacked, A1 examines it"""
     hack_steps: Whole = 8
-    """steps that 03 trains on each of these rewards; 0: none"""
+    """steps that A4 trains on each of these rewards; 0: none"""
     judge_url: str = ""
     """03, 12: OpenAI-compatible endpoint of a judge, as http://127.0.0.1:8000/v1; "": none"""
     judge_model: str = ""
