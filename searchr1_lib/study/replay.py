@@ -17,7 +17,7 @@ from ..environment.base import call_all
 from ..environment.limits import Amount, Count, Seconds, check, valid
 from ..environment.search import Search
 from ..records import Hit, ToolCall, Trajectory
-from ..training.buffer import ReplayBuffer as ReplayBuffer  # notebook 02 knows it by this name
+from ..training.buffer import ReplayBuffer as ReplayBuffer  # appendix A3 knows it by this name
 
 
 @dataclass
