@@ -13,7 +13,7 @@ SHORT = {"scale_rewards": "batch", "steps": 30, "decay_steps": 15}
 HALVES = {"adapters": ("reason", "search"), "lora_r": 8, "lora_alpha": 16}  # one adapter has 16 and 32
 
 methods = {
-    "one": SHORT,
+    "one": SHORT | {"credit": "rollout"},  # the very training that experiments/credit.py calls outcome
     "two": Method(SHORT, policy=HALVES),
     "two_apart": Method(SHORT | {"per_author": True}, policy=HALVES),
     # it alone is told which passages a question needs
