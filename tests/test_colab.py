@@ -74,7 +74,7 @@ def test_a_package_that_is_too_old_is_installed_unless_it_is_kept():
     }
 
 
-def test_the_server_of_notebook_01_is_looked_for_too():
+def test_the_server_of_notebook_a2_is_looked_for_too():
     there = dict.fromkeys(names(colab._requirements()), "99") | RUNTIME
     assert not colab.missing(colab._requirements(), there)
     del there["starlette"], there["uvicorn"]
