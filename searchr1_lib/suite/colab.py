@@ -87,7 +87,7 @@ def setup(mount_drive: bool = False) -> None:
 
 
 def _requirements() -> list[str]:
-    """What the notebooks need: the project's dependencies, and those of the server that notebook 01 starts."""
+    """What the notebooks need: the project's dependencies, and those of the server that appendix A2 starts."""
     project = _project()
     return project["dependencies"] + project["optional-dependencies"]["server"]
 

@@ -59,7 +59,7 @@ class Profile(Settings, use_attribute_docstrings=True):
     dense_passages: Count = 1000
     """passages on which 01 compares the engines; each is encoded"""
     ann_vectors: int = Field(20000, ge=100)
-    """vectors on which 01 compares Flat, HNSW and IVF-PQ"""
+    """vectors on which A2 compares Flat, HNSW and IVF-PQ"""
     near_duplicates: Whole = 0
     """passages about namesakes that 01 adds to the corpus for every entity of the almanac"""
     demo_model: str = "data/tiny_qwen"
