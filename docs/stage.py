@@ -29,7 +29,7 @@ def linked(text: str, home: Path, suffix: str) -> str:
             inside, path = Path("index.md"), str(Path(*[".."] * len(home.parts), "index.md"))
         if inside.suffix in (".md", ".ipynb") and len(inside.parts) <= 2 and inside.name != "CONTRIBUTING.md":
             path = re.sub(r"\.(md|ipynb)$", suffix, path) if suffix else path
-        elif inside.suffix != ".png":
+        elif inside.suffix not in (".png", ".svg"):
             path = f"{REPOSITORY}/blob/main/{inside.as_posix()}"
         return f"]({path}{anchor})"
 
@@ -44,7 +44,7 @@ def stage() -> None:
     for file in (ROOT / "docs").iterdir():
         if file.suffix == ".md":
             (STAGED / "docs" / file.name).write_text(linked(file.read_text(), Path("docs"), ""))
-        elif file.suffix == ".png":
+        elif file.suffix in (".png", ".svg"):
             shutil.copy(file, STAGED / "docs")
     for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
         nb = nbformat.read(file, 4)
