@@ -17,6 +17,8 @@ def test_numbers_with_two_decimals_stand_in_code_or_outputs(path):
     computed = "".join(cell.source + json.dumps(cell.outputs) for cell in cells if cell.cell_type == "code")
     for cell in cells:
         if cell.cell_type == "markdown":
-            said = re.sub(r"arXiv[: ]\d+\.\d+|\[[^]]*\]\([^)]*\)", "", cell.source)
+            # a folded solution is worked out by hand; its checker holds it
+            said = re.sub(r"<details>.*?</details>", "", cell.source, flags=re.DOTALL)
+            said = re.sub(r"arXiv[: ]\d+\.\d+|\[[^]]*\]\([^)]*\)", "", said)
             lacking = [x for x in NUMBER.findall(said) if x not in computed and x.rstrip("0") not in computed]
             assert not lacking, f"{path.name}, {cell.id}: {', '.join(lacking)}"
