@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -768,6 +769,8 @@ def test_the_deciding_token_of_a_forced_tag_is_found_however_the_tag_is_cut():
     class Cut:
         """A tokenizer that cuts after so many characters."""
 
+        authors, places = ("policy",), {"policy": 0}
+
         def __init__(self, size):
             self.size, self.token_bytes = size, {}
 
@@ -781,7 +784,7 @@ def test_the_deciding_token_of_a_forced_tag_is_found_however_the_tag_is_cut():
 
     for size, decides in ((1, 2), (2, 1), (3, 0), (20, 0)):
         t = Trajectory(Question("q", "?", "x"), [], [], [], [], token_values={"entropy": []})
-        _Episode(Cut(size), None, t, []).take(Observation("\n<search>", decides=2), "")
+        _Episode(Cut(size), SimpleNamespace(roles={}), t, []).take(Observation("\n<search>", decides=2), "")
         assert t.forced == decides and t.mask == [0] * len(t.mask) != []  # the letter after "<"
 
 
