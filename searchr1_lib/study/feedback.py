@@ -318,21 +318,25 @@ class FeedbackLoop:
             WaitingForLabels: people have to label first; call again when they have.
             TrainingError, RewardError: see ``Trainer.train`` and the labeller.
         """
+        fitted = None  # to all that was said before a round
         for number in range(len(self.rows), self.rounds):
             here = self._here(number)
             if (done := here / "done.json").exists():
                 self.policy.load_adapter(here / "adapter")
                 self.rows.append(read_json(done))
                 continue
-            self.reward = self._fitted(self.choices(number))
+            said = self.choices(number)
+            self.reward = fitted or self._fitted(said)
             rollouts = self._rollouts(number, here)
             new = self._ask(number, here, rollouts)
-            row = {"round": number + 1, "labels": len(self.choices())} | self._figures(rollouts, new)
-            self._train(number, here, self._fitted(self.choices()) or _no_opinion)
+            said += new
+            row = {"round": number + 1, "labels": len(said)} | self._figures(rollouts, new)
+            fitted = self._fitted(said)
+            self._train(number, here, fitted or _no_opinion)
             self.policy.save_adapter(here / "adapter")
             write_json(done, row)
             self.rows.append(row)
-        self.reward = self._fitted(self.choices())
+        self.reward = fitted or self._fitted(self.choices())
         return self.rows
 
     def _fitted(self, choices: Sequence[Choice]) -> PreferenceReward | None:
