@@ -98,6 +98,7 @@ class ToolCall:
         argument: what it was asked: the query of a search.
         result: what it gave, best first. What is no passage by nature (a number) is the text of one.
         error: why there is no result, None if the tool answered.
+        inner: where another agent was asked, its rollout.
     """
 
     tool: str
@@ -105,6 +106,7 @@ class ToolCall:
     result: list[Hit]
     seconds: float = 0.0
     error: str | None = None
+    inner: Trajectory | None = None
 
 
 def SearchCall(query: str, hits: list[Hit], seconds: float = 0.0, error: str | None = None) -> ToolCall:
@@ -217,6 +219,12 @@ class Trajectory:
         return [call for call in self.calls if call.tool == "search"]
 
     @property
+    def colleagues(self) -> list[Trajectory]:
+        """The rollouts of the agents that it asked, and of those that they asked."""
+        asked = [call.inner for call in self.calls if call.inner]
+        return [t for inner in asked for t in (inner, *inner.colleagues)]
+
+    @property
     def advantage(self) -> float | None:
         """The mean advantage of the sampled tokens; None before there is any."""
         sampled = [a for a, m in zip(self.advantages, self.mask) if m]
@@ -247,7 +255,10 @@ class Trajectory:
         return vars(self) | {
             "question": dict(vars(self.question)),
             "segments": [dict(vars(s)) for s in self.segments],
-            "calls": [vars(call) | {"result": result} for call, result in zip(self.calls, results)],
+            "calls": [
+                vars(call) | {"result": result, "inner": call.inner and call.inner.to_dict()}
+                for call, result in zip(self.calls, results)
+            ],
         }
 
     @classmethod
@@ -264,16 +275,19 @@ class Trajectory:
             row = dict(row)
             row["question"] = Question(**row["question"])
             row["segments"] = [Segment(**s) for s in row.get("segments", [])]
-            row["calls"] = [
-                ToolCall(**call | {"result": [Hit(Passage(**h["passage"]), h["score"]) for h in call["result"]]})
-                for call in row.get("calls", [])
-            ]
+            row["calls"] = [_call(call) for call in row.get("calls", [])]
             trajectory = cls(**row)
         except (TypeError, KeyError) as e:
             raise ValueError(f"not a trajectory: {e}") from None
         if not len(trajectory.completion_ids) == len(trajectory.mask) == len(trajectory.logprobs):
             raise ValueError("completion_ids, mask and logprobs differ in length")
         return trajectory
+
+
+def _call(row: dict[str, Any]) -> ToolCall:
+    inner = row.get("inner")
+    result = [Hit(Passage(**h["passage"]), h["score"]) for h in row["result"]]
+    return ToolCall(**row | {"result": result, "inner": inner and Trajectory.from_dict(inner)})
 
 
 @dataclass(frozen=True)

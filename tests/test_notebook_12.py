@@ -16,7 +16,12 @@ from searchr1_lib.study.feedback import Scripted, WellFounded, choose_pairs, pai
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "12_feedback.ipynb"
 CELLS = {cell.id: cell.source for cell in nbformat.read(NOTEBOOK, 4).cells}
-BEGINNINGS = "from pathlib import Path", "gain = ", "from searchr1_lib.study.feedback import onset", "def judged"
+BEGINNINGS = (
+    "from pathlib import Path",
+    "gain = ",
+    "from searchr1_lib.study.feedback import onset",
+    "from searchr1_lib.study.analysis import judged",
+)
 RESULTS = [id for id, source in CELLS.items() if source.startswith(BEGINNINGS)]
 
 

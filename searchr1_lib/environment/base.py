@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,7 +22,7 @@ from threading import Thread
 from typing import Any
 
 from ..metrics import grouped
-from ..records import Hit, Passage, Question, ToolCall
+from ..records import Hit, Passage, Question, ToolCall, Trajectory
 from .limits import Limits
 
 
@@ -34,11 +34,15 @@ class Tool:
         usage: a sentence for the prompt that says what it is good for and how it is written; "" for a tool of which
             the prompt tells already.
         batched: whether ``run`` should be given all arguments of a turn at once; else one at a time.
+        timed: whether it is given up after ``Limits.search_timeout``; False for one whose budget is tokens.
+        authors: those of a policy's authors who write inside it and nowhere else.
     """
 
     name: str
     usage: str = ""
     batched: bool = True
+    timed: bool = True
+    authors: tuple[str, ...] = ()
 
     def run(self, arguments: list[str], k: int) -> list:
         """One result for each argument: a passage or a text, or several, best first (at most ``k`` are taken).
@@ -46,6 +50,14 @@ class Tool:
         What it raises becomes the observation of the argument, and never stops a step.
         """
         raise NotImplementedError
+
+
+class Finding(list):
+    """What another agent found out: passages as a tool gives them, and ``inner``, the rollout that it took."""
+
+    def __init__(self, passages: Iterable, inner: Trajectory):
+        super().__init__(passages)
+        self.inner = inner
 
 
 @dataclass(frozen=True)
@@ -166,28 +178,33 @@ def call_all(tool: Tool, arguments: list[str], k: int, timeout: float | None) ->
         timeout: seconds that the batch may take, and once more all that is tried one by one; None: for ever.
     """
     started = time.perf_counter()
-    answers = _answers(tool, arguments, k, timeout)
+    answers = _answers(tool, arguments, k, timeout if tool.timed else None)
     seconds = (time.perf_counter() - started) / max(1, len(arguments))
-    return [ToolCall(tool.name, a, hits, seconds, error) for a, (hits, error) in zip(arguments, answers)]
+    each = zip(arguments, answers)
+    return [ToolCall(tool.name, a, hits, seconds, error, inner) for a, (hits, error, inner) in each]
 
 
 class _Late(TimeoutError):
     """Our time is up; an engine that raises ``TimeoutError`` itself has only failed."""
 
 
-def _answers(tool: Tool, arguments: list[str], k: int, timeout: float | None) -> list[tuple[list[Hit], str | None]]:
-    """Hits and error for each argument."""
+def _answers(
+    tool: Tool, arguments: list[str], k: int, timeout: float | None
+) -> list[tuple[list[Hit], str | None, Trajectory | None]]:
+    """Hits and error for each argument, and the rollout of an agent that was asked."""
     if tool.batched or len(arguments) == 1:
         try:
-            return [(hits, None) for hits in _in_time(tool, arguments, k, timeout)]
+            return [(hits, None, inner) for hits, inner in _in_time(tool, arguments, k, timeout)]
         except Exception as e:
             if len(arguments) == 1 or isinstance(e, _Late):
-                return [([], _why(e))] * len(arguments)
+                return [([], _why(e), None)] * len(arguments)
     end = time.monotonic() + (timeout or 1e9)  # 30 years stand for ever
     return [_answers(tool, [argument], k, max(0.0, end - time.monotonic()))[0] for argument in arguments]
 
 
-def _in_time(tool: Tool, arguments: list[str], k: int, timeout: float | None) -> list[list[Hit]]:
+def _in_time(
+    tool: Tool, arguments: list[str], k: int, timeout: float | None
+) -> list[tuple[list[Hit], Trajectory | None]]:
     """The hits for each argument; raises ``TimeoutError`` after ``timeout`` seconds (the call is abandoned)."""
     if timeout == 0:  # used up by those before: nothing is begun
         raise _Late
@@ -198,7 +215,8 @@ def _in_time(tool: Tool, arguments: list[str], k: int, timeout: float | None) ->
             results = tool.run(arguments, k)
             if isinstance(results, (str, Mapping)) or len(results) != len(arguments):
                 raise ValueError(f"the {tool.name} gave {len(results)} results for {len(arguments)} arguments")
-            future.set_result([_as_hits(result, k) for result in results])
+            inner = lambda result: result.inner if isinstance(result, Finding) else None
+            future.set_result([(_as_hits(result, k), inner(result)) for result in results])
         except BaseException as e:  # also a panic in Rust, or an exit
             future.set_exception(e if isinstance(e, Exception) else RuntimeError(_why(e)))
 

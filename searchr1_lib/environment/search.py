@@ -31,6 +31,7 @@ class Search(Tool):
     def __init__(self, engine):
         self.engine = engine
         self.batched = hasattr(engine, "search_batch")
+        self.timed, self.authors = getattr(engine, "timed", True), getattr(engine, "authors", ())
 
     def run(self, arguments: list[str], k: int) -> list:
         if self.batched:

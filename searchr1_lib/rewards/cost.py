@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from ..environment.limits import Amount, Share, check, valid
 from ..metrics import normalize_answer, right
 from ..records import Trajectory
@@ -12,12 +14,14 @@ def searches_by_turn(trajectory: Trajectory) -> list[int]:
     """Searches that the model asked for, by turn: executed, failed, refused (the last turn) and empty ones.
 
     Counted in the model's own segments, so that a search tag inside a passage is not one. Executed searches
-    that no segment shows (a trajectory without segments) are put into the last turn.
+    that no segment shows (a trajectory without segments) are put into the last turn. One that another agent answered
+    counts as those that this agent made.
     """
     counts = [0] * turn_count(trajectory)
-    for s in trajectory.segments:
-        counts[s.turn] += s.by_model and s.kind == "search"
-    counts[-1] += max(0, len(trajectory.searches) - sum(counts))
+    turns = [s.turn for s in trajectory.segments if s.by_model and s.kind == "search"]
+    for turn, call in zip_longest(turns, trajectory.searches, fillvalue=None):
+        inner = call.inner if call else None
+        counts[-1 if turn is None else turn] += sum(searches_by_turn(inner)) if inner else 1
     return counts
 
 

@@ -456,6 +456,20 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values) - half, fmean(values) + half
 
 
+def judged(differences: Sequence[float]) -> tuple[str, str, str]:
+    """Mean, 95 % interval and verdict of differences, one a seed, of which a claim says that they are above 0.
+
+    >>> judged([0.1, 0.2, 0.1])[2], judged([0.1, -0.2, 0.1])[2], judged([0.1])[2]
+    ('holds', 'cannot tell', 'cannot tell')
+
+    Raises:
+        ValueError: no differences.
+    """
+    low, high = interval(differences)
+    said = "cannot tell" if len(differences) < 3 or low <= 0 <= high else "holds" if low > 0 else "contradicted"
+    return f"{fmean(differences):+.3g}", f"{low:+.3g} to {high:+.3g}" if len(differences) > 1 else "one seed", said
+
+
 def differences(
     rows: Sequence[Mapping[str, Any]], names: Sequence[str], figure: str, base: Mapping[str, Any]
 ) -> list[tuple[dict[str, Any], int, float, float, float]]:

@@ -63,6 +63,8 @@ class Method:
         reward: a reward to train with; evaluated is always ``Discounted`` at the price.
         policy: how the model is loaded, arguments of ``load_policy`` such as ``lora_r`` or ``adapters``.
         author_rewards: of single authors of a policy, see ``Trainer``.
+        engine: ``f(policy, engine) -> engine``: what searches in the engine's place, such as a ``ResearcherEngine``, in
+            training and after it.
         gold_passages: the training is told which passages a question needs, as ``HierarchicalReward`` and the credits
             "stepsearch" and "potential" ask for. The others learn from answers alone: say so where they are compared.
     """
@@ -73,6 +75,7 @@ class Method:
     reward: Callable | None = None
     policy: Mapping[str, Any] = field(default_factory=dict)
     author_rewards: Mapping[str, Callable] = field(default_factory=dict)
+    engine: Callable | None = None
     gold_passages: bool = False
 
     def by_token(self) -> Callable[[Sequence[Trajectory], int], list[list[float]]] | None:
@@ -238,7 +241,8 @@ class _Run:
 
         settings = SETTINGS | LIMITS | dict(self.method.settings)
         parts = {part: identity(getattr(self.method, part)) for part in ("advantages", "credit", "reward")}
-        told = {"gold_passages": True} if self.method.gold_passages else {}
+        told: dict[str, Any] = {"gold_passages": True} if self.method.gold_passages else {}
+        told |= {"engine": identity(self.method.engine)} if self.method.engine else {}
         told |= {"policy": json.loads(json.dumps(dict(self.method.policy)))} if self.method.policy else {}  # no tuples
         own = {f"author_rewards/{author}": identity(reward) for author, reward in self.method.author_rewards.items()}
         return dict(self.how) | {"settings": settings} | parts | told | own
@@ -268,7 +272,9 @@ class _Run:
         torch.set_num_threads(1)
         world, skill = build_world(0), skill_of(self.how["model"])
         # on the CPU: a process that was forked off a notebook cannot use its GPU
-        engine, policy = BM25Search(world.passages), self._policy()
+        policy = self._policy()
+        engine: Any = BM25Search(world.passages)
+        engine = self.method.engine(policy, engine) if self.method.engine else engine
         settings = Settings(**SETTINGS | LIMITS | dict(self.method.settings) | {"seed": self.seed})
         drawn = _asked(world, "train", TRAINED_ON, self.how, self.seed)
         asked = [blanked(q, passages=self.method.gold_passages) for q in drawn]

@@ -1,7 +1,8 @@
 """A trajectory log as a table: a Parquet file or a ``datasets.Dataset``, one row a trajectory.
 
 A row is the JSON form, but for the dictionaries, which are lists of {"name", "value"}: ``datasets`` has no maps, and a
-column for each name would differ from log to log.
+column for each name would differ from log to log. The rollout of an agent that was asked is JSON text: no table nests
+without an end.
 """
 
 from __future__ import annotations
@@ -62,13 +63,17 @@ def read_parquet(path: str | os.PathLike) -> list[Trajectory]:
 def to_row(trajectory: Trajectory) -> dict[str, Any]:
     """The row of a trajectory."""
     row = trajectory.to_dict()
-    return row | {f: [{"name": k, "value": v} for k, v in row[f].items()] for f in _NAMED}
+    calls = [call | {"inner": call["inner"] and json.dumps(call["inner"])} for call in row["calls"]]
+    return row | {"calls": calls} | {f: [{"name": k, "value": v} for k, v in row[f].items()] for f in _NAMED}
 
 
 def from_row(row: dict[str, Any]) -> Trajectory:
     """The trajectory of a row; errors as in ``Trajectory.from_dict``."""
     try:
-        named = {f: {x["name"]: x["value"] for x in row[f]} for f in _NAMED}
+        named: dict[str, Any] = {f: {x["name"]: x["value"] for x in row[f]} for f in _NAMED}
+        named["calls"] = [
+            call | {"inner": call["inner"] and json.loads(call["inner"])} for call in row.get("calls", ())
+        ]
     except (TypeError, KeyError) as e:
         raise ValueError(f"not a trajectory: {e}") from None
     return Trajectory.from_dict(row | named)
@@ -94,7 +99,7 @@ def arrow_schema():
     """
     import pyarrow as pa
 
-    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    plain = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), Trajectory: pa.string()}
 
     def columns(record):
         hints = get_type_hints(record)
@@ -102,7 +107,7 @@ def arrow_schema():
 
     def kind(hint):
         args = [a for a in get_args(hint) if a is not type(None)]
-        if is_dataclass(hint):
+        if is_dataclass(hint) and hint not in plain:
             return pa.struct(columns(hint))
         if get_origin(hint) is list:
             return pa.list_(kind(args[0]))

@@ -252,12 +252,20 @@ def _rollout_html(
         if segment.kind == "information":
             pieces = _read_html(segment, pieces, again, fold)
             if call := next(calls, None):
-                pieces = _call_html(call, t.question.passages) + pieces
+                pieces = _call_html(call, t.question.passages) + _colleague_html(call.inner, scale) + pieces
         else:
             pieces = f"<div class=said>{pieces}</div>"
         body.append(_segment_html(segment, pieces))
     body += [f'<div class="seg text"><b class=kind>end</b><div class=said>{rest}</div></div>'] if rest else []
     return f"<article>{head}{''.join(body)}{_prompt_html(t) if prompt else ''}{_ids_html(t, again)}</article>"
+
+
+def _colleague_html(t: Trajectory | None, scale: _Scale) -> str:
+    """The rollout of the agent that was asked, folded."""
+    if t is None:
+        return ""
+    body = _rollout_html(t, t.question.text, scale, {}, prompt=False, fold=True)
+    return _details(f"the agent that was asked: {len(t.searches)} searches, {sum(t.mask)} tokens", body)
 
 
 def _ids_html(t: Trajectory, again: dict[tuple[int, int], str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..records import Trajectory
-from .credit import OWN_REWARD, P_GOLD, author_advantages, credit_of, gold_probabilities, turns_of_tokens
+from .credit import OWN_REWARD, P_GOLD, author_advantages, compared, credit_of, gold_probabilities, turns_of_tokens
 from .grpo import ADVANTAGE_EPS, gae, merge_metrics, policy_loss, value_loss
 from .logits import micro_batches, padded, token_logprobs_and_entropy
 from .policy import Policy
@@ -102,6 +102,14 @@ class Learner:
                 rows = rows * self._is_undecided(trajectories)
         for t, row in zip(trajectories, rows.tolist()):
             t.advantages = row[: len(t.mask)]
+
+    def assign_in_groups(self, trajectories: Sequence[Trajectory]) -> None:
+        """Set the ``advantages`` of scored rollouts where groups are of any size: by their name, in any order."""
+        names = {name: place for place, name in enumerate(dict.fromkeys(t.group for t in trajectories))}
+        alike, rewards = ([[of(t)] for t in trajectories] for of in (lambda t: names[t.group], lambda t: t.reward))
+        how = {"scale_rewards": self.settings.scale_rewards}
+        for t, (a,) in zip(trajectories, compared(torch.tensor(rewards), torch.tensor(alike), **how).tolist()):
+            t.advantages = [a] * len(t.mask)
 
     def _ask_for_gold(self, trajectories: Sequence[Trajectory]) -> None:
         how = {"temperature": self.settings.temperature, "token_budget": self.token_budget}

@@ -9,6 +9,7 @@ The base weights are 4-bit NormalFloat with double quantisation (Dettmers et al.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
@@ -100,6 +101,8 @@ class Policy:
     authors: tuple[str, ...] = ("policy",)
     #: The place among them of who reads each token of a forward pass, (B, N); before the first one it is the first's.
     readers: torch.Tensor | int = 0
+    #: Whose one author this is, see ``alone``.
+    team: Policy | None = None
     #: What samples in the model's place, called as ``Decoder`` is made (``engines.served``); None: the model itself.
     sampler = None
 
@@ -166,11 +169,24 @@ class Policy:
             readers: (B, N), places among ``authors``, see ``readers_of``; of no effect where there is one.
             **how: for the model, such as a cache.
         """
-        self.readers = readers
+        gate = self.team or self
+        gate.readers = readers + gate.places[self.authors[0]]
         states = self.decoder(ids, **how).last_hidden_state
         if not states.requires_grad:  # with gradient checkpointing a backward pass needs them again
-            self.readers = 0
+            gate.readers = 0
         return states
+
+    def alone(self, author: str) -> Policy:
+        """One of several authors as a policy that writes and reads all of an episode: the same weights, not a copy.
+
+        Raises:
+            ValueError: there is no such author.
+        """
+        if author not in self.authors:
+            raise ValueError(f"{author!r} is no author of this policy; {', '.join(self.authors)} are")
+        one = copy.copy(self)
+        one.authors, one.team = (author,), self
+        return one
 
     @property
     def places(self) -> dict[str, int]:
@@ -178,9 +194,12 @@ class Policy:
         return {author: place for place, author in enumerate(self.authors)}
 
     def readers_of(self, t: Trajectory) -> list[int]:
-        """Who reads each token of prompt and completion but the last one, (L - 1,), see ``hidden``."""
+        """Who reads each token of prompt and completion but the last one, (L - 1,), see ``hidden``; what no author's
+        token follows is read by who wrote first.
+        """
         place, authors = self.places, t.authors or [ENVIRONMENT] * len(t.mask)
-        return [0] * (len(t.prompt_ids) - 1) + [place.get(author, 0) for author in authors]
+        first = next((place[author] for author in authors if author in place), 0)
+        return [first] * (len(t.prompt_ids) - 1) + [place.get(author, first) for author in authors]
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -201,7 +220,8 @@ class Policy:
         fine to be added to the base weights and stay beside them. The layers stay as they are where the dense weights
         would take more than a quarter of the GPU's memory, or ``_DENSE_ON_CPU``.
         """
-        layers = _layers_to_unpack(self.model)
+        # within the rollout of an agent that asks, an agent that is asked may sample with the same weights
+        layers = [m for m in _layers_to_unpack(self.model) if "forward" not in vars(m)]
         gpu = self.device.type == "cuda"
         room = torch.cuda.get_device_properties(self.device).total_memory // 4 if gpu else _DENSE_ON_CPU
         if sum(m.in_features * m.out_features * _computes_in(m).itemsize for m in layers) > room:

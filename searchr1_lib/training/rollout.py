@@ -61,7 +61,7 @@ class _Episode:
         return self.policy.decode(self.t.completion_ids[self.turn_start :])
 
     def write(self, written: Written) -> None:
-        authors = [self.policy.authors[place] for place in written.authors]
+        authors = [self.policy.authors[place] for place in written.authors or [0] * len(written.ids)]
         self._append(written.ids, 1, written.logprobs, written.entropy, authors)
         self.ended, self.writer = written.ended, written.writer
 
@@ -72,7 +72,7 @@ class _Episode:
         self.t.logprobs += logprobs
         self.t.token_values["entropy"] += entropy
         self.t.tokens += map(self.policy.token_text, ids)
-        if len(self.policy.authors) > 1:
+        if self.policy.authors != Policy.authors:
             self.t.authors += authors
 
     def _append_unsampled(self, ids: list[int], author: str) -> None:
@@ -146,7 +146,8 @@ def _switches(policy: Policy, environment: Environment) -> dict[bytes, int]:
     if len(policy.authors) == 1:
         return {}
     roles, first = environment.roles, policy.authors[0]
-    if policy.sampler or (idle := set(policy.authors[1:]) - set(roles.values())):
+    elsewhere = {author for tool in environment.tools for author in tool.authors}
+    if policy.sampler or (idle := set(policy.authors[1:]) - set(roles.values()) - elsewhere):
         why = "a server samples with one adapter" if policy.sampler else f"nothing to write for {', '.join(idle)}"
         names = ", ".join(sorted({*roles.values()} - {""}))
         raise ValueError(f"authors: {why}; {first!r} writes all but what the others are named after, of {names}")

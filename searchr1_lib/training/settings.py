@@ -46,6 +46,9 @@ class Settings(Limits):
     per_author: bool = False
     """each author's advantages come from the rollouts of a group in which it wrote, see
     ``searchr1_lib.training.credit.author_advantages``; False: one advantage for all authors"""
+    train_colleagues: bool = False
+    """the agents that a rollout asked, see ``searchr1_lib.training.researcher``, learn too: each of their rollouts has
+    the reward of the one that asked, compared with those that were asked about the same question"""
     warmup_steps: Whole = 0
     """steps over which the learning rate rises from 0"""
     decay_steps: Whole = 0

@@ -98,6 +98,9 @@ class Trainer:
             raise ValueError("Trainer: no questions to train on")
         if odd := sorted({*self.author_rewards} - {*policy.authors}):
             raise ValueError(f"author_rewards: {', '.join(odd)} is no author of this policy; {policy.authors} are")
+        asks = getattr(engine, "policy", None)
+        if self.settings.train_colleagues and (asks is None or asks.model is not policy.model):
+            raise ValueError("train_colleagues: the engine asks no agent that writes with the weights of this policy")
         self.learner = Learner(policy, self.settings, self.report, advantages)
         self.buffer = self._new_buffer()
         self.step = 0
@@ -144,8 +147,9 @@ class Trainer:
         rolled = time.perf_counter()
         try:
             self.learner.assign_advantages(chosen)
+            colleagues = self._colleagues(chosen)
             again = self._drawn_again()
-            update = self.learner.update(chosen + again, self.step)
+            update = self.learner.update(chosen + colleagues + again, self.step)
         except FloatingPointError as e:
             advice = (
                 f"a lower learning_rate (now {self.settings.learning_rate:g}), beta > 0, or a smaller max_grad_norm"
@@ -154,7 +158,7 @@ class Trainer:
                 advice += ", or load the policy with dtype bfloat16 or float32: fp16 may be too narrow for it"
             raise self._failure(str(e), f"Try {advice}") from None
         done = time.perf_counter()
-        sampled = sum(sum(t.mask[t.shared :]) for t in drawn)
+        sampled = sum(sum(t.mask[t.shared :]) + sum(sum(c.mask) for c in t.colleagues) for t in drawn)
         row = {
             "step": self.step + 1,
             **describe(drawn, self.settings.num_generations),
@@ -179,6 +183,18 @@ class Trainer:
         except OSError as e:
             raise self._failure(f"could not write the log ({e.strerror or e})", _FREE_SPACE) from None
         return row
+
+    def _colleagues(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+        """The rollouts of the agents that were asked, if they learn, with the reward of the one that asked and the
+        advantage among those of the same author that were asked about the same question (M-GRPO, arXiv 2511.13288).
+        """
+        pairs = [(c, t) for t in trajectories for c in t.colleagues if self.settings.train_colleagues]
+        for c, t in pairs:
+            c.reward, c.step, c.group = t.reward, t.step, f"{t.group}/{c.segments[0].author if c.segments else ''}"
+        colleagues = [c for c, _ in pairs]
+        if colleagues:
+            self.learner.assign_in_groups(colleagues)
+        return colleagues
 
     def _new_buffer(self) -> ReplayBuffer:
         """Empty, for the rollouts of the last ``replay_max_age`` steps."""

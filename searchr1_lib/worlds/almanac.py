@@ -232,6 +232,19 @@ def query(entity: Entity, relation: str, *, short: bool) -> str:
     return RELATIONS[relation].query.format(s=entity.short if short else entity.subject)
 
 
+def question_for(query: str) -> str | None:
+    """The question that a query of one hop asks; None for one of another form.
+
+    >>> question_for("Ada Brown trade")
+    'What was the trade of Ada Brown?'
+    """
+    for name, relation in RELATIONS.items():
+        tail = relation.query.removeprefix("{s}")
+        if query.endswith(tail):
+            return WORDINGS[name][0].format(s=query.removesuffix(tail))
+    return None
+
+
 def answers_of(asked: Asked, *, remembered: bool = False) -> list[str]:
     """The right answers, or those that memory gives."""
     *_, (entity, relation) = asked.hops(remembered=remembered)
