@@ -58,6 +58,22 @@ class Hit:
     score: float
 
 
+@dataclass(frozen=True)
+class Note:
+    """A passage that is remembered.
+
+    Attributes:
+        query: what was asked when it was found.
+        source: who found it, a tool or the policy.
+        time: when, in a training the step; below 0: before it.
+    """
+
+    passage: Passage
+    query: str = ""
+    source: str = ""
+    time: int = -1
+
+
 @dataclass
 class Question:
     """A question with its accepted answers.

@@ -51,6 +51,16 @@ class Tool:
         """
         raise NotImplementedError
 
+    def preface(self, question: Question) -> str:
+        """What it puts into the prompt of a question, whole lines; untrusted text in it is escaped."""
+        return ""
+
+    def merge(self, trajectories: Sequence[Trajectory], step: int) -> None:
+        """Told of the rollouts of each step of a training, counted from 0, when all of them are over."""
+
+    def rewind(self, step: int) -> None:
+        """Told of the step that comes next where a training begins or goes on: later ones have not happened."""
+
 
 class Finding(list):
     """What another agent found out: passages as a tool gives them, and ``inner``, the rollout that it took."""

@@ -70,7 +70,8 @@ class SearchEnvironment(Environment):
     def reset(self, question: Question) -> str:
         """The user message: the template, and before it what it does not tell of further tools."""
         prompt = protocol.build_prompt(question.text, self.prompt or protocol.PROMPT, self.names)
-        return "".join(f"{tool.usage}\n" for tool in self.tools if tool.usage) + prompt
+        usage = "".join(f"{tool.usage}\n" for tool in self.tools if tool.usage)
+        return usage + "".join(tool.preface(question) for tool in self.tools) + prompt
 
     def act(self, turn: str, end: str | None = None) -> Request | Observation | Done:
         if self._forces:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from itertools import zip_longest
+from types import MappingProxyType
 
 from ..environment.limits import Amount, Share, check, valid
 from ..metrics import normalize_answer, right
@@ -52,6 +55,8 @@ class SearchCost(TurnReward):
 class Discounted(Reward):
     """A right answer after n searches earns ``(1 - price) ** n``, "unknown" earns ``unknown``, all else nothing.
 
+    Each call of another tool that has a price takes its share likewise.
+
     So no right answer earns less than a wrong one, and every search takes the same share of what is left: where a
     search finds and is read with chance q, searching for a hop pays if and only if the memory of it is true with less
     than q (1 - price) (``worlds.optimum``). Searches that were refused count as well.
@@ -59,6 +64,7 @@ class Discounted(Reward):
     Args:
         price: c, of one search.
         unknown: what saying that one does not know earns.
+        tools: by name the prices of further tools, such as {"recall": 0.02}.
 
     Raises:
         ValueError: a price or a pay that is not from 0 to 1.
@@ -66,11 +72,16 @@ class Discounted(Reward):
 
     name = "discounted"
 
-    def __init__(self, price: float = 0.2, unknown: float = 0.1):
+    def __init__(self, price: float = 0.2, unknown: float = 0.1, tools: Mapping[str, float] = MappingProxyType({})):
         how = {"Discounted: price": (price, Share), "Discounted: unknown": (unknown, Share)}
         self.price, self.unknown = check(**how).values()
+        prices = check(**{f"Discounted: price of {name}": (one, Share) for name, one in tools.items()})
+        self._left = {name: 1 - one for name, one in zip(tools, prices.values())}
+        if tools:  # without any a run is made of what it was made of before there were prices
+            self.tools = dict(tools)
 
     def value(self, trajectory: Trajectory) -> float:
         if normalize_answer(trajectory.answer or "") == "unknown":
             return self.unknown
-        return right(trajectory) * (1 - self.price) ** sum(searches_by_turn(trajectory))
+        others = math.prod(self._left.get(call.tool, 1.0) for call in trajectory.calls)
+        return right(trajectory) * (1 - self.price) ** sum(searches_by_turn(trajectory)) * others

@@ -12,6 +12,7 @@ _NAMES = {
     "dense": "DenseSearch encode_passages",
     "hybrid": "HybridSearch",
     "local": "LocalSearch",
+    "memory": "Mem0Store MemoryStore",
     "quality": "measure",
     "remote": "RemoteSearch",
     "rerank": "RerankedSearch cosine_scorer cross_encoder",

@@ -129,7 +129,8 @@ class JsonClient:
     def ask(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
         """``read(answer)`` of one request, in this thread.
 
-        ``request`` holds arguments of httpx's ``request``; it is posted if there is ``json`` among them, or a GET.
+        ``request`` holds arguments of httpx's ``request``; without a ``method`` it is posted if there is ``json`` among
+        them, or a GET, and without a ``url`` it goes to the service's.
         ``read`` turns the parsed JSON into what the caller wants, and raises LookupError, TypeError or ValueError
         where it is not of the service's form.
 
@@ -146,10 +147,10 @@ class JsonClient:
         return retrying(self._try, request, read, deadline)
 
     def _try(self, request: Mapping[str, Any], read: Callable[[Any], Any], deadline: float) -> Any:
-        body, method = bytearray(), "POST" if "json" in request else "GET"
+        body, how = bytearray(), {"method": "POST" if "json" in request else "GET", "url": self.url} | dict(request)
         timeout = httpx.Timeout(max(1e-3, deadline - time.monotonic()), read=deadline)  # see ``_Backend``
         try:
-            with self._client.stream(method, self.url, **request, timeout=timeout) as response:
+            with self._client.stream(**how, timeout=timeout) as response:
                 for chunk in response.iter_bytes():
                     body += chunk
                     if len(body) > MAX_RESPONSE:

@@ -29,6 +29,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from ..environment.limits import Count, valid
+from ..environment.search import tools_of
 from ..files import TrajectoryLog, append_json_lines, read_json, read_json_lines, sha256_of, whole_folder, write_json
 from ..metrics import mean, means, row_of
 from ..records import FINISH_REASONS, Question, Trajectory
@@ -180,6 +181,8 @@ class Trainer:
         try:
             self.log.append(drawn)
             append_json_lines(self._metrics_file, [row])
+            for tool in tools_of(self.engine):
+                tool.merge(drawn, self.step - 1)
         except OSError as e:
             raise self._failure(f"could not write the log ({e.strerror or e})", _FREE_SPACE) from None
         return row
@@ -419,6 +422,8 @@ class Trainer:
         for file in (self._metrics_file, self.log.path):
             if file.exists():
                 os.truncate(file, state.get("sizes", {}).get(file.name, 0))
+        for tool in tools_of(self.engine):
+            tool.rewind(state.get("step", 0))
         if folder is None:
             return
         self.policy.load_adapter(folder)
