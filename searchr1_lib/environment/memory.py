@@ -31,21 +31,19 @@ class Recall(Tool):
         rule: what is remembered of an episode.
         notes: so many of what is recalled by the question itself are put into the prompt; 0: none.
         show_age: say of each how many steps ago it was noted.
+        name: of the tag, for a model that was taught another one.
     """
 
-    name = "recall"
-    usage = (
-        "What earlier questions brought can be looked up between <recall> and </recall>, which costs less than a "
-        "search; it may be out of date."
-    )
-
-    def __init__(self, store, *, rule: Rule = "found", notes: int = 0, show_age: bool = False):
+    def __init__(self, store, *, rule: Rule = "found", notes: int = 0, show_age: bool = False, name: str = "recall"):
         check(rule=(rule, Rule), notes=(notes, Whole))
         self.store, self.rule, self.notes, self.show_age, self.now = store, rule, notes, show_age, 0
+        self.name = name
+        between = f"between <{name}> and </{name}>, which costs less than a search; it may be out of date"
+        self.usage = f"What earlier questions brought can be looked up {between}."
 
     @property
     def identity(self) -> str:
-        return f"recall {self.store.identity} rule={self.rule} notes={self.notes} show_age={self.show_age}"
+        return f"{self.name} {self.store.identity} rule={self.rule} notes={self.notes} show_age={self.show_age}"
 
     def run(self, arguments: list[str], k: int) -> list:
         return [[self._shown(note) for note, _ in found] for found in self.store.recall(arguments, k)]

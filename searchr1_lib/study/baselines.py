@@ -200,12 +200,12 @@ def demonstrations(
         raise ValueError(f"question {strange.id!r} is not of this almanac: nobody can demonstrate it")
     choose = optimal(yardstick)
     shown = play(((q, episode(yardstick.world.asked[q.id], choose), topk) for q in questions), engine)
-    return [_written(policy, q, pieces) for q, pieces in shown]
+    return [written(policy, q, pieces, policy.prompt_text(q.text)) for q, pieces in shown]
 
 
-def _written(policy, question: Question, pieces: Iterable) -> Trajectory:
+def written(policy, question: Question, pieces: Iterable, prompt: str) -> Trajectory:
     """A demonstration as a trajectory; mask 1 on what the model should write."""
-    t = Trajectory(question, policy.encode(policy.prompt_text(question.text)), [], [], [])
+    t = Trajectory(question, policy.encode(prompt), [], [], [])
     for by_model, group in groupby(pieces, key=lambda piece: piece.writer != "environment"):
         ids = policy.encode("".join(piece.text for piece in group))
         t.completion_ids += ids

@@ -19,6 +19,7 @@ import json
 import os
 import runpy
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -290,7 +291,9 @@ class _Run:
         figures = {name: fmean(row[name] for row in rows) for name in ("regret", "reward", "best")}
         row = {"method": self.name, "price": self.price, "seed": self.seed} | figures
         seen = {of.__name__: of(yardstick, done) for of in (by_level, by_own_skill, queries)}
-        made = {"made_of": self.made_of(), "row": row, "course": course(trainer, yardstick), **seen, "questions": rows}
+        calls = {tool: n / len(done) for tool, n in Counter(call.tool for t in done for call in t.calls).items()}
+        whole = {"made_of": self.made_of(), "row": row, "course": course(trainer, yardstick), **seen}
+        made = whole | {"calls": calls, "questions": rows}
         write_json(self.file, made)
 
 

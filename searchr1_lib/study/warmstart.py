@@ -134,6 +134,10 @@ class Piece(NamedTuple):
     writer: str
 
 
+class Recalled(str):
+    """A query that goes to the notes."""
+
+
 @dataclass
 class Thought:
     """One hop of a chain, and what it leads to: as it is remembered, or as it was read; None where neither."""
@@ -144,6 +148,9 @@ class Thought:
     read: bool = False
 
 
+#: One more act, to ask the notes (``study.recollection``), and its tag: "recall" would be spelled with tokens that the
+#: tiny Qwen never wrote, and an adapter cannot tell one of those from another.
+RECALL = "ask"
 #: What to do at a hop, or behind the last one: ``TRUST``, ``UNKNOWN``, or a search in either wording. It is given the
 #: question, the thoughts so far, the number of the hop, how often was searched before, and in which wordings in vain
 #: for this hop.
@@ -226,15 +233,18 @@ def episode(asked: Asked, choose: Choose) -> Episode:
                 break
         else:
             act = choose(asked, chain, len(relations), searches, ())
-        if act not in SEARCHES:
+        if act not in (*SEARCHES, RECALL):
             return [*pieces, Piece(_turn(sentences, "answer", answer if act == TRUST else UNKNOWN), "model")]
         if number != at:
             at, tried = number, []
-        tried.append(SEARCHES.index(act))
-        searches += 1
         entity, relation = chain[at].entity, chain[at].relation
-        words = query(entity, relation, short=bool(tried[-1]))
-        pieces.append(Piece(_turn(sentences, "search", words), "model"))
+        if act == RECALL:
+            words: str = Recalled(query(entity, relation, short=False))
+        else:
+            tried.append(SEARCHES.index(act))
+            searches += 1
+            words = query(entity, relation, short=bool(tried[-1]))
+        pieces.append(Piece(_turn(sentences, RECALL if act == RECALL else "search", words), "model"))
         sentences.clear()
         passages = yield words
         pieces.append(Piece(protocol.observation(passages), "environment"))
@@ -265,11 +275,12 @@ def _turn(sentences: list[str], act: str, words: str) -> str:
     return f"<think> {' '.join(sentences)} </think>\n<{act}> {words} </{act}>"
 
 
-def play(episodes: Iterable[tuple[T, Episode, int]], engine) -> list[tuple[T, list[Piece]]]:
+def play(episodes: Iterable[tuple[T, Episode, int]], engine, notes=None) -> list[tuple[T, list[Piece]]]:
     """Each episode, which is given the first so many documents of what the engine finds, to its end; all in step.
 
     Args:
         episodes: (what names it, the episode, documents a search).
+        notes: an engine for what is recalled.
     """
     running, done = [], []
     for name, one, topk in episodes:
@@ -278,9 +289,13 @@ def play(episodes: Iterable[tuple[T, Episode, int]], engine) -> list[tuple[T, li
         except StopIteration as end:
             done.append((name, end.value))
     while running:
-        found = engine.search_batch([words for *_, words in running], k=max(topk for _, _, topk, _ in running))
+        most, found = max(topk for _, _, topk, _ in running), dict[int, Any]()
+        for place, asks in ((engine, False), (notes, True)):
+            wanted = [i for i, (*_, words) in enumerate(running) if isinstance(words, Recalled) == asks]
+            found |= dict(zip(wanted, place.search_batch([running[i][3] for i in wanted], k=most) if wanted else ()))
         still = []
-        for (name, one, topk, _), hits in zip(running, found):
+        for i, (name, one, topk, _) in enumerate(running):
+            hits = found[i]
             try:
                 still.append((name, one, topk, one.send([h.passage for h in hits[:topk]])))
             except StopIteration as end:

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("study.evaluate", "the seven-set table of the Search-R1 paper, for a model"),
     "baselines": ("study.baselines", "what the same model reaches in other ways"),
     "warmstart": ("study.warmstart", "make the tiny Qwen (about an hour on 2 cores)"),
+    "recollection": ("study.recollection", "teach the tiny Qwen to ask its notes (some minutes)"),
     "compare": ("study.compare", "ideas against one another and against the optimum, in the laboratory"),
     "prepare": ("worlds.prepare", "make a folder of data as the notebooks read it"),
     "almanac": ("worlds.almanac", "write the almanac: passages and questions of a half-remembered world"),
