@@ -75,6 +75,9 @@ def test_time_can_be_turned_back(store):
     store.search("Ada")
     store.rewind(1)
     assert store.notes() == before and {h.passage.id for h in store.search("Bob baker Oslo", 2)} >= {"b"}
+    with pytest.raises(ValueError, match="name the run"):
+        store.rewind(0)
+    store.run = "mine"
     store.rewind(0)
     assert said(store) == [(ADA.text, -1)]
 

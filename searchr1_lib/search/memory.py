@@ -62,7 +62,8 @@ class MemoryStore(Engine):
         folder: made if there is none.
         encoder: a name for ``load_encoder``, or a loaded encoder; None: by words (BM25).
         capacity: at most so many notes; the oldest go first. None: any number.
-        run: whose memory it is. A store that belongs to another run is not opened.
+        run: whose memory it is. A store that belongs to another run is not opened; one without a name is not taken
+            for that of a training that begins.
         shared: open it all the same, to read only.
 
     Raises:
@@ -150,8 +151,16 @@ class MemoryStore(Engine):
         return gone
 
     def rewind(self, time: int) -> None:
-        """As if nothing had happened from ``time`` on."""
+        """As if nothing had happened from ``time`` on.
+
+        Raises:
+            ValueError: a training begins with notes of a training, and nobody has said whose they are.
+        """
         with self._database.use() as connection:
+            later = connection.execute("SELECT count(*) FROM notes WHERE time >= ?", (time,)).fetchone()[0]
+            if later and time <= 0 and not self.run:
+                whose = "holds notes of a training; name the run (run=), or give another folder, or shared=True"
+                raise ValueError(f"{self.folder}: {whose}")
             connection.execute("DELETE FROM notes WHERE time >= ?", (time,))
             connection.execute("UPDATE notes SET gone = NULL WHERE gone >= ?", (time,))
         self._index = None
