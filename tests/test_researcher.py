@@ -225,6 +225,15 @@ def test_sampling_within_sampling_leaves_both_fast_and_nothing_behind(one, engin
     assert all(abs(a - b) < 1e-4 for t, row in zip(everything, fresh) for a, b, m in zip(t.logprobs, row, t.mask) if m)
 
 
+def test_each_counts_its_own_tokens(two, made):
+    learner, colleagues = Learner(two, SHORT), [c for t in made for c in t.colleagues]
+    for t in made + colleagues:
+        batch = Batch.of([t], two)
+        trained = {a: int((batch.mask * (batch.readers[:, :-1] == two.places[a])).sum()) for a in BOTH}
+        assert trained == {author: learner._trained_tokens(t, author) for author in BOTH}
+    assert all(c.forced is not None for c in colleagues)
+
+
 def trainer(policy, engine, questions, folder, **how):
     settings = SHORT.model_copy(update={"steps": 2} | how)
     return Trainer(policy, questions, engine, Discounted(0.2, 0.1), settings, folder, report=None)

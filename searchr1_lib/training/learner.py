@@ -201,7 +201,8 @@ class Learner:
         return merge_metrics(parts)
 
     def _trained_tokens(self, t: Trajectory, author: str) -> int:
-        own = sum(t.mask_of(author)) + (t.forced is not None and author == self.policy.authors[0])
+        spelt = t.authors[t.forced] if t.authors and t.forced is not None else self.policy.authors[0]
+        own = sum(t.mask_of(author)) + (t.forced is not None and author == spelt)
         return own if self.settings.mask_observations else len(t.mask)
 
     def _is_idle(self, t: Trajectory) -> bool:
