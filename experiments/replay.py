@@ -1,0 +1,11 @@
+"""Does it help to train on groups of earlier steps again? Equal rollouts, against the training without.
+
+    searchr1 compare experiments/replay.py --out runs/cpu/replay --prices 0.2 --seeds 0 1 2 --questions 400
+
+Half the steps of the default training, as experiments/credit.py has them; its "outcome" is the training without. In
+each step so many groups of the last four steps are trained again beside the sixteen new ones, those with large
+advantages more often, with the log-probabilities that were recorded when they were sampled.
+"""
+
+SHORT = {"scale_rewards": "batch", "steps": 30, "decay_steps": 15}
+methods = {f"replay_{groups}": SHORT | {"replay_groups": groups} for groups in (4, 16)}
