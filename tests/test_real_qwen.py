@@ -10,7 +10,9 @@ import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ from searchr1_lib.environment.search import fit_observation
 from searchr1_lib.records import Passage, Question
 from searchr1_lib.search import BM25Search
 from searchr1_lib.study.viewer import render_html
-from searchr1_lib.training.policy import Policy, export_merged, load_policy
+from searchr1_lib.training.policy import Policy, compute_dtype, export_merged, load_policy
 from searchr1_lib.training.rollout import rollout
 from searchr1_lib.training.trainer import Settings, Trainer
 
@@ -506,3 +508,26 @@ def test_a_lost_shard_or_tokenizer_is_named(folders, tmp_path):
     (tmp_path / "m" / "vocab.json").unlink()
     with pytest.raises(FileNotFoundError, match=f"tokenizer.json, {lost.name} missing"):
         load_policy(tmp_path / "m")
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    with pytest.raises(ValueError, match=r"loading data/tiny_qwen takes some 0.0 GiB of memory, and 0.0 GiB are free"):
+        load_policy("data/tiny_qwen")
+
+
+def test_a_file_is_no_model_folder(tmp_path):
+    for name, said in (
+        ("model.gguf", "a GGUF file cannot be trained"),
+        ("model.bin", "is a file, not a model's folder"),
+    ):
+        (tmp_path / name).write_bytes(b"GGUF")
+        with pytest.raises(FileNotFoundError, match=said):
+            load_policy(tmp_path / name)
+
+
+@pytest.mark.parametrize("can", [{}, {"amx_bf16": True}, {"avx512_bf16": True}])
+def test_a_large_model_computes_in_bf16_where_the_processor_does(monkeypatch, can):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    assert compute_dtype("cpu", 192) == torch.float32
+    assert compute_dtype("cpu", 896) == (torch.bfloat16 if can else torch.float32)

@@ -7,6 +7,7 @@ import types
 from dataclasses import replace
 from unittest.mock import patch
 
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -408,7 +409,7 @@ def test_recorded_logprobs_in_16_bits_are_near_a_fresh_forward(dtype, mean, most
 
 
 def test_weights_too_large_to_unpack_stay_packed(nf4, monkeypatch):
-    monkeypatch.setattr("searchr1_lib.training.policy._DENSE_ON_CPU", 1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=4000))
     with nf4.sampling():
         assert not any("forward" in m.__dict__ for m in nf4.model.modules())
 

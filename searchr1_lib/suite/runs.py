@@ -445,7 +445,7 @@ def _peak_gib() -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--profile", default="auto", help="smoke, cpu, t4, gpu or auto (default)")
+    add("--profile", default="auto", help="smoke, cpu, laptop, t4, gpu or auto (default)")
     add("--run", default="", metavar="NAME", help="folder under runs/ (default: profile, date and time)")
     add("-p", dest="given", action="append", default=[], metavar="name=value", help="beats the profile")
     add("--only", nargs="+", default=[], metavar="03", help="only notebooks whose names begin so")

@@ -108,7 +108,7 @@ def write_section(path: str | os.PathLike, name: str, text: str) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--profile", default="auto", help="smoke, cpu, t4, gpu or auto (default)")
+    parser.add_argument("--profile", default="auto", help="smoke, cpu, laptop, t4, gpu or auto (default)")
     parser.add_argument("--seeds", nargs="+", type=Whole, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
 
 

@@ -14,6 +14,7 @@ import torch
 from ..records import Trajectory
 
 CHUNK_LOGITS = 2**24  # logits of one chunk: 64 MiB in fp32
+WIDENED = 2**22  # 16-bit weights that are widened at a time on a CPU: 16 MiB in fp32
 
 
 def padded(rows: Sequence[Sequence[float]], value: float, device: torch.device | None = None) -> torch.Tensor:
@@ -48,14 +49,17 @@ def head_logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
     """Logits (N, V) of last hidden states (N, H) in fp32 at least, for use without gradients.
 
     In bf16 a logit of 20 would be off by up to 0.06. A GPU sums the products of 16-bit numbers in fp32 anyhow and is
-    told to leave them so; elsewhere the factors are widened. In fp32 it is the plain linear layer.
+    told to leave them so; a CPU widens the factors, a few rows of the head at a time, which its cache holds. In fp32 it
+    is the plain linear layer.
     """
     if weight.dtype.itemsize > 2:
         return torch.nn.functional.linear(hidden, weight, bias)
     if hidden.is_cuda and torch.version.cuda:  # ROCm has no such product
         logits = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
     else:
-        logits = hidden.float() @ weight.float().t()
+        hidden, logits = hidden.float(), hidden.new_empty(len(hidden), len(weight), dtype=torch.float32)
+        for rows in _chunks(len(weight), max(1, WIDENED // weight.shape[1])):
+            logits[:, rows] = hidden @ weight[rows].float().t()
     return logits if bias is None else logits + bias
 
 

@@ -14,11 +14,11 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -34,8 +34,8 @@ TINY_QWEN = "data/tiny_qwen"
 PROMPT_FILE = "search_r1.json"
 #: Qwen ends a message with the first and a text with the second; a base or an instruct model may write either.
 QWEN_ENDS = ("<|im_end|>", "<|endoftext|>")
-#: Bytes that unpacked weights may take on a CPU while sampling.
-_DENSE_ON_CPU = 2**30
+#: Hidden size from which bf16 pays on a CPU that computes it; a small model gains a fifth, and loses digits.
+_LARGE = 512
 #: Text that a tokenizer has to give back: blanks, lines, letters of many bytes (composed, as Qwen wants them), tags.
 _PROBE = (
     "  a  b\n\n\t1850 é 漢字 ไทย 🙂 <think> x </think>\n<search>y</search> <information>(z)</information>\r\n <answer> "
@@ -218,12 +218,15 @@ class Policy:
 
         In fp32 the LoRA matrices are merged in as well: the same function, rounding apart. In 16 bits they are too
         fine to be added to the base weights and stay beside them. The layers stay as they are where the dense weights
-        would take more than a quarter of the GPU's memory, or ``_DENSE_ON_CPU``.
+        would take more than a quarter of the GPU's memory, or of the memory that is free.
         """
+        import psutil
+
         # within the rollout of an agent that asks, an agent that is asked may sample with the same weights
         layers = [m for m in _layers_to_unpack(self.model) if "forward" not in vars(m)]
         gpu = self.device.type == "cuda"
-        room = torch.cuda.get_device_properties(self.device).total_memory // 4 if gpu else _DENSE_ON_CPU
+        card = torch.cuda.get_device_properties(self.device).total_memory if gpu else 0
+        room = (card or psutil.virtual_memory().available) // 4
         if sum(m.in_features * m.out_features * _computes_in(m).itemsize for m in layers) > room:
             layers = []
         checkpointed = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
@@ -296,8 +299,7 @@ def load_policy(
         lora: attach LoRA to all linear layers; False gives the bare model, not trainable.
         lora_r, lora_alpha: rank and scale of LoRA; ignored when ``adapter`` brings its own.
         device: "cpu", "cuda", or "auto" for a GPU when there is one.
-        dtype: of computation: "float32", "bfloat16", "float16", or "auto": fp32 on a CPU, bf16 on a GPU
-            that has it in hardware, else fp16.
+        dtype: of computation: "float32", "bfloat16", "float16", or "auto", see ``compute_dtype``.
         seed: of the LoRA initialisation.
         prompt: template of the user message, with ``{question}``; None takes the one the model was taught with
             (see ``prompt_of``).
@@ -305,7 +307,8 @@ def load_policy(
 
     Raises:
         FileNotFoundError: the folder does not exist or lacks a file, or the hub does not give the model; says which.
-        ValueError: a parameter that cannot be, an unknown architecture, or what ``Policy`` refuses.
+        ValueError: a parameter that cannot be, an unknown architecture, a model that does not fit into memory, or what
+            ``Policy`` refuses.
     """
     from transformers import BitsAndBytesConfig
 
@@ -317,12 +320,17 @@ def load_policy(
     name = str(model)
     check_model_folder(name)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    compute = compute_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-    kwargs = {"dtype": compute, "device_map": {"": device}}
-    if quantize:
-        nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-        kwargs["quantization_config"] = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=compute)
-    net, tokenizer = _pretrained(name, **kwargs)
+
+    def how(config) -> dict:
+        compute = compute_dtype(device, config.hidden_size) if dtype == "auto" else getattr(torch, dtype)
+        check_memory(name, 2 if quantize else compute.itemsize)
+        kwargs = {"dtype": compute, "device_map": {"": device}}
+        if quantize:
+            nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+            kwargs["quantization_config"] = BitsAndBytesConfig(**nf4, bnb_4bit_compute_dtype=compute)
+        return kwargs
+
+    net, tokenizer = _pretrained(name, how)
     net.requires_grad_(False)
     if lora:
         for author, folder in (authors or {"default": adapter}).items():
@@ -362,7 +370,7 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
     if not base:
         raise ValueError("this model does not say where it was loaded from: name its base model in base=")
     check_model_folder(base)
-    net, tokenizer = _pretrained(base, dtype="auto")
+    net, tokenizer = _pretrained(base, lambda config: {"dtype": "auto"})
     if getattr(net, "is_quantized", False):
         raise ValueError(f"{base} is stored quantised: name the 16-bit model it was made from in base=")
     with whole_folder(folder) as unfinished:
@@ -376,8 +384,12 @@ def export_merged(policy: Policy, folder: str | os.PathLike, *, base: str | os.P
     return folder
 
 
-def _pretrained(name: str, **kwargs):
-    """Model and tokenizer as transformers loads them: no foreign code, no pickled weights."""
+def _pretrained(name: str, kwargs_of: Callable[[Any], dict]):
+    """Model and tokenizer as transformers loads them: no foreign code, no pickled weights.
+
+    Args:
+        kwargs_of: of a configuration, the arguments that its model is loaded with.
+    """
     import transformers
 
     own = {"trust_remote_code": False}
@@ -386,6 +398,7 @@ def _pretrained(name: str, **kwargs):
         config = transformers.AutoConfig.from_pretrained(name, **own)
         if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
             raise ValueError(f"a {config.model_type} is no causal language model")
+        kwargs = kwargs_of(config)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **own)
         with quiet():
             how = {"use_safetensors": True, **own, **kwargs}
@@ -470,6 +483,9 @@ def check_model_folder(name: str) -> None:
     A name that could be a hub repository (``owner/name``, and no such folder here) passes.
     """
     folder = Path(name)
+    if folder.is_file():
+        gguf = "; a GGUF file cannot be trained: take the model that it was made from" * (folder.suffix == ".gguf")
+        raise FileNotFoundError(f"{name} is a file, not a model's folder as Hugging Face has it{gguf}")
     if not folder.is_dir():
         if name.startswith((".", "/", "data/", "runs/")) or name.count("/") != 1:
             where = f"The tiny Qwen ships in {TINY_QWEN!r} (run from the repository's root)"
@@ -500,10 +516,32 @@ def prompt_of(name: str) -> str:
     return prompt
 
 
-def compute_dtype(device: str) -> torch.dtype:
-    """fp32 on a CPU; bf16 on a GPU that computes it in hardware (Ampere and later); else fp16, as on a T4."""
+def check_memory(name: str, bytes_each: int) -> None:
+    """Complain about a model in a folder that cannot fit into the memory that is free, before it is loaded.
+
+    Args:
+        bytes_each: that a weight takes while the model is loaded; 16-bit files are assumed.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    import psutil
+
+    needed = sum(file.stat().st_size for file in Path(name).glob("*.safetensors")) // 2 * bytes_each
+    free = psutil.virtual_memory().available
+    if needed > free:
+        what = f"loading {name} takes some {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
+        raise ValueError(f"{what}: choose a smaller model=, quantize=True, or close other programs")
+
+
+def compute_dtype(device: str, hidden_size: int = 0) -> torch.dtype:
+    """On a CPU fp32, or bf16 for a large model where the processor multiplies it in hardware (AMX, AVX512-BF16); bf16
+    on a GPU that does (Ampere and later); else fp16, as on a T4.
+    """
     if not str(device).startswith("cuda"):
-        return torch.float32
+        can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = can.get("amx_bf16") or can.get("avx512_bf16")
+        return torch.bfloat16 if fast and hidden_size >= _LARGE else torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
 
 
