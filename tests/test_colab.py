@@ -45,6 +45,7 @@ RUNTIME = {
     "tqdm": "4.67.1",
     "regex": "2025.9.18",
     "filelock": "3.20.0",
+    "psutil": "5.9.5",
 }
 
 
