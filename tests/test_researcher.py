@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from test_two_policies import apart, fresh_logprobs
 
 from searchr1_lib.environment.search import SearchEnvironment
 from searchr1_lib.files import TrajectoryLog
@@ -13,7 +14,6 @@ from searchr1_lib.rewards.cost import searches_by_turn
 from searchr1_lib.study import tables
 from searchr1_lib.study.viewer import render_html
 from searchr1_lib.training.learner import Batch, Learner
-from searchr1_lib.training.logits import token_logprobs_and_entropy
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.training.researcher import ResearcherEngine, finding
 from searchr1_lib.training.rollout import rollout
@@ -37,13 +37,6 @@ SHORT = Settings(
 )
 
 
-def noisy(policy):
-    torch.manual_seed(0)
-    for p in policy.parameters():
-        p.data.add_(torch.randn_like(p) * 0.02)
-    return policy
-
-
 @pytest.fixture(scope="module")
 def one():
     return load_policy(TINY)
@@ -51,7 +44,7 @@ def one():
 
 @pytest.fixture(scope="module")
 def two():
-    return noisy(load_policy(TINY, adapters=BOTH))
+    return apart(load_policy(TINY, adapters=BOTH))
 
 
 @pytest.fixture(scope="module")
@@ -181,14 +174,6 @@ def test_hostile_passages_stay_data_on_their_way_through_a_finding(one, question
 # -- who learns
 
 
-def fresh_logprobs(policy, trajectories):
-    batch = Batch.of(trajectories, policy)
-    with torch.no_grad():
-        hidden = policy.hidden(batch.ids, batch.readers, use_cache=False)[:, :-1]
-        rows, _ = token_logprobs_and_entropy(hidden, policy.lm_head.weight, batch.ids[:, 1:], mask=batch.mask)
-    return [row[start : start + len(t.mask)] for row, start, t in zip(rows.tolist(), batch.starts, trajectories)]
-
-
 def test_each_is_scored_by_the_adapter_that_sampled_it(two, made):
     colleagues = [c for t in made for c in t.colleagues]
     assert {a for c in colleagues for a in c.authors} == {"researcher", "environment"}
@@ -240,7 +225,7 @@ def trainer(policy, engine, questions, folder, **how):
 
 
 def test_the_reward_of_the_team_reaches_both(engine, questions, tmp_path):
-    policy = noisy(load_policy(TINY, adapters=BOTH))
+    policy = apart(load_policy(TINY, adapters=BOTH))
     before = {author: [p.detach().clone() for p in policy.parameters(author)] for author in BOTH}
     run = trainer(policy, team_of(policy.alone("researcher"), engine), questions, tmp_path, steps=1)
     run.train()

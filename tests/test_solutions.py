@@ -38,6 +38,13 @@ def by_text(name: str, *beginnings: str) -> list[str]:
     return [next(source for source in sources if text in source) for text in beginnings]
 
 
+def tried(space: dict, name: str, check: str, answer: str) -> None:
+    """Leave a notebook's checker and its printed solution, the cells with these texts, in the space."""
+    checker, printed = by_text(name, check, answer)
+    exec(checker, space)
+    exec(solution(printed), space)
+
+
 def test_00():
     made, check, answer = by_text("00_search_r1_demo", "by_hand = {", "def check_rewards", "`[1.0, 0.4,")
     space = {"p": SimpleNamespace(search_cost=0.2), "score": score, "Question": Question}
@@ -51,26 +58,20 @@ def test_01(engine, world):
     space = {"np": np, "Hit": Hit, "Passage": Passage, "measure": measure, "bm25": engine, "questions": questions}
     space |= {"recall": quality.recall, "reciprocal_rank": quality.reciprocal_rank}
     for name in ("answer", "two_steps"):
-        check = by_text("01_retriever_build", f"def check_{name}")[0]
-        exec(check, space)
         text = {"answer": "answer = (1 / 2", "two_steps": "class TwoSteps"}[name]
-        exec(solution(by_text("01_retriever_build", text)[0]), space)
+        tried(space, "01_retriever_build", f"def check_{name}", text)
         assert space[f"check_{name}"](space[name]).startswith("right")
 
 
 def test_02():
-    check, answer = by_text("02_rollout_inspection", "def check_share", "share = sum(m == 0")
     space = {"trajectories": [SimpleNamespace(mask=[1, 1, 0]), SimpleNamespace(mask=[1, 0, 0, 0])]}
-    exec(check, space)
-    exec(solution(answer), space)
+    tried(space, "02_rollout_inspection", "def check_share", "share = sum(m == 0")
     assert space["check_share"](space["share"]) == "right"
 
 
 def test_04():
-    check, answer = by_text("04_grpo_step_by_step", "def check_leave_one_out", "def leave_one_out(rewards):\n    total")
     space = {"r": torch.tensor([1.0, 0.0, 0.8, 0.0]), "group_advantages": group_advantages, "rounded": list}
-    exec(check, space)
-    exec(solution(answer), space)
+    tried(space, "04_grpo_step_by_step", "def check_leave_one_out", "def leave_one_out(rewards):\n    total")
     assert space["check_leave_one_out"](space["leave_one_out"](space["r"].tolist())) == "right"
 
 
@@ -78,22 +79,16 @@ def test_06():
     known = lambda *counts: [SimpleNamespace(question=SimpleNamespace(known=k), searches=["s"] * n) for k, n in counts]
     space = {"analysis": analysis, "before": known((True, 2), (False, 1)), "after": known((True, 0), (False, 3))}
     for name, text in (("p_value", "p_value = 2 *"), ("cost", "known = sum(len(t.searches)")):
-        check, answer = by_text("06_reward_analysis", f"def check_{name}", text)
-        exec(check, space)
-        exec(solution(answer), space)
+        tried(space, "06_reward_analysis", f"def check_{name}", text)
     assert space["check_p_value"](space["p_value"]) == "right"
     assert space["check_cost"](space["cost_of_knowing"]).startswith("right")
 
 
 def test_10_and_11():
-    check, answer = by_text("10_two_policies", "def check_blame", "`in_common, apart = ")
     space: dict = {}
-    exec(check, space)
-    exec(solution(answer), space)
+    tried(space, "10_two_policies", "def check_blame", "`in_common, apart = ")
     assert space["check_blame"](space["in_common"], space["apart"]) == "right"
-    check, answer = by_text("11_memory", "def check_from_rho", "`from_rho = ")
-    exec(check, space)
-    exec(solution(answer), space)
+    tried(space, "11_memory", "def check_from_rho", "`from_rho = ")
     assert space["check_from_rho"](space["from_rho"]) == "right"
 
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from ..environment.limits import Whole, check
 from ..records import Note, Passage, Question, Trajectory
 from . import protocol
 from .base import Tool
+from .limits import Whole, check
 
 #: What is remembered: every passage that a search found, what the policy wrote to ``<remember>``, or nothing.
 Rule = Literal["found", "remember", "nothing"]

@@ -22,7 +22,7 @@ def searches_by_turn(trajectory: Trajectory) -> list[int]:
     """
     counts = [0] * turn_count(trajectory)
     turns = [s.turn for s in trajectory.segments if s.by_model and s.kind == "search"]
-    for turn, call in zip_longest(turns, trajectory.searches, fillvalue=None):
+    for turn, call in zip_longest(turns, trajectory.searches):
         inner = call.inner if call else None
         counts[-1 if turn is None else turn] += sum(searches_by_turn(inner)) if inner else 1
     return counts

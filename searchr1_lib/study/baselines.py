@@ -271,6 +271,12 @@ def fine_tune(
     return losses
 
 
+def save_taught(policy, out: Path) -> None:
+    """Write the adapter that was fine-tuned, without PEFT's model card, of which nothing is filled in."""
+    policy.save_adapter(out)
+    (out / "README.md").unlink()
+
+
 # ---- the comparison --------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from ..metrics import malformed, right, searched
 from ..records import Question, Trajectory
 from ..worlds.optimum import UNKNOWN
 from ..worlds.prepare import check_out
-from .baselines import fine_tune, written
+from .baselines import fine_tune, save_taught, written
 from .warmstart import Piece
 
 OWN = ("form.json", "adapter_config.json", "adapter_model.safetensors")
@@ -93,8 +93,7 @@ def run(args: argparse.Namespace) -> None:
     figures = {"before": examine(policy, asked, engine, **limits)}
     made = demonstrations(policy, shown, engine, rng)
     losses = fine_tune(policy, made, epochs=1, learning_rate=2e-4, batch_size=8, token_budget=1024)
-    policy.save_adapter(args.out)
-    (args.out / "README.md").unlink()  # PEFT's model card, of which nothing is filled in
+    save_taught(policy, args.out)
     figures["after"] = examine(policy, asked, engine, **limits)
     write_json(args.out / OWN[0], {"model": args.model, "losses": [round(x, 4) for x in losses]} | figures)
     for when, shares in figures.items():

@@ -21,7 +21,7 @@ from ..files import write_json
 from ..records import Passage, Trajectory
 from ..worlds.almanac import World, build_world
 from ..worlds.prepare import check_out
-from .baselines import fine_tune, written
+from .baselines import fine_tune, save_taught, written
 from .warmstart import RECALL, Choose, coin, episode, play
 
 #: How often the notes are asked at a hop, before anything else.
@@ -82,7 +82,6 @@ def run(args: argparse.Namespace) -> None:
     check_out(args.out, OWN, args.model)
     policy = load_policy(args.model)
     losses = teach(policy, worlds=args.worlds)
-    policy.save_adapter(args.out)
-    (args.out / "README.md").unlink()  # PEFT's model card, of which nothing is filled in
+    save_taught(policy, args.out)
     write_json(args.out / OWN[0], {"model": args.model, "worlds": args.worlds, "losses": [round(x, 4) for x in losses]})
     print(f"wrote {args.out}; loss {losses[0]:.3f}, then {losses[-1]:.3f}")
