@@ -1,6 +1,6 @@
 """Does credit by turn teach faster than the outcome? Equal rollouts, choice regret against the optimum.
 
-    searchr1 compare experiments/credit.py --out runs/cpu/credit --prices 0.2 --seeds 0 1 2 --questions 400
+    searchr1 compare experiments/credit.py --out runs/cpu/credit --prices 0.2 --seeds 0 1 2 3 4 --questions 400
 
 Half the steps of the default training: what is asked is who learns *faster*.
 
@@ -24,11 +24,12 @@ METHODS = {
     "gigpo": {"credit": "gigpo"},
     "gigpo_shuffled": {"credit": "gigpo", "shuffle_credit": True},  # the control: the same numbers, dealt out at random
     "igpo": {"credit": "igpo"},
+    "igpo_shuffled": {"credit": "igpo", "shuffle_credit": True},
     "tree_grpo": {"credit": "tree_grpo", "trees": 2},
+    "tree_grpo_shuffled": {"credit": "tree_grpo", "trees": 2, "shuffle_credit": True},
     "hierarchical": {"credit": "return"},
 }
 SHORT = {"scale_rewards": "batch", "steps": 30, "decay_steps": 15}
 methods = {name: Method(SHORT | settings) for name, settings in METHODS.items()}
 # the only one that is told which passages a question needs
 methods["hierarchical"] = replace(methods["hierarchical"], reward=HIERARCHICAL, gold_passages=True)
-# Another method that does better than the outcome needs its control too: the same with "shuffle_credit": True.
