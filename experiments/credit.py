@@ -22,9 +22,8 @@ METHODS = {
     "outcome": {"credit": "rollout"},
     "return": {"credit": "return"},
     "gigpo": {"credit": "gigpo"},
-    "gigpo_shuffled": {"credit": "gigpo", "shuffle_credit": True},  # the control: the same numbers, dealt out at random
+    "gigpo_shuffled": {"credit": "gigpo", "shuffle_credit": True},  # a control: the same numbers, dealt out at random
     "igpo": {"credit": "igpo"},
-    "igpo_shuffled": {"credit": "igpo", "shuffle_credit": True},
     "tree_grpo": {"credit": "tree_grpo", "trees": 2},
     "tree_grpo_shuffled": {"credit": "tree_grpo", "trees": 2, "shuffle_credit": True},
     "hierarchical": {"credit": "return"},
