@@ -31,6 +31,9 @@ engine = BM25Search(load_passages("data/almanac/passages.jsonl"))
 questions = load_questions("data/almanac/train.jsonl")[:20]
 Trainer(load_policy("data/tiny_qwen"), questions, engine, None, settings, sys.argv[1], report=None).train()
 """
+TWO_AUTHORS = TRAINING.replace("max_turn", "per_author=True, max_turn").replace(
+    '("data/tiny_qwen")', '("data/tiny_qwen", adapters=("reason", "search"), lora_r=8)'
+)
 INDEX = """
 import sys
 from searchr1_lib import DenseSearch, SQLiteSearch, load_passages
@@ -43,7 +46,8 @@ DenseSearch(passages[:700], vectors_dir=f"{out}/vectors").save(f"{out}/dense")
 SWEEP = "profile: smoke\nnotebooks: ['01']\nparameters: {dense_passages: 50}\ngrid: {topk: [1, 3]}\nseeds: [0]\n"
 #: By name: the share of the kills, and the command, which writes into the folder OUT.
 JOBS = {
-    "training": (0.3, [sys.executable, "-c", TRAINING, "OUT"]),
+    "training": (0.2, [sys.executable, "-c", TRAINING, "OUT"]),
+    "two_authors": (0.1, [sys.executable, "-c", TWO_AUTHORS, "OUT"]),
     "index": (0.2, [sys.executable, "-c", INDEX, "OUT"]),
     "prepare": (0.2, "prepare mixed --out OUT/mixed".split()),
     "evaluate": (
@@ -73,11 +77,15 @@ def finish(name: str, process: subprocess.Popen) -> None:
 
 def outcome(name: str, out: Path) -> dict:
     """What counts of a job's folder, by file: bytes, or rows without times."""
-    if name == "training":
+    if name in ("training", "two_authors"):
         newest = max((out / "checkpoints").glob("step_*"), key=lambda p: int(p.name[5:]))
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         kept = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-        weights = hashlib.sha256((newest / "adapter_model.safetensors").read_bytes()).hexdigest()
+        weights = {
+            str(file.relative_to(newest)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted(newest.rglob("adapter_model.safetensors"))
+        }
+        assert len(weights) == (2 if name == "two_authors" else 1)
         log = [
             (t.completion_ids, t.logprobs, t.mask, t.reward, t.advantages)
             for t in TrajectoryLog(out / "trajectories.jsonl")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from searchr1_lib.files import TrajectoryLog, read_json
+from searchr1_lib.files import TrajectoryLog, read_json, write_json
 from searchr1_lib.records import Question
 from searchr1_lib.rewards import ExactMatch, HierarchicalReward
 from searchr1_lib.study import compare as laboratory
-from searchr1_lib.study.compare import LIMITS, MODEL, Comparison, Method, blanked, compare
+from searchr1_lib.study.compare import LIMITS, MODEL, Comparison, Method, blanked, compare, trained
 from searchr1_lib.suite import cli
 from searchr1_lib.suite.profiles import load_profile
 from searchr1_lib.training.identity import identity
@@ -68,6 +68,17 @@ def test_what_cannot_be_is_refused_before_any_work(methods, how, message, tmp_pa
     monkeypatch.setattr(os, "fork", None)
     with pytest.raises(ValueError, match=message):
         compare(methods, out=tmp_path, **how)
+
+
+def test_what_is_there_is_read_by_method_and_seed(tmp_path):
+    for name, seed in (("one", 2), ("one", 0), ("one", 1), ("two", 0), ("two", 2), ("late", 2)):
+        write_json(tmp_path / "there" / f"{name}-0.2-{seed}.json", {"row": {"method": name, "seed": seed}})
+    write_json(tmp_path / "there" / "start.json", {"reward": 0.3})  # no training
+    places = [tmp_path / "empty", tmp_path / "there"]
+    seeds = {name: [one["row"]["seed"] for one in ones] for name, ones in trained(places, ["one", "two"]).items()}
+    assert seeds == {"one": [0, 2], "two": [0, 2]}
+    assert {name: len(ones) for name, ones in trained(places, ["one"]).items()} == {"one": 3}
+    assert trained(places, ["one", "three"]) == {}
 
 
 def test_from_the_shell(tmp_path, capsys):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_two_policies import apart, fresh_logprobs
 
+from searchr1_lib.environment.calculator import Calculator
 from searchr1_lib.environment.search import SearchEnvironment
 from searchr1_lib.files import TrajectoryLog
 from searchr1_lib.records import Passage, Question, SearchCall, Trajectory
@@ -252,6 +253,7 @@ def test_a_frozen_one_stays_as_it_is(engine, questions, tmp_path):
         trainer(policy, team_of(other, engine), questions, tmp_path / "other")
     with pytest.raises(ValueError, match="train_colleagues"):
         trainer(policy, engine, questions, tmp_path / "other")
+    trainer(policy, [team_of(policy, engine), Calculator()], questions, tmp_path / "among_tools")
 
 
 def test_going_on_is_as_if_it_had_not_stopped(engine, questions, tmp_path):

@@ -297,6 +297,22 @@ class _Run:
         write_json(self.file, made)
 
 
+def trained(places: Sequence[str | os.PathLike], needed: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """What ``compare`` left in the first of these folders that has all ``needed`` methods with one seed at least.
+
+    Returns:
+        method -> its results as they were written, one a seed, in order of the seeds that all ``needed`` have. Methods
+        that lack one of these seeds are left out; empty where no folder has anything.
+    """
+    for place in map(Path, places):
+        found: dict[str, dict[int, dict[str, Any]]] = {}
+        for one in map(read_json, sorted(place.glob("*-*-*.json"))):
+            found.setdefault(one["row"]["method"], {})[one["row"]["seed"]] = one
+        if seeds := sorted(set.intersection(*(set(found.get(name, ())) for name in needed))):
+            return {name: [of[s] for s in seeds] for name, of in found.items() if set(seeds) <= of.keys()}
+    return {}
+
+
 def course(trainer, yardstick: Yardstick) -> list[dict[str, Any]]:
     """How a training went: one row a step, of its own rollouts, which are the policy's before that step's update.
 

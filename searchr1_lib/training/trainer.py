@@ -99,8 +99,8 @@ class Trainer:
             raise ValueError("Trainer: no questions to train on")
         if odd := sorted({*self.author_rewards} - {*policy.authors}):
             raise ValueError(f"author_rewards: {', '.join(odd)} is no author of this policy; {policy.authors} are")
-        asks = getattr(engine, "policy", None)
-        if self.settings.train_colleagues and (asks is None or asks.model is not policy.model):
+        asked = [getattr(getattr(tool, "engine", None), "policy", None) for tool in tools_of(engine)]
+        if self.settings.train_colleagues and not any(a is not None and a.model is policy.model for a in asked):
             raise ValueError("train_colleagues: the engine asks no agent that writes with the weights of this policy")
         self.learner = Learner(policy, self.settings, self.report, advantages)
         self.buffer = self._new_buffer()
