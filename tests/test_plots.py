@@ -109,8 +109,6 @@ def figures():
         "learning_curves of seeds": plots.learning_curves([run(0), run(1, at=40), run(2, steps=50)]),
         "training_health": plots.training_health(run()),
         "before_after": plots.before_after(before, after),
-        "reward_distribution": plots.reward_distribution(steps, rewards),
-        "reward_distribution of one step": plots.reward_distribution([3, 3], [0.5, 0.5]),
         "outcomes": plots.outcomes(steps, rewards > 0, rng.integers(0, 3, 400), rng.integers(0, 2, 400)),
         "outcomes of known questions": plots.outcomes([1, 2], [1, 0], [0, 1], [1, 1]),
         "calibration": plots.calibration({"first steps": bins, "last steps": bins[1:]}),
@@ -233,8 +231,6 @@ def test_values_reach_the_alt_text(drawn):
     fig = plots.outcomes([1, 1, 2, 2], [1, 0, 1, 1], [0, 0, 1, 0], [1, 0, 0, 1])
     assert "look-up questions, right, searched: 0% to 100%" in fig.alt
     assert "known questions, right, no search: 100% to 100%" in fig.alt
-    fig = plots.reward_distribution([1, 1, 2], [0.0, 1.0, 1.0], slices=2)
-    assert "steps 1: mean 0.50, standard deviation 0.50; steps 2: mean 1.00" in fig.alt
 
 
 def test_who_is_right_shows_at_a_glance(drawn):
@@ -352,8 +348,6 @@ def test_bad_input_is_refused_by_name():
         plots.nf4_quantisation(np.zeros((2, 2)), np.zeros((3, 2)))
     with pytest.raises(ValueError, match="empty"):
         plots.before_after(Report([], []), Report([], []))
-    with pytest.raises(ValueError, match="no rollout has both"):
-        plots.reward_distribution([1, math.nan], [math.nan, 0.5])
     with pytest.raises(ValueError, match="no rollout has a step"):
         plots.outcomes([1], [1], [0], [math.nan])
     for draw in (plots.by_setting, plots.grid):

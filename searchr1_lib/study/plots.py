@@ -20,7 +20,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.style import context
@@ -418,40 +417,6 @@ def _mean_curve(runs: Sequence[Rows], metric: str, over: str) -> np.ndarray:
     courses = [dict(zip(series(run, metric)[0], zip(*series(run, metric, over)))) for run in runs]
     steps = sorted(set.intersection(*map(set, courses))) if courses else []
     return np.array([np.mean([points[step] for points in courses], axis=0) for step in steps]).reshape(-1, 2).T
-
-
-@_styled
-def reward_distribution(steps: Numbers, rewards: Numbers, *, slices: int = 8, title: str | None = None) -> Figure:
-    """A ridge plot: which rewards the rollouts earn, one ridge a slice of the training, the first at the top.
-
-    Args:
-        steps, rewards: one each a rollout; those without a step or a reward (NaN) are left out.
-        slices: parts of equal length into which the steps are cut.
-        title: the takeaway.
-
-    Raises:
-        ValueError: no rollout has both.
-    """
-    steps, rewards = _complete("no rollout has both a step and a reward", steps, rewards)
-    parts = _slices(steps, slices)
-    pad = max(np.ptp(rewards) * 0.03, 0.02)
-    edges = np.linspace(rewards.min() - pad, rewards.max() + pad, 61)
-    fig, (ax,) = _axes(1, 1.5 + 0.42 * len(parts))
-    told = []
-    for row, (name, here) in enumerate(parts.items()):
-        ridge = 1.6 * np.histogram(rewards[here], edges)[0] / here.sum() - row
-        color = colormaps["cividis"](0.85 * row / max(1, len(parts) - 1))
-        ax.stairs(ridge, edges, baseline=-row, fill=True, color=color, alpha=0.85, zorder=row)
-        ax.stairs(ridge, edges, baseline=None, color=BLACK, linewidth=0.8, zorder=row)
-        told.append(f"steps {name}: mean {rewards[here].mean():.2f}, standard deviation {rewards[here].std():.2f}")
-    means, rows = [rewards[here].mean() for here in parts.values()], -np.arange(len(parts))
-    ax.plot(means, rows, "D", color=ORANGE, markeredgecolor=BLACK, markersize=7, zorder=99, label="mean")
-    ax.use_sticky_edges = False
-    ax.set_yticks(rows, list(parts))
-    ax.set(ylabel="steps", xlabel="reward of a rollout; height: share of the slice's rollouts")
-    ax.grid(False, axis="y")
-    default = "Which rewards the rollouts earn, from the first steps (top) to the last"
-    return _finished(fig, title or default, f"Ridges of rewards. {'; '.join(told)}.")
 
 
 def _complete(lacking: str, *columns: Numbers) -> np.ndarray:

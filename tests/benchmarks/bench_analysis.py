@@ -58,7 +58,6 @@ def table(path: str) -> dict:
     read = time.perf_counter()
     rows = analysis.by_step(log)
     figures = [
-        plots.reward_distribution(log["step"], log["reward"]),
         plots.outcomes(log["step"], log["em"], log["searches"], log["known"]),
         plots.calibration({"all": analysis.calibration(log["sureness"], log["em"])}),
         plots.curves(rows, {"found": {"first_query_found": "share"}}, title="First query"),
