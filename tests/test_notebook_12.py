@@ -18,7 +18,7 @@ NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "12_feedback.ipyn
 CELLS = {cell.id: cell.source for cell in nbformat.read(NOTEBOOK, 4).cells}
 BEGINNINGS = (
     "from pathlib import Path",
-    "gain = ",
+    "reward, regret = ",
     "from searchr1_lib.study.feedback import onset",
     "from searchr1_lib.study.analysis import judged",
 )
