@@ -3,6 +3,7 @@
 import json
 import re
 from collections import defaultdict
+from itertools import islice
 from math import prod
 from pathlib import Path
 from statistics import fmean
@@ -27,6 +28,7 @@ from searchr1_lib.worlds.almanac import (
     VERSION,
     answers_of,
     build_world,
+    further_passages,
     memory_right,
     near_duplicates,
     query,
@@ -220,6 +222,13 @@ def test_near_duplicates_come_on_top_and_answer_nothing(world):
     words = {word for p in world.passages for word in re.findall(r"[A-Z]\w+", p.title)}
     for p in more:  # each bears a family's, a book's or a town's name that is asked for
         assert words & set(re.findall(r"[A-Z]\w+", p.title.split(" (")[0].split(" ", 1)[-1]))
+
+
+def test_further_passages_are_about_others(world):
+    more = [*islice(further_passages(world), 2_000)]
+    assert more == [*islice(further_passages(build_world(0)), 2_000)]
+    ids, titles = ({getattr(p, what) for p in world.passages} for what in ("id", "title"))
+    assert len({p.id for p in more} - ids) == 2_000 and len({p.title for p in more} - titles) == 2_000
 
 
 def test_near_duplicates_refuse():

@@ -14,6 +14,7 @@ A question follows a chain of one to three hops, each about an entity with a lev
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field
@@ -538,6 +539,24 @@ def near_duplicates(data: str | Path, count: int) -> list[Passage]:
                     e.truth = _draw(kind, part, rng)
                     more.append(Passage(f"p{len(world.passages) + len(more):05d}", e.title, _text(e, rng)))
     return more
+
+
+def further_passages(world: World) -> Iterator[Passage]:
+    """Passages without end about others than the world's, with facts of their own: for a corpus as large as one likes.
+
+    None has a name of the world's, but surnames, towns' names and firms' may be the same by chance, the more often the
+    more there are. Nothing asks for them.
+    """
+    rng, numbers = random.Random(f"{world.seed}/further"), itertools.count(len(world.passages))
+    everybody = (e for part in world.entities.values() for members in part.values() for e in members)
+    names = _Names(rng, {f"{e.name}/{e.country}" for e in everybody})
+    while True:
+        counts = REMEMBERED["test"].items()
+        part = {kind: [Entity(kind, *_named(names(kind))) for _ in range(n)] for kind, n in counts}
+        for kind, members in part.items():
+            for e in members:
+                e.truth = _draw(kind, part, rng)
+                yield Passage(f"p{next(numbers):05d}", e.title, _text(e, rng))
 
 
 #: What the shipped splits and a training are made of: kinds of question, and how many of each kind begin with, or
