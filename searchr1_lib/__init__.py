@@ -14,7 +14,7 @@ _NAMES = {
     "files": "TrajectoryLog",
     "worlds.public": "load_passages load_questions",
     "search": "BM25Search CachedSearch DenseSearch HybridSearch LocalSearch RemoteSearch RerankedSearch SQLiteSearch "
-    "WebSearch",
+    "ShardedSearch WebSearch",
     "rewards": "normalize_answer exact_match f1_score ExactMatch F1 SearchCost Composite",
     "training.grpo": "group_advantages policy_loss",
     "training.policy": "Policy export_merged load_policy",

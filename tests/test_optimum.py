@@ -34,14 +34,46 @@ def test_one_hop_is_the_best_of_all_plans(level, price, unknown, guess):
     assert o.value == pytest.approx(best_of_all_policies(o), abs=1e-12)
 
 
+def simulate(o: Optimum, choose, rng: random.Random) -> tuple[float, float]:
+    """The reward of an episode, and its choice regret: the sum over its decisions of V* - Q* of what was chosen."""
+    state, regret, right = State(), 0.0, True
+    while True:
+        level = None  # behind the last hop
+        if state.hop < len(o.levels):
+            spread = o.levels[state.hop]
+            chances, levels = zip(*spread) if isinstance(spread, tuple) else ((1.0,), (spread,))
+            level = rng.choices(levels, chances)[0]
+        act = None
+        while act != TRUST:
+            values = o.act_values(state, level)
+            act = choose(values)
+            regret += max(values.values()) - values[act]
+            if act == UNKNOWN:
+                return o.unknown, regret
+            if act == TRUST and level is None:
+                right = right or rng.random() < o.guess
+                return right * (1 - o.price) ** state.searches, regret
+            if act == TRUST:
+                right = right and rng.random() < level
+                state = state.trusted(level)
+            else:
+                number = WORDINGS.index(act)
+                chances_here = (o.skill.again if state.tried else o.skill.found)[number]
+                found, failed = o.after_search(state, number)
+                if rng.random() < chances_here:
+                    state, right, act = found, right and rng.random() < o.skill.read, TRUST
+                else:
+                    state = failed
+
+
 @pytest.mark.parametrize("levels", [(0.55,), (0.0, 0.85), (0.4, ((0.5, 0.0), (0.5, 0.95))), (0.7, 0.2, 0.95)])
 def test_what_the_optimum_promises_is_earned(levels):
     o, rng = Optimum(levels, 0.15, SKILL, unknown=0.05), random.Random(0)
-    best = [o.simulate(lambda values: max(values, key=values.get), rng) for _ in range(20_000)]
+    best = [simulate(o, lambda values: max(values, key=values.get), rng) for _ in range(20_000)]
     rewards = [reward for reward, _ in best]
     assert fmean(rewards) == pytest.approx(o.value, abs=4 * stdev(rewards) / len(rewards) ** 0.5)
     assert max(regret for _, regret in best) == 0
-    blind = [o.simulate(lambda values: rng.choice(list(values)), rng) for _ in range(20_000)]
+    blind = [simulate(o, lambda values: rng.choice(list(values)), rng) for _ in range(20_000)]
     lost = [o.value - reward - regret for reward, regret in blind]  # choice regret is what chance does not explain
     assert fmean(lost) == pytest.approx(0, abs=4 * stdev(lost) / len(lost) ** 0.5)
 

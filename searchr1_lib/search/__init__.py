@@ -17,6 +17,7 @@ _NAMES = {
     "remote": "RemoteSearch",
     "rerank": "RerankedSearch cosine_scorer cross_encoder",
     "server": "make_app",
+    "sharded": "ShardedSearch",
     "sqlite": "SQLiteSearch",
     "web": "WebSearch",
 }

@@ -11,7 +11,6 @@ leaves to do.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
@@ -179,40 +178,6 @@ class Optimum:
             return chance * enter(found) + (1 - chance) * visit(failed, level)
 
         return enter(State())
-
-    def simulate(self, choose: Callable[[dict[str, float]], str], rng: random.Random) -> tuple[float, float]:
-        """One episode of a policy that is given the values of the open acts, or ignores them.
-
-        Returns:
-            its reward, and its choice regret: the sum over its decisions of V* - Q* of what it did.
-        """
-        state, regret, right = State(), 0.0, True
-        while True:
-            level = None
-            if state.hop < len(self.levels):
-                chances, levels = _spread(self.levels[state.hop])
-                level = rng.choices(levels, chances)[0]
-            while True:
-                values = self.act_values(state, level)
-                act = choose(values)
-                regret += max(values.values()) - values[act]
-                if act == UNKNOWN:
-                    return self.unknown, regret
-                if act == TRUST:
-                    break
-                number = WORDINGS.index(act)
-                chance = self._finds(state, number)
-                found, failed = self.after_search(state, number)
-                state = found if rng.random() < chance else failed
-                if state is found:
-                    right = right and rng.random() < self.skill.read
-                    break
-            if act == TRUST:
-                if level is None:  # behind the last hop it is the answer
-                    right = right or rng.random() < self.guess
-                    return right * (1 - self.price) ** state.searches, regret
-                right = right and rng.random() < level
-                state = state.trusted(level)
 
 
 def _spread(level: Level) -> tuple[list[float], list[float]]:
