@@ -1,6 +1,7 @@
 """Notebook 09: its reading of trainings whose verdict is known, and the solutions of its exercises."""
 
 import re
+import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from test_microscope import played, yardstick  # noqa: F401  (fixtures)
 
+from searchr1_lib.files import write_json
 from searchr1_lib.metrics import grouped
 from searchr1_lib.study import microscope, plots
-from searchr1_lib.study.analysis import markdown_table
-from searchr1_lib.study.compare import Comparison
+from searchr1_lib.study.analysis import judged, markdown_table
+from searchr1_lib.study.compare import Comparison, trained
 from searchr1_lib.training import credit
 from searchr1_lib.training.settings import Settings
 
@@ -75,6 +77,21 @@ def test_claims_that_hold_and_claims_that_do_not():
 def test_without_results_there_is_no_verdict(capsys):
     verdicts, shown = read(None, {"gigpo": 0.5, "rollout": 0.3})
     assert verdicts == {} and shown == [] and "no trainings, no verdicts" in capsys.readouterr().out
+
+
+def test_replay_is_held_against_the_same_seeds_without(tmp_path):
+    made = comparison({"outcome": 0.05, "replay_16": 0.1, "replay_64": 0.02})
+    ones = [{"row": row, "course": course} for row, course in zip(made.rows, made.courses)]
+    for one in (one for one in ones if one["row"]["method"] != "outcome"):
+        write_json(tmp_path / "replay" / f"{one['row']['method']}-0.2-{one['row']['seed']}.json", one)
+    shown: list = []
+    without = [one for one in ones if one["row"]["method"] == "outcome"]
+    space = {"made": {"outcome": without[1:]}, "p": SimpleNamespace(run_dir=tmp_path), "PRICE": PRICE, "Markdown": str}
+    space |= {"trained": trained, "judged": judged, "markdown_table": markdown_table, "display": shown.append}
+    space["plots"] = SimpleNamespace(smooth=plots.smooth, methods=plots.methods, show_figure=shown.append)
+    run(space | {"runpy": runpy, "Path": Path, "mean": lambda xs: sum(xs) / len(xs)}, "c09-replay")
+    assert r"replay\_16 | 4 |" in shown[0] and r"replay\_4 " not in shown[0]
+    assert "replay_16 holds; replay_64 contradicted" in shown[1].alt
 
 
 def test_the_solutions_satisfy_the_checkers(played, yardstick):  # noqa: F811
