@@ -392,7 +392,7 @@ def methods(
         metric: what is drawn over the steps; ``label`` says it in words.
         against: the method whose mean is drawn into every picture.
         title: the takeaway.
-        over: "step", or "minutes": the rows then have this key, and the mean is taken at equal steps.
+        over: "step", or another key of the rows, such as "minutes"; the mean is then taken at equal steps.
     """
     fig, axes = _axes(len(runs), 0.9, row=2.0 if len(runs) > 2 else 2.6, sharex=True, sharey=True)
     reference = _mean_curve(runs[against], metric, over)
@@ -408,6 +408,7 @@ def methods(
     for ax in axes[-4:]:
         ax.set_xlabel(over)
         ax.tick_params(labelbottom=True)
+    axes[0].xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g} k" if x >= 10_000 else f"{x:g}")  # all share it
     words = f"{label} over {'training steps' if over == 'step' else over}, a small picture a method. At the end: "
     return _finished(fig, title, f"{words}{'; '.join(told)}.", below=2)
 
