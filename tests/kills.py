@@ -135,7 +135,7 @@ def campaign(name: str, kills: int, home: Path, rng: random.Random) -> None:
         moments.append(moment / duration)
     early, late = min(moments), max(moments)
     print(
-        f"{name:10}{kills:4} kills between {early:.0%} and {late:.0%} of {duration:.1f} s, {ended} too late: all equal",
+        f"{name:12}{kills:4} kills between {early:.0%} and {late:.0%} of {duration:.1f} s, {ended} too late: all equal",
         flush=True,
     )
 

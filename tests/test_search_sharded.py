@@ -51,7 +51,7 @@ def test_a_cache_around_a_part_keeps_nothing_of_the_others(tmp_path):
     here, gone = dense(PASSAGES[:25]), RemoteSearch("http://127.0.0.1:9", timeout=1, retries=0)
     cached = CachedSearch(here, tmp_path / "hits.sqlite")
     with pytest.warns(UserWarning, match="searched without"):
-        ShardedSearch([cached, gone], required=1).search("aaaa")
+        ShardedSearch([cached, gone], required=1).search("aaaa", 5)
     whole = ShardedSearch([cached, dense(PASSAGES[25:])])
     assert whole.search("aaaa", 5) == ShardedSearch([here, dense(PASSAGES[25:])]).search("aaaa", 5)
 

@@ -225,10 +225,10 @@ def test_near_duplicates_come_on_top_and_answer_nothing(world):
 
 
 def test_further_passages_are_about_others(world):
-    more = [*islice(further_passages(world), 2_000)]
-    assert more == [*islice(further_passages(build_world(0)), 2_000)]
+    more = [*islice(further_passages(world), 20_000)]  # of so many some would have a name of the world's by chance
+    assert more[:500] == [*islice(further_passages(build_world(0)), 500)]
     ids, titles = ({getattr(p, what) for p in world.passages} for what in ("id", "title"))
-    assert len({p.id for p in more} - ids) == 2_000 and len({p.title for p in more} - titles) == 2_000
+    assert len({p.id for p in more} - ids) == len({p.title for p in more} - titles) == 20_000
 
 
 def test_near_duplicates_refuse():

@@ -15,13 +15,14 @@ from .base import Engine, SearchError, check_batch, check_numbers
 class ShardedSearch(Engine):
     """Asks the engines of all parts at once and merges their hits by score.
 
-    So scores must be comparable: one kind of engine with one encoder or the same parameters. (What BM25 takes for a
-    rare word is counted in each part; parts drawn at random hardly differ in it.)
+    So scores must not depend on what else stands in a part: those of vectors of one encoder do not. BM25 counts in each
+    part how rare a word is, so parts should be drawn at random; ranks in a score's place (``HybridSearch``, a server
+    that gives no scores) cannot be merged.
 
     Args:
         engines: one a part, such as ``RemoteSearch`` of several servers.
         required: so many of them must answer; None: all. With fewer than all, what the others hold is missing from the
-            hits, and a warning names them: then put ``CachedSearch`` around each part and not around the whole, or what
+            hits, and a warning says so: then put ``CachedSearch`` around each part and not around the whole, or what
             was missing once is missing for good.
 
     Raises:

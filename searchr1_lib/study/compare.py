@@ -32,7 +32,7 @@ from ..environment.limits import Count, Share, Whole, check
 from ..files import read_json, write_json
 from ..records import Question, Trajectory
 from ..rewards import Discounted, score
-from ..worlds.almanac import MIXTURE, UNKNOWN_PAYS, World, build_world, sample_questions
+from ..worlds.almanac import MIXTURE, PRICE, UNKNOWN_PAYS, World, build_world, sample_questions
 from .analysis import interval
 from .evaluate import hashes
 from .regret import Yardstick, by_level, by_own_skill, queries, simple_policies, skill_of, table
@@ -297,8 +297,13 @@ class _Run:
         write_json(self.file, made)
 
 
-def trained(places: Sequence[str | os.PathLike], needed: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+def trained(
+    places: Sequence[str | os.PathLike], needed: Sequence[str], price: float = PRICE
+) -> dict[str, list[dict[str, Any]]]:
     """What ``compare`` left in the first of these folders that has all ``needed`` methods with one seed at least.
+
+    Args:
+        needed: one name or more; price: other trainings in these folders are not looked at.
 
     Returns:
         method -> its results as they were written, one a seed, in order of the seeds that all ``needed`` have. Methods
@@ -306,7 +311,7 @@ def trained(places: Sequence[str | os.PathLike], needed: Sequence[str]) -> dict[
     """
     for place in map(Path, places):
         found: dict[str, dict[int, dict[str, Any]]] = {}
-        for one in map(read_json, sorted(place.glob("*-*-*.json"))):
+        for one in map(read_json, sorted(place.glob(f"*-{price}-*.json"))):
             found.setdefault(one["row"]["method"], {})[one["row"]["seed"]] = one
         if seeds := sorted(set.intersection(*(set(found.get(name, ())) for name in needed))):
             return {name: [of[s] for s in seeds] for name, of in found.items() if set(seeds) <= of.keys()}

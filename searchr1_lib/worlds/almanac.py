@@ -542,12 +542,15 @@ def near_duplicates(data: str | Path, count: int) -> list[Passage]:
 
 
 def further_passages(world: World) -> Iterator[Passage]:
-    """Passages without end about others than the world's, with facts of their own: for a corpus as large as one likes.
+    """Passages about others than the world's, with facts of their own: for a corpus of up to 1.9 million.
 
     None has a name of the world's, but surnames, towns' names and firms' may be the same by chance, the more often the
     more there are. Nothing asks for them.
+
+    Raises:
+        RuntimeError: no name of a firm is left.
     """
-    rng, numbers = random.Random(f"{world.seed}/further"), itertools.count(len(world.passages))
+    rng, numbers = random.Random(f"{world.seed}/further"), itertools.count()
     everybody = (e for part in world.entities.values() for members in part.values() for e in members)
     names = _Names(rng, {f"{e.name}/{e.country}" for e in everybody})
     while True:
@@ -556,7 +559,7 @@ def further_passages(world: World) -> Iterator[Passage]:
         for kind, members in part.items():
             for e in members:
                 e.truth = _draw(kind, part, rng)
-                yield Passage(f"p{next(numbers):05d}", e.title, _text(e, rng))
+                yield Passage(f"f{next(numbers):06d}", e.title, _text(e, rng))
 
 
 #: What the shipped splits and a training are made of: kinds of question, and how many of each kind begin with, or
