@@ -91,9 +91,9 @@ def main() -> None:
     parser.add_argument("--adapter", default="data/tiny_qwen_grpo", help="the trained policy")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if few := [size for size in args.sizes if size < len(build_world(0).passages)]:
-        parser.error(f"--sizes: {few[0]} is less than the almanac has")
     world, how = build_world(0), {"split": "test", "questions": args.questions, "rollouts": 2}
+    if few := [size for size in args.sizes if size < len(world.passages)]:
+        parser.error(f"--sizes: {few[0]} is less than the almanac has")
     yardstick = Yardstick(world, skill_of(MODEL), PRICE, UNKNOWN_PAYS)
     asked = sample_questions(world, "test", args.questions, seed=0)
     hops = [hop for q in asked for hop in world.asked[q.id].hops() if hop[0].passage]
