@@ -27,8 +27,8 @@ def policy():
 def trajectories(policy):
     questions, engine = world()
     made = []
-    for limits in (LIMITS, LIMITS | {"max_completion_length": 120}):
-        how = {"num_generations": 6, "generator": torch.Generator().manual_seed(0), **limits}
+    for more in ({}, {"max_completion_length": 120}, {"temperature": 3.0}):
+        how = {"num_generations": 6, "generator": torch.Generator().manual_seed(0), **LIMITS, **more}
         made += rollout(policy, questions, engine, **how)
     score(reward(), made).keep(made)
     assert {t.finish_reason for t in made} >= {"answer", "turns", "length", "stop"}

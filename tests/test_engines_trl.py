@@ -37,12 +37,8 @@ def weights(policy) -> torch.Tensor:
 def same_rollouts(ours, theirs) -> None:
     assert [t.question.id for t in ours] == [t.question.id for t in theirs]
     for a, b in zip(ours, theirs):
-        assert (a.prompt_ids, a.completion_ids, a.mask, a.logprobs) == (
-            b.prompt_ids,
-            b.completion_ids,
-            b.mask,
-            b.logprobs,
-        )
+        assert (a.prompt_ids, a.completion_ids, a.mask) == (b.prompt_ids, b.completion_ids, b.mask)
+        assert b.logprobs == pytest.approx(a.logprobs, abs=1e-5)  # another process may round otherwise
         assert (a.reward, a.rewards, a.turn_rewards) == (b.reward, b.rewards, b.turn_rewards)
         assert b.advantages == pytest.approx(a.advantages, abs=1e-5) and len(b.advantages) == len(b.mask)
 

@@ -476,6 +476,22 @@ def test_architectures_that_the_rollout_cannot_serve(plain):
             Policy(model, tokenizer)
 
 
+def test_nf4_is_unpacked_as_it_was_packed(folders):
+    """On processors with AVX512 bitsandbytes does so only where a row's width is a multiple of the block."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    weights = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    packed, state = quantize_4bit(weights, quant_type="nf4")
+    levels = state.code[torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).flatten().int()]
+    want = (levels.view(-1, state.blocksize) * state.absmax[:, None]).view(weights.shape)
+    assert torch.equal(dequantize_4bit(packed, state), want)
+    policy = load_policy(folders("qwen3"))
+    policy.model.base_model.model.model.layers[0].mlp.down_proj = Linear4bit(96, 64)
+    with pytest.raises(ValueError, match="layers.0.mlp.down_proj in NF4, its width no multiple of 64"):
+        Policy(policy.model, policy.tokenizer)
+
+
 def test_a_chat_model_that_lost_its_template(copy):
     with pytest.raises(ValueError, match="chat template is missing"):
         load_policy(copy("qwen2.5-instruct", "tokenizer_config.json", lambda c: c.pop("chat_template")))

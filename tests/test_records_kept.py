@@ -17,4 +17,4 @@ def test_nothing_is_lost(name):
         again = records.record_rollouts(records.policy_of(number, quantize), number)
     else:
         again = records.record_training(", ".join(what), number, quantize, steps=records.KEPT_STEPS)
-    assert records.distance(KEPT[name], json.loads(json.dumps(again))) <= 1e-4
+    assert records.distance(KEPT[name], json.loads(json.dumps(again))) <= 1e-3

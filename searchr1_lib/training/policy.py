@@ -648,6 +648,9 @@ def _problems(policy: Policy) -> Iterator[str]:
     if policy.tokenizer.eos_token == QWEN_ENDS[0] and not policy.tokenizer.chat_template:
         template = "its chat template is missing: copy chat_template.jinja (or tokenizer_config.json) from the original"
         yield f"the tokenizer ends messages with {QWEN_ENDS[0]}, so this is a chat model, but {template}"
+    # bitsandbytes 0.50.2 on a processor with AVX512 scales such rows by other blocks than it quantised
+    if odd := [n for n, m in model.named_modules() if hasattr(m, "support_avx512bf16_for_cpu") and m.in_features % 64]:
+        yield f"{odd[0]} in NF4, its width no multiple of 64: some CPUs unpack that wrongly; take quantize=False"
     if getattr(config, "num_experts", 0) or getattr(config, "num_local_experts", 0):
         yield "a mixture of experts: NF4 and LoRA reach the experts of no such model here; take a dense one"
     if other := sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
