@@ -17,7 +17,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def config_of(settings: Settings, run_dir: str | os.PathLike, *, cpu: bool, micr
         uneven = f"questions_per_step={settings.questions_per_step} is no multiple of the {processes} processes"
         raise ValueError(f"{uneven}: a group is rolled out by one of them")
     rollouts = settings.questions_per_step * settings.num_generations // processes
-    part = gcd(rollouts, micro_batch)
+    part = max(n for n in range(1, micro_batch + 1) if rollouts % n == 0)
     sequence = settings.loss_type == "gspo"
     return GRPOConfig(
         output_dir=str(run_dir),

@@ -66,9 +66,7 @@ def setup(mount_drive: bool = False) -> None:
     Raises:
         RuntimeError: a package that we do not touch is too old, or pip failed; says what to do.
     """
-    installed = _installed()
-    if lacking := missing(_requirements(), installed):
-        _install(lacking, installed)
+    _complete(_requirements())
     _make_importable()
     if mount_drive:
         from google.colab import drive
@@ -84,6 +82,21 @@ def setup(mount_drive: bool = False) -> None:
             "This runtime has no GPU, so the tiny Qwen is used. For a real Qwen: Runtime > Change runtime type > "
             "T4 GPU, then Runtime > Run all."
         )
+
+
+def add(extra: str) -> None:
+    """Install there what an extra of the project needs (``pyproject.toml`` has them), such as "trl".
+
+    Raises:
+        RuntimeError: see ``setup``.
+    """
+    _complete(_project()["optional-dependencies"][extra])
+
+
+def _complete(requirements: Sequence[str]) -> None:
+    installed = _installed()
+    if lacking := missing(requirements, installed):
+        _install(lacking, installed)
 
 
 def _requirements() -> list[str]:
