@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from http_faults import FAULTS, answer, scripted, sleeping
 from hypothesis import given, settings
@@ -370,10 +371,10 @@ def test_no_server():
         RemoteSearch(url).search("x", k=0)
 
 
-def start(index, port):
+def start(index, port, *more):
     """``searchr1 serve`` as a user starts it; returns when it answers."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "searchr1_lib", "serve", "--index", str(index), "--port", str(port)],
+        [sys.executable, "-m", "searchr1_lib", "serve", "--index", str(index), "--port", str(port), *more],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -391,12 +392,37 @@ def start(index, port):
     raise AssertionError("the server did not start")
 
 
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_several_workers_share_an_index(engine, tmp_path):
+    """New connections go to either; one that dies is replaced, and its address answers on."""
+    engine.save(tmp_path / "index")
+    port = free_port()
+    process = start(tmp_path / "index", port, "--workers", "2")
+    try:
+        workers = set()
+        for n in range(400):
+            hits = RemoteSearch(f"http://127.0.0.1:{port}/retrieve").search(QUERIES[n % len(PASSAGES)], k=1)
+            assert hits[0].passage == PASSAGES[n % len(PASSAGES)]
+            for connection in psutil.net_connections("tcp"):
+                if connection.laddr.port == port and connection.status == "ESTABLISHED" and connection.pid:
+                    workers.add(connection.pid)
+            if len(workers) == 2:
+                break
+        assert len(workers) == 2 and process.pid not in workers
+    finally:
+        process.terminate()
+        assert process.wait(20) is not None
+
+
 def test_killed_and_restarted_under_64_callers(engine, tmp_path):
     """Every query is answered rightly or fails with a clear error, and all callers come back."""
     engine.save(tmp_path / "index")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     process = start(tmp_path / "index", port)
     remote = RemoteSearch(f"http://127.0.0.1:{port}/retrieve", timeout=8)
     stop, right, errors, faults = threading.Event(), [], [], []

@@ -225,8 +225,6 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings(**{name: vars(args)[name] for name in Settings.model_fields})
     questions, reward = load_questions(args.data), build(args.reward)
     policy = load_policy(args.model, adapter=args.adapter, quantize=not args.no_quantize, seed=settings.seed)
-    trainer = Trainer(
-        policy, questions, open_engine(args.engine), reward, settings, args.out, micro_batch=args.micro_batch
-    )
-    trainer.train()
+    engine = open_engine(args.engine)
+    Trainer(policy, questions, engine, reward, settings, args.out, micro_batch=args.micro_batch).train()
     print(f"the run is in {args.out}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Serves an engine over HTTP in the wire format of Search-R1's retrieval servers.
 
-    searchr1 serve --index data/almanac
+    searchr1 serve --index data/almanac --workers 4
 
 ``POST /retrieve`` takes ``{"queries": [str], "topk": int, "return_scores": bool}`` and gives ``{"result":
 [[{"document": {"id", "contents"}, "score": float}]]}``, or without scores the bare documents; ``GET /health``
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..environment.base import _as_hits
+from ..environment.limits import Count
 from ..records import Hit
 from .base import Engine, SearchError
 from .local import LocalSearch
@@ -58,6 +60,11 @@ def make_app(engine: Engine) -> Starlette:
         return JSONResponse({"status": "ok", "engine": engine.name})
 
     return Starlette(routes=[Route("/retrieve", retrieve, methods=["POST"]), Route("/health", health)])
+
+
+def app_of_environment() -> Starlette:
+    """What each of several workers serves. Arrays and passages of an index are mapped, so they share the memory."""
+    return make_app(LocalSearch(os.environ["SEARCHR1_INDEX"]))
 
 
 async def _body(request: Request) -> bytes:
@@ -99,6 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--index", required=True, help="a folder that LocalSearch can open")
     parser.add_argument("--host", default="127.0.0.1", help="another host lets others search (no password)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    parser.add_argument("--workers", type=Count, default=1, help="processes that answer (default: 1)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -109,4 +117,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--port: expected a number from 1 to 65535, not {args.port}")
     engine = LocalSearch(args.index)
     print(f"{engine.name} at http://{args.host}:{args.port}/retrieve (Ctrl+C ends it)", flush=True)
-    uvicorn.run(make_app(engine), host=args.host, port=args.port, log_level="warning", access_log=False)
+    os.environ["SEARCHR1_INDEX"] = args.index
+    app: Any = make_app(engine) if args.workers == 1 else f"{__name__}:{app_of_environment.__name__}"
+    how = {"host": args.host, "port": args.port, "log_level": "warning", "access_log": False}
+    uvicorn.run(app, factory=args.workers > 1, workers=args.workers, **how)

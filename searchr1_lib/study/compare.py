@@ -293,8 +293,7 @@ class _Run:
         seen = {of.__name__: of(yardstick, done) for of in (by_level, by_own_skill, queries)}
         calls = {tool: n / len(done) for tool, n in Counter(call.tool for t in done for call in t.calls).items()}
         whole = {"made_of": self.made_of(), "row": row, "course": course(trainer, yardstick), **seen}
-        made = whole | {"calls": calls, "questions": rows}
-        write_json(self.file, made)
+        write_json(self.file, whole | {"calls": calls, "questions": rows})
 
 
 def trained(

@@ -94,8 +94,7 @@ def add(extra: str) -> None:
 
 
 def _complete(requirements: Sequence[str]) -> None:
-    installed = _installed()
-    if lacking := missing(requirements, installed):
+    if lacking := missing(requirements, installed := _installed()):
         _install(lacking, installed)
 
 
