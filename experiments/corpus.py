@@ -77,8 +77,10 @@ def examined(policies, engine, yardstick, how) -> list[dict]:
     for name, policy in policies.items():
         done = examine(policy, engine, yardstick, how)
         figures = table(yardstick, done)
-        means = {figure: fmean(row[figure] for row in figures) for figure in ("regret", "reward", "best")}
-        rows.append({"policy": name} | means | {of.__name__: of(yardstick, done) for of in (by_own_skill, queries)})
+        each = {figure: [round(row[figure], 4) for row in figures] for figure in ("regret", "reward", "best")}
+        means = {figure: fmean(values) for figure, values in each.items()}
+        of_all = {of.__name__: of(yardstick, done) for of in (by_own_skill, queries)}
+        rows.append({"policy": name} | means | of_all | {"each": each})
     return rows
 
 
@@ -87,7 +89,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--engines", nargs="+", choices=OPEN, default=list(OPEN))
-    parser.add_argument("--questions", type=int, default=200, help="of the test split, two rollouts each")
+    parser.add_argument("--questions", type=int, default=400, help="of the test split, two rollouts each")
     parser.add_argument("--adapter", default="data/tiny_qwen_grpo", help="the trained policy")
     args = parser.parse_args()
     torch.set_num_threads(1)
