@@ -195,6 +195,7 @@ def runtime(tmp_path_factory):
             "--exclude-standard",
             "searchr1_lib",
             "data",
+            "experiments",
             "notebooks",
             "pyproject.toml",
         ],
@@ -281,6 +282,18 @@ def test_a_notebook_runs_those_before_it_if_it_begins_on_an_empty_machine(runtim
     before = (run_dir / "notebooks" / "02_rollout_inspection.ipynb").read_text(encoding="utf-8")
     assert "runs/smoke/index is missing, and this is Colab" in before
     assert json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))["parameters"] == {"seed": 7}
+
+
+@pytest.mark.skipif(not os.environ.get("SEARCHR1_COLAB"), reason="minutes: set SEARCHR1_COLAB=1 to run it")
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_whole_notebook_on_an_empty_machine(path, runtime, tmp_path, monkeypatch):
+    """With tiny settings; what it needs of others it makes first."""
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    cells = [nbformat.v4.new_code_cell(cell.source) for cell in code]
+    cells[0].source = cells[0].source.replace(f"https://github.com/{colab.address()}", f"file://{runtime / 'origin'}")
+    cells[1].source = cells[1].source.replace('"auto"', '"smoke"')
+    said = run_in_colab(runtime, tmp_path, cells, monkeypatch)
+    assert said[0].startswith("Search-R1 is ready") and said[-1].strip()
 
 
 def test_drive_is_mounted_only_if_asked(monkeypatch, capsys):
