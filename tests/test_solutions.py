@@ -92,6 +92,12 @@ def test_10_and_11():
     assert space["check_from_rho"](space["from_rho"]) == "right"
 
 
+def test_13():
+    space = {}
+    tried(space, "13_hand_over", "def check_processes", "`passes, refused = ")
+    assert space["check_processes"](space["passes"], space["refused"]) == "✓ ✓"
+
+
 def test_03():
     s, space = cells("03_reward_design"), {"np": np, "Passage": Passage, "Question": Question}
     space |= {"passages": {x.id: x for x in load_passages("data/almanac/passages.jsonl")}}
