@@ -749,8 +749,8 @@ def regrets(cells: Rows, simple: Mapping[float, Mapping[str, float]]) -> Figure:
         _intervals(ax, at, mine, ("mean", "low", "high"), **look, capsize=3, label=name)
     ax.set(xlabel="price of a search", ylabel="choice regret", xticks=prices, ylim=(0, None))
     ax.set_xlim(prices[0] - 0.05, prices[-1] + 0.05 + 0.25 * (prices[-1] - prices[0]))
-    best = min(cells, key=lambda cell: cell["mean"])
-    title = f"The least choice regret is {best['mean']:.3f}: {best['method']} at price {best['price']:g}"
+    ahead = {c["price"] for c in cells if c["mean"] < min(simple[c["price"]].values())}
+    title = f"At {len(ahead)} of {len(prices)} prices a method regrets less than every simple policy"
     told = [f"{c['method']} at {c['price']:g}: {c['mean']:.3f} ({c['low']:.3f} to {c['high']:.3f})" for c in cells]
     told += [f"{name} at {price:g}: {value:.3f}" for price in prices for name, value in simple[price].items()]
     return _finished(fig, title, f"Points with 95 % intervals, and dotted simple policies. {'; '.join(told)}.")
