@@ -44,7 +44,7 @@ def stage() -> None:
     for file in (ROOT / "docs").iterdir():
         if file.suffix == ".md":
             (STAGED / "docs" / file.name).write_text(linked(file.read_text(), Path("docs"), ""))
-        elif file.suffix in (".png", ".svg"):
+        elif file.suffix in (".png", ".svg", ".css"):
             shutil.copy(file, STAGED / "docs")
     for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
         nb = nbformat.read(file, 4)
