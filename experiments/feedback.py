@@ -63,6 +63,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--questions", type=int, default=400)
     parser.add_argument("--jobs", type=int)
+    parser.add_argument("--methods", nargs="+", help="only these (default: all)")
     args = parser.parse_args()
     start = Path(args.out) / "start.json"
     if not start.exists():  # what all of them began as
@@ -72,6 +73,7 @@ if __name__ == "__main__":
         write_json(start, how | {"reward": fmean(t.reward for t in done)})
     for seed in args.seeds:
         given = {"out": args.out, "questions": args.questions, "jobs": args.jobs}
-        done = compare(methods(seed), prices=[PRICE], seeds=[seed], **given)
+        chosen = {name: method for name, method in methods(seed).items() if name in (args.methods or [name])}
+        done = compare(chosen, prices=[PRICE], seeds=[seed], **given)
         for row in done.rows:
             print(f"{row['method']:12} seed {seed}  reward {row['reward']:.3f}  regret {row['regret']:.3f}")

@@ -21,7 +21,8 @@ from searchr1_lib.rewards import SearchR1Reward, score
 def recorded():
     questions, engine = world()
     how = {"num_generations": 6, "generator": torch.Generator().manual_seed(0), **LIMITS}
-    made = rollout(load_policy(MODEL, lora=False), questions, engine, **how)
+    policy = load_policy(MODEL, lora=False)
+    made = rollout(policy, questions, engine, **how) + rollout(policy, questions, engine, **how, temperature=3.0)
     score(SearchR1Reward(), made).keep(made)
     assert {t.finish_reason for t in made} >= {"answer", "turns", "stop"} and any(t.searches for t in made)
     return made
