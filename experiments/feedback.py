@@ -4,7 +4,8 @@
 
 The labeller is scripted: it cannot check an answer, but judges how well founded it is, and errs where two rollouts are
 nearly as good. The biased one also likes what is long, so much that a search is worth more than its price. With each
-seed come other labels and another training; half the steps of the default one. Shipped in experiments/results/feedback.
+seed come other labels and another training; half the steps of the default one. Shipped in experiments/results/feedback,
+where utility.json says by step what the labeller itself would have said, had it been asked.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from statistics import fmean
 
 import torch
 
-from searchr1_lib.files import write_json
+from searchr1_lib.files import TrajectoryLog, write_json
 from searchr1_lib.rewards import Composite, PreferenceReward
 from searchr1_lib.rewards.process import Malformed
 from searchr1_lib.search.bm25 import BM25Search
@@ -57,6 +58,14 @@ def methods(seed):
     }
 
 
+def utility(training):
+    """The labeller's own opinion, without its errors, of each step's rollouts: the mean over them."""
+    worth, steps = WellFounded(), {}
+    for t in TrajectoryLog(training / "trajectories.jsonl"):
+        steps.setdefault(t.step, []).append(t)
+    return [fmean(worth(steps[step])) for step in sorted(steps)]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True)
@@ -77,3 +86,5 @@ if __name__ == "__main__":
         done = compare(chosen, prices=[PRICE], seeds=[seed], **given)
         for row in done.rows:
             print(f"{row['method']:12} seed {seed}  reward {row['reward']:.3f}  regret {row['regret']:.3f}")
+    trainings = sorted((Path(args.out) / "trainings").glob("*-*"))
+    write_json(Path(args.out) / "utility.json", {training.name: utility(training) for training in trainings})
