@@ -5,7 +5,7 @@
 The labeller is scripted: it cannot check an answer, but judges how well founded it is, and errs where two rollouts are
 nearly as good. The biased one also likes what is long, so much that a search is worth more than its price. With each
 seed come other labels and another training; half the steps of the default one. Shipped in experiments/results/feedback,
-where utility.json says by step what the labeller itself would have said, had it been asked.
+where told.json has by step what the labeller itself would have said, had it been asked, and some of what it was told.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from searchr1_lib.worlds.almanac import PRICE, UNKNOWN_PAYS, build_world, sample
 
 SHORT = {"scale_rewards": "batch", "steps": 30, "decay_steps": 15}
 NOISE, LONGER = 0.05, {"model_tokens": 0.5}
+PHRASES = ("it says", "is not here", "I recall nothing", "unknown")  # what the tiny Qwen was taught to say
 GUARD = {"beta": 0.05}  # of the KL to the base model
 
 
@@ -58,12 +59,15 @@ def methods(seed):
     }
 
 
-def utility(training):
-    """The labeller's own opinion, without its errors, of each step's rollouts: the mean over them."""
+def told(training):
+    """Of each step's rollouts: the labeller's own opinion without its errors, and the shares that hold a phrase."""
     worth, steps = WellFounded(), {}
     for t in TrajectoryLog(training / "trajectories.jsonl"):
         steps.setdefault(t.step, []).append(t)
-    return [fmean(worth(steps[step])) for step in sorted(steps)]
+    return [
+        {"utility": fmean(worth(made))} | {said: fmean(said in t.model_text for t in made) for said in PHRASES}
+        for _, made in sorted(steps.items())
+    ]
 
 
 if __name__ == "__main__":
@@ -87,4 +91,4 @@ if __name__ == "__main__":
         for row in done.rows:
             print(f"{row['method']:12} seed {seed}  reward {row['reward']:.3f}  regret {row['regret']:.3f}")
     trainings = sorted((Path(args.out) / "trainings").glob("*-*"))
-    write_json(Path(args.out) / "utility.json", {training.name: utility(training) for training in trainings})
+    write_json(Path(args.out) / "told.json", {training.name: told(training) for training in trainings})
