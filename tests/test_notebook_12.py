@@ -13,6 +13,7 @@ from searchr1_lib.rewards import PreferenceReward
 from searchr1_lib.study import plots
 from searchr1_lib.study.analysis import interval, markdown_table
 from searchr1_lib.study.feedback import Scripted, WellFounded, choose_pairs, pairs_of
+from searchr1_lib.worlds.almanac import PRICE
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "12_feedback.ipynb"
 CELLS = {cell.id: cell.source for cell in nbformat.read(NOTEBOOK, 4).cells}
@@ -20,6 +21,7 @@ BEGINNINGS = (
     "from pathlib import Path",
     "reward, regret = ",
     "from searchr1_lib.study.feedback import onset",
+    "def ends(rows, key)",
     "from searchr1_lib.study.analysis import judged",
 )
 RESULTS = [id for id, source in CELLS.items() if source.startswith(BEGINNINGS)]
@@ -35,10 +37,12 @@ def cell_with(text: str) -> str:
     return next(id for id, source in CELLS.items() if text in source)
 
 
-def write_trainings(place: Path, rewards: dict[str, float], falls: set[str], seeds=range(3)) -> None:
-    """Results whose true rewards are given, and fall again on the way for some."""
+def write_trainings(place: Path, rewards: dict[str, float], falls: set[str], liked: float, seeds=range(3)) -> None:
+    """Results whose true rewards are given, and fall again on the way for some; what the labeller thinks at the end."""
     place.mkdir(parents=True)
     write_json(place / "start.json", {"reward": 0.3})
+    told = lambda seed: [{"utility": 0.5 + (liked + 0.01 * seed - 0.5) * i / 29, "it says": 0.5} for i in range(30)]
+    write_json(place / "told.json", {f"{name}-0.2-{seed}": told(seed) for name in rewards for seed in seeds})
     for name, reward in rewards.items():
         for seed in seeds:
             up = [0.3 + (reward - 0.3) * i / 30 for i in range(30)]
@@ -52,19 +56,20 @@ def verdicts(run_dir: Path) -> dict[str, str]:
     shown: list = []
     space = {"p": SimpleNamespace(run_dir=run_dir), "interval": interval, "markdown_table": markdown_table}
     space |= {"display": shown.append, "Markdown": str, "mean": lambda xs: sum(xs) / len(xs), "told": str}
+    space["PRICE"] = PRICE
     space["plots"] = SimpleNamespace(smooth=plots.smooth, lines=plots.lines, show_figure=shown.append)
     return {claim: verdict for claim, *_, verdict in run(space, *RESULTS)["verdicts"]}
 
 
 def test_claims_that_hold_and_claims_that_do_not(tmp_path):
     rewards = {"truth": 0.6, "labels_32": 0.5, "labels_512": 0.59, "biased": 0.4, "guarded": 0.5}
-    write_trainings(tmp_path / "good" / "feedback", rewards, {"biased"})
+    write_trainings(tmp_path / "good" / "feedback", rewards, {"biased"}, 0.8)
     assert set(verdicts(tmp_path / "good").values()) == {"holds"}
     rewards = {"truth": 0.6, "labels_32": 0.55, "labels_512": 0.5, "biased": 0.52, "guarded": 0.4}
-    write_trainings(tmp_path / "bad" / "feedback", rewards, set())
+    write_trainings(tmp_path / "bad" / "feedback", rewards, set(), 0.3)
     assert set(verdicts(tmp_path / "bad").values()) == {"contradicted"}
-    write_trainings(tmp_path / "few" / "feedback", rewards, set(), seeds=range(2))
-    assert list(verdicts(tmp_path / "few").values())[:4] == ["cannot tell"] * 4
+    write_trainings(tmp_path / "few" / "feedback", rewards, set(), 0.3, seeds=range(2))
+    assert list(verdicts(tmp_path / "few").values())[:5] == ["cannot tell"] * 5
 
 
 def test_printed_solutions_pass_their_checkers():
