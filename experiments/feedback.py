@@ -16,6 +16,7 @@ from statistics import fmean
 import torch
 
 from searchr1_lib.files import TrajectoryLog, write_json
+from searchr1_lib.metrics import grouped
 from searchr1_lib.rewards import Composite, PreferenceReward
 from searchr1_lib.rewards.process import Malformed
 from searchr1_lib.search.bm25 import BM25Search
@@ -61,9 +62,7 @@ def methods(seed):
 
 def told(training):
     """Of each step's rollouts: the labeller's own opinion without its errors, and the shares that hold a phrase."""
-    worth, steps = WellFounded(), {}
-    for t in TrajectoryLog(training / "trajectories.jsonl"):
-        steps.setdefault(t.step, []).append(t)
+    worth, steps = WellFounded(), grouped(TrajectoryLog(training / "trajectories.jsonl"), lambda t: t.step)
     return [
         {"utility": fmean(worth(made))} | {said: fmean(said in t.model_text for t in made) for said in PHRASES}
         for _, made in sorted(steps.items())

@@ -399,7 +399,7 @@ def free_port() -> int:
 
 
 def test_several_workers_share_an_index(engine, tmp_path):
-    """New connections go to either; one that dies is replaced, and its address answers on."""
+    """New connections go to either, and both answer rightly."""
     engine.save(tmp_path / "index")
     port = free_port()
     process = start(tmp_path / "index", port, "--workers", "2")

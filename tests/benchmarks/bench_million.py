@@ -14,18 +14,16 @@ import argparse
 import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from bench_search import ROOT, draw, free_port
+from bench_search import draw, free_port, start_server
 
 from searchr1_lib.data import load_passages
 from searchr1_lib.search import BM25Search, RemoteSearch
@@ -49,6 +47,16 @@ def apart(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
+def timed(search, queries) -> dict[str, float]:
+    """Milliseconds of a call of ``search`` with one query."""
+    times = []
+    for query in queries:
+        begun = time.perf_counter()
+        search(query)
+        times.append(1000 * (time.perf_counter() - begun))
+    return {"median_ms": float(np.median(times)), "p95_ms": float(np.quantile(times, 0.95))}
+
+
 def build_dense(kind: str, vectors: Path, file: Path) -> dict[str, float]:
     import faiss
 
@@ -67,17 +75,12 @@ def search_dense(kind: str, file: Path, queries: np.ndarray) -> tuple[np.ndarray
     index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
     _set_parameters(index, _parameters(KINDS[kind]))
     found = index.search(queries, 3)[1]
-    times = []
-    for query in queries:
-        begun = time.perf_counter()
-        index.search(query[None], 3)
-        times.append(1000 * (time.perf_counter() - begun))
+    told = timed(lambda query: index.search(query[None], 3), queries)
     begun = time.perf_counter()
     for start in range(0, len(queries), 64):
         index.search(queries[start : start + 64], 3)
     batch = 1000 * (time.perf_counter() - begun) * 64 / len(queries)
-    told = {"median_ms": float(np.median(times)), "p95_ms": float(np.quantile(times, 0.95)), "batch_ms": batch}
-    return found, told | {"searching_gib": peak_gib()}
+    return found, told | {"batch_ms": batch, "searching_gib": peak_gib()}
 
 
 def bench_dense(sizes: list[int], home: Path) -> None:
@@ -106,17 +109,17 @@ def bench_dense(sizes: list[int], home: Path) -> None:
 
 def rate(folder: Path, workers: int, queries: list[str], callers: int = 64, each: int = 25) -> float:
     """Queries a second, one a call, of 64 callers; four processes call, so that they are not what is measured."""
-    port = free_port()
-    command = [sys.executable, "-m", "searchr1_lib", "serve", "--index", str(folder), "--port", str(port)]
-    server = subprocess.Popen([*command, "--workers", str(workers)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    port, processes = free_port(), get_context("spawn")
+    server = start_server(port, folder, workers)
     try:
         url = f"http://127.0.0.1:{port}/retrieve"
         RemoteSearch(url, timeout=60, retries=12).search(queries[0])  # waits until it runs
-        begun = time.perf_counter()
-        with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(4, mp_context=processes, initializer=processes.Barrier(4).wait) as pool:
+            wait([pool.submit(int) for _ in range(4)])  # all four have started: that is not what is measured
+            begun = time.perf_counter()
             done = [pool.submit(call, url, queries, callers // 4, each) for _ in range(4)]
             wrong = sum(one.result() for one in done)
-        taken = time.perf_counter() - begun
+            taken = time.perf_counter() - begun
     finally:
         server.terminate()
         server.wait()
@@ -170,13 +173,8 @@ def build_wiki(file: Path, folder: Path) -> dict[str, float]:
 def search_wiki(folder: Path) -> dict[str, float]:
     world = build_world(0)
     queries = [q.text for q in world.questions["train"][:200]]
-    engine, times = BM25Search.load(folder), []
-    for query in queries:
-        begun = time.perf_counter()
-        engine.search(query, 3)
-        times.append(1000 * (time.perf_counter() - begun))
-    told = {"median_ms": float(np.median(times)), "p95_ms": float(np.quantile(times, 0.95))}
-    return told | {"searching_gib": peak_gib()}
+    engine = BM25Search.load(folder)
+    return timed(lambda query: engine.search(query, 3), queries) | {"searching_gib": peak_gib()}
 
 
 def bench_wiki(size: int, home: Path) -> None:

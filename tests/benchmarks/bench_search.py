@@ -138,9 +138,9 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def start_server(port: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "searchr1_lib", "serve", "--index", str(ALMANAC), "--port", str(port)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+def start_server(port: int, index: Path = ALMANAC, workers: int = 1) -> subprocess.Popen:
+    command = [sys.executable, "-m", "searchr1_lib", "serve", "--index", str(index), "--port", str(port)]
+    return subprocess.Popen([*command, "--workers", str(workers)], cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def bench_server(callers: int = 64, each: int = 50) -> dict:
