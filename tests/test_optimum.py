@@ -1,36 +1,44 @@
 """The optimum against exhaustive enumeration, against simulation, and the boundaries against published figures."""
 
 import random
-from itertools import product
+from itertools import permutations, product
 from statistics import fmean, stdev
 
 import pytest
 
 from searchr1_lib.training.grpo import group_advantages
-from searchr1_lib.worlds.optimum import TRUST, UNKNOWN, WORDINGS, Optimum, Skill, State, boundary
+from searchr1_lib.worlds.optimum import RECALL, TRUST, UNKNOWN, WORDINGS, Notes, Optimum, Skill, State, boundary
 
 SKILL = Skill(found=(0.9, 0.5), again=(0.6, 0.8), read=0.95)
+NOTES = Notes(found=0.4, price=0.02)
 
 
 def best_of_all_policies(o: Optimum) -> float:
-    """The value of the best of all plans for one hop: an order of wordings to try, and what to do when they fail."""
+    """The value of the best of all plans for one hop: an order of ways to try, and what to do when they fail."""
     (level,) = o.levels
-    worth = lambda right, searches: (right + (1 - right) * o.guess) * (1 - o.price) ** searches
     values = []
-    for tries, last in product(((), (0,), (1,), (0, 1), (1, 0)), (TRUST, UNKNOWN)):
-        value, reached = 0.0, 1.0
-        for n, wording in enumerate(tries):
-            found = (o.skill.again if n else o.skill.found)[wording]
-            value += reached * found * max(worth(o.skill.read, n + 1), o.unknown)
+    orders = [order for n in range(len(o.ways) + 1) for order in permutations(o.ways, n)]
+    for tries, last in product(orders, (TRUST, UNKNOWN)):
+        value, reached, kept, failed = 0.0, 1.0, 1.0, False
+        worth = lambda right, kept: (right + (1 - right) * o.guess) * kept
+        for way in tries:
+            if way == RECALL:
+                found, price = o.notes.found, o.notes.price
+            else:
+                found, price = (o.skill.again if failed else o.skill.found)[WORDINGS.index(way)], o.price
+                failed = True
+            kept *= 1 - price
+            value += reached * found * max(worth(o.skill.read, kept), o.unknown)
             reached *= 1 - found
-        values.append(value + reached * (max(worth(level, len(tries)), o.unknown) if last == TRUST else o.unknown))
+        values.append(value + reached * (max(worth(level, kept), o.unknown) if last == TRUST else o.unknown))
     return max(values)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.2, 0.55, 0.7, 0.95])
 @pytest.mark.parametrize("price, unknown, guess", [(0.05, 0.0, 0.0), (0.3, 0.1, 0.0), (0.7, 0.1, 0.5), (0.3, 0.6, 0.0)])
-def test_one_hop_is_the_best_of_all_plans(level, price, unknown, guess):
-    o = Optimum((level,), price, SKILL, unknown=unknown, guess=guess)
+@pytest.mark.parametrize("notes", [None, NOTES, Notes(found=0.9, price=0.3)])
+def test_one_hop_is_the_best_of_all_plans(level, price, unknown, guess, notes):
+    o = Optimum((level,), price, SKILL, unknown=unknown, guess=guess, notes=notes)
     assert o.value == pytest.approx(best_of_all_policies(o), abs=1e-12)
 
 
@@ -52,23 +60,24 @@ def simulate(o: Optimum, choose, rng: random.Random) -> tuple[float, float]:
                 return o.unknown, regret
             if act == TRUST and level is None:
                 right = right or rng.random() < o.guess
-                return right * (1 - o.price) ** state.searches, regret
+                return right * (1 - o.price) ** state.searches * (1 - NOTES.price) ** state.recalls, regret
             if act == TRUST:
                 right = right and rng.random() < level
                 state = state.trusted(level)
             else:
-                number = WORDINGS.index(act)
-                chances_here = (o.skill.again if state.tried else o.skill.found)[number]
+                number = o.ways.index(act)
+                chances_here = (o.skill.again if {0, 1} & {*state.tried} else o.skill.found) + (NOTES.found,)
                 found, failed = o.after_search(state, number)
-                if rng.random() < chances_here:
+                if rng.random() < chances_here[number]:
                     state, right, act = found, right and rng.random() < o.skill.read, TRUST
                 else:
                     state = failed
 
 
+@pytest.mark.parametrize("notes", [None, NOTES])
 @pytest.mark.parametrize("levels", [(0.55,), (0.0, 0.85), (0.4, ((0.5, 0.0), (0.5, 0.95))), (0.7, 0.2, 0.95)])
-def test_what_the_optimum_promises_is_earned(levels):
-    o, rng = Optimum(levels, 0.15, SKILL, unknown=0.05), random.Random(0)
+def test_what_the_optimum_promises_is_earned(levels, notes):
+    o, rng = Optimum(levels, 0.15, SKILL, unknown=0.05, notes=notes), random.Random(0)
     best = [simulate(o, lambda values: max(values, key=values.get), rng) for _ in range(20_000)]
     rewards = [reward for reward, _ in best]
     assert fmean(rewards) == pytest.approx(o.value, abs=4 * stdev(rewards) / len(rewards) ** 0.5)
@@ -85,7 +94,9 @@ def test_an_act_is_open_while_it_can_be_done():
     assert list(o.act_values(failed)) == [TRUST, UNKNOWN]
 
 
-@pytest.mark.parametrize("wrong", [{"price": 1.5}, {"price": float("nan")}, {"levels": (1.2,)}, {"unknown": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"price": 1.5}, {"price": float("nan")}, {"levels": (1.2,)}, {"unknown": -1}, {"notes": Notes(2.0, 0.1)}]
+)
 def test_what_is_no_chance_is_named(wrong):
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be between 0 and 1"):
         Optimum(**{"levels": (0.5,), "price": 0.1, "skill": SKILL} | wrong)

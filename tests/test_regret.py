@@ -8,6 +8,8 @@ import pytest
 from searchr1_lib.metrics import exact_match
 from searchr1_lib.records import Question, ToolCall, Trajectory
 from searchr1_lib.rewards.cost import Discounted
+from searchr1_lib.search.bm25 import BM25Search
+from searchr1_lib.study.recollection import noted
 from searchr1_lib.study.regret import (
     SIMPLE,
     WASTED,
@@ -20,13 +22,13 @@ from searchr1_lib.study.regret import (
     simple_policies,
 )
 from searchr1_lib.worlds.almanac import MONTHS, RELATIONS, Entity, query, sample_questions
-from searchr1_lib.worlds.optimum import TRUST, UNKNOWN, WORDINGS, Skill
+from searchr1_lib.worlds.optimum import RECALL, TRUST, UNKNOWN, WORDINGS, Notes, Skill
 
 # ---- the walk --------------------------------------------------------------------------------------------
 
 
-def play(yardstick, q, engine, choose, rng):
-    """An episode of a policy that is told the values of its acts, on the real world with a real engine."""
+def play(yardstick, q, engine, choose, rng, memory=None):
+    """An episode of a policy that is told the values of its acts, on the real world with real engines."""
     walk = _Walk(yardstick, yardstick.world.asked[q.id])
     calls = []
     while True:
@@ -40,7 +42,8 @@ def play(yardstick, q, engine, choose, rng):
         entity, relation = chain_of(walk)[walk.state.hop]
         entity = entity or Entity("people", "Nobody Known", 0)  # behind a blank that it trusted
         words = query(entity, relation, short=act == WORDINGS[1])
-        calls.append(ToolCall("search", words, engine.search(words, k=3)))
+        tool, of = (yardstick.notes.tool, memory) if act == RECALL else ("search", engine)
+        calls.append(ToolCall(tool, words, of.search(words, k=3)))
         walk.search(calls[-1])
     answer = "unknown" if act == UNKNOWN else said(walk)
     return Trajectory(q, [], [], [], [], calls=calls, answer=answer, segments=[])
@@ -110,6 +113,41 @@ def test_the_walk_finds_the_regret_that_the_recursion_computes(world, engine, na
     walked = [sum(d.regret for d in yardstick.decisions(t)) for t in done]
     expected = simple_policies(yardstick, [q.id for q in asked])[name]
     assert abs(fmean(walked) - expected) < 3.5 * stdev(walked) / len(walked) ** 0.5 + 0.003
+
+
+def test_with_notes_the_optimum_asks_them_and_regrets_nothing(world, engine):
+    memory = BM25Search(noted(world.passages, 0.5, 0))
+    asked = sample_questions(world, "test", 400, mixture={"1-hop": 1.0})
+    firsts = [(query(*next(world.asked[q.id].hops()), short=False), q.passages) for q in asked]
+    brings = fmean(not {h.passage.id for h in memory.search(words, k=3)}.isdisjoint(gold) for words, gold in firsts)
+    skill = measured(world, engine, asked)
+    yardstick = Yardstick(world, skill, 0.2, 0.1, notes=Notes(brings, 0.02, "ask"))
+    best = lambda state, level, values, rng: max(values, key=values.get)
+    done = [play(yardstick, q, engine, best, None, memory) for q in asked]
+    made = [d for t in done for d in yardstick.decisions(t)]
+    assert all(d.regret < 1e-9 for d in made)
+    assert {d.act for d in made} > {RECALL, TRUST, WORDINGS[0]}
+    earned = yardstick.reward(done)
+    expected = [
+        exact_match(t.answer, t.question.answers) * 0.8 ** len(t.searches) * 0.98 ** (len(t.calls) - len(t.searches))
+        for t in done
+    ]
+    assert earned == pytest.approx([0.1 if t.answer == "unknown" else e for t, e in zip(done, expected)])
+    short = [yardstick.value(t.question.id) - r for t, r in zip(done, earned)]
+    assert abs(fmean(short)) < 3 * stdev(short) / len(short) ** 0.5 + 0.01, fmean(
+        short
+    )  # a passage that is missing is in no notes either
+    own = by_own_skill(yardstick, done)
+    assert own["regret"] < 0.02
+
+
+def test_a_recall_in_vain_costs_what_a_recall_costs(world):
+    q = next(q for q in world.questions["test"] if q.source == "almanac/1-hop/6")
+    yardstick = Yardstick(world, Skill(), 0.3, notes=Notes(0.5, 0.02, "ask"))
+    call = ToolCall("ask", "the weather in Rome", [])
+    made = yardstick.decisions(Trajectory(q, [], [], [], [], calls=[call], answer="x", segments=[]))
+    assert [d.act for d in made] == [WASTED, TRUST, TRUST]
+    assert made[0].regret == pytest.approx(yardstick.value(q.id) * 0.02)
 
 
 def test_a_search_for_something_else_is_wasted(world):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from ..environment.limits import Amount, valid
 from ..metrics import holds_answer
@@ -12,17 +13,18 @@ from .composite import Composite, SearchR1Reward
 from .process import Format, query_of
 
 
-def search_turns(trajectory: Trajectory) -> list[int]:
-    """The turn in which each executed search was asked: the model's search before each observation."""
+def search_turns(trajectory: Trajectory, tools: Sequence[str] = ("search",)) -> list[int]:
+    """The turn in which each executed search (or call of these tools) was asked: the one before each observation."""
     turns, pending = [], None
     for s in trajectory.segments:
-        if s.kind == "search":
+        if s.kind in tools:
             pending = s.turn
         elif s.kind == "information" and pending is not None:
             turns.append(pending)
             pending = None
-    missing = len(trajectory.searches) - len(turns)
-    return turns[: len(trajectory.searches)] + [turn_count(trajectory) - 1] * max(0, missing)
+    made = sum(call.tool in tools for call in trajectory.calls)
+    missing = made - len(turns)
+    return turns[:made] + [turn_count(trajectory) - 1] * max(0, missing)
 
 
 class InformationGain(TurnReward):

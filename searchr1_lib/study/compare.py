@@ -21,7 +21,7 @@ import runpy
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,8 +31,9 @@ from tqdm import tqdm
 from ..environment.limits import Count, Share, Whole, check
 from ..files import read_json, write_json
 from ..records import Question, Trajectory
-from ..rewards import Discounted, score
+from ..rewards import score
 from ..worlds.almanac import MIXTURE, PRICE, UNKNOWN_PAYS, World, build_world, sample_questions
+from ..worlds.optimum import Notes
 from .analysis import interval
 from .evaluate import hashes
 from .regret import Yardstick, by_level, by_own_skill, queries, simple_policies, skill_of, table
@@ -66,6 +67,8 @@ class Method:
         author_rewards: of single authors of a policy, see ``Trainer``.
         engine: ``f(policy, engine) -> engine``: what searches in the engine's place, such as a ``ResearcherEngine``, in
             training and after it.
+        notes: those that ``engine`` lets the policy ask: the optimum asks them too, and their price is part of the
+            reward that is evaluated.
         gold_passages: the training is told which passages a question needs, as ``HierarchicalReward`` and the credits
             "stepsearch" and "potential" ask for. The others learn from answers alone: say so where they are compared.
     """
@@ -77,6 +80,7 @@ class Method:
     policy: Mapping[str, Any] = field(default_factory=dict)
     author_rewards: Mapping[str, Callable] = field(default_factory=dict)
     engine: Callable | None = None
+    notes: Notes | None = None
     gold_passages: bool = False
 
     def by_token(self) -> Callable[[Sequence[Trajectory], int], list[list[float]]] | None:
@@ -244,6 +248,7 @@ class _Run:
         parts = {part: identity(getattr(self.method, part)) for part in ("advantages", "credit", "reward")}
         told: dict[str, Any] = {"gold_passages": True} if self.method.gold_passages else {}
         told |= {"engine": identity(self.method.engine)} if self.method.engine else {}
+        told |= {"notes": asdict(self.method.notes)} if self.method.notes else {}
         told |= {"policy": json.loads(json.dumps(dict(self.method.policy)))} if self.method.policy else {}  # no tuples
         own = {f"author_rewards/{author}": identity(reward) for author, reward in self.method.author_rewards.items()}
         return dict(self.how) | {"settings": settings} | parts | told | own
@@ -279,13 +284,13 @@ class _Run:
         settings = Settings(**SETTINGS | LIMITS | dict(self.method.settings) | {"seed": self.seed})
         drawn = _asked(world, "train", TRAINED_ON, self.how, self.seed)
         asked = [blanked(q, passages=self.method.gold_passages) for q in drawn]
-        reward = self.method.reward or Discounted(self.price, UNKNOWN_PAYS)
+        yardstick = Yardstick(world, skill, self.price, UNKNOWN_PAYS, notes=self.method.notes)
+        reward = self.method.reward or yardstick.reward
         run_dir = self.out / "trainings" / self.file.stem
         advantages = self.method.by_token()
         how: dict[str, Any] = {"advantages": advantages, "author_rewards": self.method.author_rewards, "report": None}
         trainer = Trainer(policy, asked, engine, reward, settings, run_dir, **how)
         trainer.train()
-        yardstick = Yardstick(world, skill, self.price, UNKNOWN_PAYS)
         done = examine(policy, engine, yardstick, self.how, self.seed)
         rows = table(yardstick, done)
         figures = {name: fmean(row[name] for row in rows) for name in ("regret", "reward", "best")}
@@ -326,7 +331,7 @@ def course(trainer, yardstick: Yardstick) -> list[dict[str, Any]]:
     """
     lost: dict[int, list[float]] = {}
     earned: dict[int, list[float]] = {}
-    true = Discounted(yardstick.price, yardstick.unknown)
+    true = yardstick.reward
     for t in trainer.log:
         lost.setdefault(t.step + 1, []).append(sum(d.regret for d in yardstick.decisions(t)))
         earned.setdefault(t.step + 1, []).append(true.value(t))
@@ -346,11 +351,11 @@ def examine(policy, engine, yardstick: Yardstick, how: Mapping[str, Any], seed: 
 
     from ..training.rollout import rollout
 
-    reward, generator = Discounted(yardstick.price, yardstick.unknown), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     asked, n = _asked(yardstick.world, how["split"], how["questions"], how), how["rollouts"]
     limits = LIMITS | {"num_generations": n, "batch_size": 100 * n} | how.get("limits", {})
     done = rollout(policy, asked, engine, generator=generator, **limits)
-    score(reward, done).keep(done)
+    score(yardstick.reward, done).keep(done)
     return done
 
 

@@ -19,9 +19,10 @@ from ..files import read_json
 from ..metrics import exact_match, grouped, mean, normalize_answer
 from ..records import ToolCall, Trajectory
 from ..rewards.base import turn_count
+from ..rewards.cost import Discounted
 from ..rewards.steps import search_turns
 from ..worlds.almanac import RELATIONS, TRUE_SHARE, UNKNOWN_PAYS, Asked, Entity, World, world_of
-from ..worlds.optimum import TRUST, UNKNOWN, WORDINGS, Level, Optimum, Skill, State
+from ..worlds.optimum import RECALL, TRUST, UNKNOWN, WORDINGS, Level, Notes, Optimum, Skill, State
 
 #: An act that no optimum takes: a search for what was not asked, or once more in the same words.
 WASTED = "wasted"
@@ -52,8 +53,8 @@ class Decision:
 
 
 @lru_cache(maxsize=100_000)
-def _optimum(levels, price, skill, unknown, guess, max_searches) -> Optimum:
-    return Optimum(levels, price, skill, unknown, guess, max_searches)
+def _optimum(levels, price, skill, unknown, guess, max_searches, notes) -> Optimum:
+    return Optimum(levels, price, skill, unknown, guess, max_searches, notes)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Yardstick:
     Args:
         price, unknown: as in ``rewards.Discounted``.
         max_searches: of an episode, ``Limits.max_turns``.
+        notes: that the policy may ask; the optimum may ask them too.
     """
 
     world: World
@@ -70,12 +72,19 @@ class Yardstick:
     price: float
     unknown: float = 0.0
     max_searches: int = 4
+    notes: Notes | None = None
+
+    @property
+    def reward(self) -> Discounted:
+        """The reward whose optimum this is."""
+        tools = {self.notes.tool: self.notes.price} if self.notes else {}
+        return Discounted(self.price, self.unknown, tools)
 
     def optimum(self, asked: Asked, read: frozenset[int] = frozenset()) -> Optimum:
         """For a question of which the values of some hops were read."""
         guess = 0.5 if asked.other else 0.0
         levels = self._levels(asked, read)
-        return _optimum(levels, self.price, self.skill, self.unknown, guess, self.max_searches)
+        return _optimum(levels, self.price, self.skill, self.unknown, guess, self.max_searches, self.notes)
 
     def value(self, question_id: str) -> float:
         """V* of a question."""
@@ -95,11 +104,14 @@ class Yardstick:
     def decisions(self, t: Trajectory) -> list[Decision]:
         """What the policy decided, one after the other."""
         walk = _Walk(self, self.world.asked[t.question.id])
-        for call, walk.turn in zip(t.searches, search_turns(t)):
+        tools = ("search", self.notes.tool) if self.notes else ("search",)
+        calls = [call for call in t.calls if call.tool in tools]
+        for call, walk.turn in zip(calls, search_turns(t, tools)):
             walk.search(call)
-        asks = [s.turn for s in t.segments if s.by_model and s.kind == "search"]
-        for walk.turn in asks[len(t.searches) :]:
-            walk.waste()  # asked for where no search was left
+        asks = [s for s in t.segments if s.by_model and s.kind in tools]
+        for s in asks[len(calls) :]:
+            walk.turn = s.turn
+            walk.waste(s.kind)  # asked for where no search was left
         walk.turn = turn_count(t) - 1
         if t.answer is None:
             walk.end("nothing", 0.0)
@@ -140,22 +152,26 @@ class _Walk:
             self.state = self.state.trusted(level)
 
     def search(self, call: ToolCall) -> None:
-        hop, wording = self._meant(call.argument)
-        if hop is None or (hop == self.state.hop and wording in self.state.tried):
-            return self.waste()
+        hop, way = self._meant(call.argument)
+        if call.tool != "search":
+            way = len(WORDINGS)  # a recall, in whichever wording
+        if hop is None or (hop == self.state.hop and way in self.state.tried):
+            return self.waste(call.tool)
         self.trust_up_to(hop)
         entity = _chain(self.asked, self.read)[hop]
         found = entity is not None and entity.passage != "" and entity.passage in {h.passage.id for h in call.result}
-        self._record(WORDINGS[wording], found=found)
-        after = self.yardstick.optimum(self.asked).after_search(self.state, wording)
+        optimum = self.yardstick.optimum(self.asked)
+        self._record(optimum.ways[way], found=found)
+        after = optimum.after_search(self.state, way)
         if found:
             self.read |= {hop}
         self.state = after[0] if found else after[1]
 
-    def waste(self) -> None:
-        """A search that changes nothing but the price."""
+    def waste(self, tool: str = "search") -> None:
+        """A search or a recall that changes nothing but the price."""
         optimum, level, values = self._open()
-        dearer = replace(self.state, searches=self.state.searches + 1)
+        recalls = tool != "search"
+        dearer = replace(self.state, searches=self.state.searches + (not recalls), recalls=self.state.recalls + recalls)
         value = max(optimum.act_values(dearer, level).values())
         self.made.append(Decision(self.state, level, WASTED, values, value, turn=self.turn))
         self.state = dearer
@@ -218,7 +234,8 @@ def measure_skill(yardstick: Yardstick, trajectories: Iterable[Trajectory], othe
         made = yardstick.decisions(t)
         for d in made:
             if d.act in WORDINGS:
-                (again if d.state.tried else first)[WORDINGS.index(d.act)].append(d.found)
+                failed = {*d.state.tried} & {0, 1}  # in the other wording
+                (again if failed else first)[WORDINGS.index(d.act)].append(d.found)
         if len(yardstick.world.asked[t.question.id].relations) == 1 and any(d.found for d in made):
             right.append(exact_match(t.answer, t.question.answers))
     seen = [*first, *again, right]
@@ -304,8 +321,13 @@ def by_level(yardstick: Yardstick, trajectories: Iterable[Trajectory]) -> list[d
 
 
 def by_own_skill(yardstick: Yardstick, trajectories: Sequence[Trajectory]) -> dict:
-    """Choice "regret" and V* ("best") by the "skill" that a policy shows, in place of that with which it began."""
+    """Choice "regret" and V* ("best") by the "skill" that a policy shows, and by what its recalls brought, in place of
+    what it began with.
+    """
     own = replace(yardstick, skill=measure_skill(yardstick, trajectories, yardstick.skill))
+    recalls = [d.found for t in trajectories for d in yardstick.decisions(t) if d.act == RECALL]
+    if own.notes and recalls:
+        own = replace(own, notes=replace(own.notes, found=fmean(map(bool, recalls))))
     rows = table(own, trajectories)
     return {"skill": asdict(own.skill)} | {figure: fmean(row[figure] for row in rows) for figure in ("regret", "best")}
 

@@ -17,8 +17,9 @@ from functools import cache, cached_property, lru_cache
 from itertools import product
 from math import comb
 
-#: What may be done at a hop: believe the memory, search in either wording, or end by saying that one does not know.
-TRUST, UNKNOWN, WORDINGS = "trust", "unknown", ("search full", "search short")
+#: What may be done at a hop: believe the memory, search in either wording, look among notes where there are any, or end
+#: by saying that one does not know.
+TRUST, UNKNOWN, RECALL, WORDINGS = "trust", "unknown", "recall", ("search full", "search short")
 #: A level, or where nobody can know it yet the levels that it may have, each with its chance.
 Level = float | tuple[tuple[float, float], ...]
 #: (state, level, values of the open acts) -> acts with their probabilities.
@@ -41,13 +42,31 @@ class Skill:
 
 
 @dataclass(frozen=True)
+class Notes:
+    """What earlier episodes left, see ``environment.memory``.
+
+    Attributes:
+        found: the chance that they bring the passage of a hop.
+        price: of looking among them; what a right answer is worth is multiplied by 1 - price.
+        tool: what the calls of it are named.
+    """
+
+    found: float
+    price: float
+    tool: str = "recall"
+
+
+@dataclass(frozen=True)
 class State:
-    """Where a decision stands: the hop, the searches so far, the chance that all before is right, what was tried."""
+    """Where a decision stands: the hop, the searches so far, the chance that all before is right, what was tried for
+    this hop (places among ``Optimum.ways``), and how often the notes were asked.
+    """
 
     hop: int = 0
     searches: int = 0
     right: float = 1.0
     tried: tuple[int, ...] = ()
+    recalls: int = 0
 
     def trusted(self, level: float) -> State:
         """The state after the memory of this hop, right with ``level``, was believed."""
@@ -64,7 +83,8 @@ class Optimum:
         skill: of the policy that is to choose.
         unknown: what saying "unknown" earns.
         guess: the chance that a wrong chain gives the right answer all the same: 1/2 for a comparison of two.
-        max_searches: an episode's limit.
+        max_searches: an episode's limit, recalls counted.
+        notes: what may be asked before the engine; None: there are none.
 
     Raises:
         ValueError: a number that is no chance.
@@ -81,14 +101,22 @@ class Optimum:
     unknown: float = 0.0
     guess: float = 0.0
     max_searches: int = 4
+    notes: Notes | None = None
 
     def __post_init__(self):
         levels = [p for level in self.levels for p in _spread(level)[1]]
         chances = {"price": [self.price], "unknown": [self.unknown], "guess": [self.guess], "levels": levels}
         chances |= {name: _listed(getattr(self.skill, name)) for name in ("found", "again", "read")}
+        if self.notes:
+            chances |= {"notes": [self.notes.found, self.notes.price]}
         for name, values in chances.items():
             if wrong := [value for value in values if not 0 <= value <= 1]:
                 raise ValueError(f"{name} must be between 0 and 1, got {wrong[0]}")
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How a passage may be looked for."""
+        return (*WORDINGS, RECALL) if self.notes else WORDINGS
 
     @cached_property
     def value(self) -> float:
@@ -105,22 +133,26 @@ class Optimum:
             return {TRUST: self._answer(state), UNKNOWN: self.unknown}
         level = self._stated(state, level)
         values = {TRUST: self._enter(state.trusted(level))}
-        for number, wording in enumerate(WORDINGS):
-            if number not in state.tried and state.searches < self.max_searches:
+        for number, way in enumerate(self.ways):
+            if number not in state.tried and state.searches + state.recalls < self.max_searches:
                 chance = self._finds(state, number)
                 found, failed = self.after_search(state, number)
-                values[wording] = chance * self._enter(found) + (1 - chance) * self._value(failed, level)
+                values[way] = chance * self._enter(found) + (1 - chance) * self._value(failed, level)
         return values | {UNKNOWN: self.unknown}
 
-    def after_search(self, state: State, wording: int) -> tuple[State, State]:
-        """The state after a search that found the passage, and after one that did not."""
-        once = replace(state, searches=state.searches + 1)
+    def after_search(self, state: State, way: int) -> tuple[State, State]:
+        """The state after a search (or a recall) that found the passage, and after one that did not."""
+        recalls = self.ways[way] == RECALL
+        once = replace(state, searches=state.searches + (not recalls), recalls=state.recalls + recalls)
         found = replace(once, hop=state.hop + 1, right=state.right * self.skill.read, tried=())
-        return found, replace(once, tried=(*state.tried, wording))
+        return found, replace(once, tried=(*state.tried, way))
 
-    def _finds(self, state: State, wording: int) -> float:
-        """The chance that a search in this wording brings the passage."""
-        return (self.skill.again if state.tried else self.skill.found)[wording]
+    def _finds(self, state: State, way: int) -> float:
+        """The chance that this way to look for it brings the passage."""
+        if self.notes and self.ways[way] == RECALL:
+            return self.notes.found
+        failed = any(self.ways[tried] in WORDINGS for tried in state.tried)  # in the other wording
+        return (self.skill.again if failed else self.skill.found)[way]
 
     def _stated(self, state: State, level: float | None) -> float:
         _, levels = _spread(self.levels[state.hop])
@@ -129,7 +161,10 @@ class Optimum:
         return levels[0] if level is None else level
 
     def _answer(self, state: State) -> float:
-        return (state.right + (1 - state.right) * self.guess) * (1 - self.price) ** state.searches
+        kept = (1 - self.price) ** state.searches
+        if self.notes:
+            kept *= (1 - self.notes.price) ** state.recalls
+        return (state.right + (1 - state.right) * self.guess) * kept
 
     def _enter(self, state: State) -> float:
         """V* where a hop begins and nothing is stated of it yet."""
@@ -172,7 +207,7 @@ class Optimum:
                 return 0.0
             if act == TRUST:
                 return enter(state.trusted(level))
-            number = WORDINGS.index(act)
+            number = self.ways.index(act)
             chance = self._finds(state, number)
             found, failed = self.after_search(state, number)
             return chance * enter(found) + (1 - chance) * visit(failed, level)
