@@ -1,15 +1,17 @@
 """The short warm start for recalls: what its demonstrations show, and what the adapter that ships can do."""
 
 import random
+import runpy
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from searchr1_lib.environment.memory import Recall
 from searchr1_lib.environment.search import SearchEnvironment, tools_of
-from searchr1_lib.records import Note
+from searchr1_lib.records import Note, ToolCall, Trajectory
 from searchr1_lib.rewards import Discounted, score
 from searchr1_lib.search.bm25 import BM25Search
 from searchr1_lib.search.memory import MemoryStore
@@ -18,7 +20,7 @@ from searchr1_lib.study.recollection import asking, demonstrations, noted
 from searchr1_lib.study.warmstart import RECALL, coin, episode, play
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.training.rollout import rollout
-from searchr1_lib.worlds.almanac import build_world
+from searchr1_lib.worlds.almanac import build_world, query
 
 ADAPTER = Path("data/tiny_qwen_recall")
 
@@ -91,3 +93,43 @@ def test_the_adapter_that_ships_recalls_and_reads(tmp_path, world, engine):
 
 def ids(hits):
     return [hit.passage.id for hit in hits]
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return SimpleNamespace(**runpy.run_path("experiments/memory.py"))
+
+
+def test_a_cache_makes_cheap_what_was_asked_in_the_same_words(experiment):
+    world, cached = build_world(0), experiment.Cached(0.5)
+    known = {passage.id for passage in noted(world.passages, 0.5, 0)}
+    single = [q for q in world.questions["train"] if len(world.asked[q.id].relations) == 1 and q.passages]
+    for before in (True, False):
+        q = next(q for q in single if (q.passages[0] in known) == before)
+        (hop,) = world.asked[q.id].hops()
+        calls = [ToolCall("search", query(*hop, short=short), []) for short in (False, True)]
+        done = [Trajectory(q, [], [], [], [], calls=calls, answer=a) for a in (q.answers[0], "unknown", "no")]
+        assert cached(done) == pytest.approx([0.8 * (0.98 if before else 0.8), 0.1, 0.0])
+
+
+def test_old_notes_are_wrong_and_say_their_age(experiment, policy):
+    world = build_world(0)
+    _, memory = experiment.methods["old_dated"].engine(policy, BM25Search(world.passages))
+    notes = {note.passage.id: note for note in memory.store.notes()}
+    assert len(notes) == len(world.passages)
+    single = [q for q in world.questions["train"] if len(world.asked[q.id].relations) == 1 and q.passages]
+    holds = {
+        old: [q.answers[0] in notes[q.passages[0]].passage.text for q in single if is_old(q, notes) == old]
+        for old in (True, False)
+    }
+    assert fmean(holds[False]) == 1 and fmean(holds[True]) < 0.02
+    assert 0.4 < len(holds[True]) / len(single) < 0.6
+    memory.rewind(0)
+    memory.merge([], 7)  # as the trainer does, step by step
+    (shown,) = memory.run([world.passages[0].title], 3)
+    assert {p.title.rpartition(" (noted ")[2] for p in shown} <= {"50 steps ago)", "1 steps ago)"}
+    assert len(memory.store.notes()) == len(world.passages)
+
+
+def is_old(q, notes):
+    return notes[q.passages[0]].time == 0
