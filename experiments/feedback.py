@@ -47,10 +47,14 @@ def learned(choices):
     return Composite([(1.0, PreferenceReward(choices)), (1.0, Malformed())], name="learned")
 
 
+def labeller(name, seed=0):
+    """Whose choices the method of this name learned from."""
+    return Scripted(WellFounded(), noise=NOISE, bias=LONGER if name in ("biased", "guarded") else {}, seed=seed)
+
+
 def methods(seed):
     pairs = labelled(seed)
-    honest = Scripted(WellFounded(), noise=NOISE, seed=seed)(pairs)
-    biased = Scripted(WellFounded(), noise=NOISE, bias=LONGER, seed=seed)(pairs)
+    honest, biased = labeller("honest", seed)(pairs), labeller("biased", seed)(pairs)
     return {
         "truth": Method(SHORT | {"credit": "rollout"}),  # the very training that experiments/credit.py calls outcome
         "labels_32": Method(SHORT, reward=learned(honest[:32])),
@@ -61,10 +65,13 @@ def methods(seed):
 
 
 def told(training):
-    """Of each step's rollouts: the labeller's own opinion without its errors, and the shares that hold a phrase."""
-    worth, steps = WellFounded(), grouped(TrajectoryLog(training / "trajectories.jsonl"), lambda t: t.step)
+    """Of each step: what its rollouts' own labeller thinks, errors apart; what an honest one would; what they hold."""
+    own, honest = (labeller(name).worth for name in (training.name.partition("-")[0], "honest"))
+    steps = grouped(TrajectoryLog(training / "trajectories.jsonl"), lambda t: t.step)
     return [
-        {"utility": fmean(worth(made))} | {said: fmean(said in t.model_text for t in made) for said in PHRASES}
+        {"opinion": fmean(own(made)), "well_founded": fmean(honest(made))}
+        | {"searches": fmean(len(t.searches) for t in made), "tokens": fmean(sum(t.mask) for t in made)}
+        | {said: fmean(said in t.model_text for t in made) for said in PHRASES}
         for _, made in sorted(steps.items())
     ]
 

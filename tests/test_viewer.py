@@ -579,10 +579,12 @@ def test_weigh_redraws_at_once_for_the_group_on_display():
         weigh([], {})
 
 
-def test_prefer_writes_what_was_chosen_and_shows_no_reward(tmp_path):
+def test_prefer_writes_what_was_chosen_and_shows_neither_reward_nor_what_is_right(tmp_path):
     group, path = group_of(), tmp_path / "choices.jsonl"
     box = prefer([(group[0], group[1]), (group[2], group[3]), (group[4], group[5])], path, who="ada")
-    assert "0.85" not in _Page(box.drawing.value).text and group[0].reward is not None
+    shown = _Page(box.drawing.value).text
+    assert "0.85" not in shown and group[0].reward is not None
+    assert "✗" not in shown and "✓" not in shown and "no gold answer is known" in shown and group[0].question.answers
     box.controls["b"].click()
     box.controls["skip"].click()
     box.controls["a"].click()

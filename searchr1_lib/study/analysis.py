@@ -456,10 +456,20 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values) - half, fmean(values) + half
 
 
+def told(values: Sequence[float]) -> str:
+    """The mean, and its 95 % interval where there are several values.
+
+    >>> told([0.5]), told([0.5, 0.6])
+    ('0.500', '0.550 (0.500 to 0.600)')
+    """
+    low, high = interval(values)
+    return f"{fmean(values):.3f}" + (f" ({low:.3f} to {high:.3f})" if len(values) > 1 else "")
+
+
 def judged(differences: Sequence[float]) -> tuple[str, str, str]:
     """Mean, 95 % interval and verdict of differences, one a seed, of which a claim says that they are above 0.
 
-    >>> judged([0.1, 0.2, 0.1])[2], judged([0.1, -0.2, 0.1])[2], judged([0.1])[2]
+    >>> judged([0.1, 0.12, 0.1])[2], judged([0.1, -0.2, 0.1])[2], judged([0.1])[2]
     ('holds', 'cannot tell', 'cannot tell')
 
     Raises:

@@ -77,10 +77,11 @@ class Scripted:
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Choice]:
         """One choice a pair; the same pair always gets the same one."""
-        sides = [self._worth([pair[side] for pair in pairs]) for side in (0, 1)]
+        sides = [self.worth([pair[side] for pair in pairs]) for side in (0, 1)]
         return [self._choice(pair, u, v) for pair, u, v in zip(pairs, *sides)]
 
-    def _worth(self, trajectories: Sequence[Trajectory]) -> list[float]:
+    def worth(self, trajectories: Sequence[Trajectory]) -> list[float]:
+        """What it thinks of each, its biases included and its errors not."""
         values, rows = checked(self.utility, trajectories), visible(trajectories)
         return [u + sum(w * row.get(name, 0.0) for name, w in self.bias.items()) for u, row in zip(values, rows)]
 

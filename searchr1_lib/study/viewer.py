@@ -29,7 +29,7 @@ import ipywidgets as widgets
 
 from ..environment.limits import Positive, valid
 from ..metrics import first_act, grouped, knowledge, no_variance, pairs, right
-from ..records import Segment, ToolCall, Trajectory
+from ..records import Question, Segment, ToolCall, Trajectory
 from ..rewards import Choice, record_choice
 
 if TYPE_CHECKING:
@@ -799,8 +799,11 @@ def weigh(trajectories: Iterable[Trajectory], weights: Mapping[str, float], *, m
 
 
 def render_pair(a: Trajectory, b: Trajectory) -> str:
-    """Self-contained HTML: two rollouts of one question as A and B, without rewards, so that they sway nobody."""
-    pair = [replace(t, reward=None, rewards={}, turn_rewards=[], advantages=[]) for t in (a, b)]
+    """Self-contained HTML: two rollouts of one question as A and B, without rewards and without what is known of the
+    answer, so that they sway nobody.
+    """
+    asked = Question(a.question.id, a.question.text, [])
+    pair = [replace(t, question=asked, reward=None, rewards={}, turn_rewards=[], advantages=[]) for t in (a, b)]
     return _page(_group_html(pair, _scale(pair, "mask"), ["A", "B"]))
 
 
