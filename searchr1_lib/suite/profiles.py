@@ -240,8 +240,8 @@ def folder_of(run: str) -> Path:
 def parameters(profile: str, run: str = "", **cell: Any) -> Profile:
     """Settle a notebook's parameters; called in the cell after the parameters cell.
 
-    >>> p = suite.parameters(profile, run, steps=steps)
-    >>> p.profile, p.run_dir, p.steps, p.learning_rate, p.settings(), p.limits(), p.make_reward()
+        p = suite.parameters(profile, run, steps=steps)
+        p.profile, p.run_dir, p.steps, p.learning_rate, p.settings(), p.limits(), p.make_reward()
 
     Changes into the repository's root, so that paths agree wherever the kernel was started; makes the run's folder
     and its manifest, or takes the parameters of the run that stands there; prints the profile, why it was chosen, and
