@@ -665,7 +665,8 @@ def lines(x: Numbers, panels: Mapping[str, Mapping[str, Numbers]], *, xlabel: st
             ax.plot(x, values, **look, label=label, markevery=max(1, len(x) // 10))
             told.append(f"{name}, {label}: from {values[0]:.2f} at {x[0]:g} to {values[-1]:.2f} at {x[-1]:g}")
         ax.set(title=name, xlabel=xlabel)
-    return _finished(fig, title, f"Lines over {xlabel}. {'; '.join(told)}.")
+    alike = len(panels) > 1 and len({tuple(drawn) for drawn in panels.values()}) == 1
+    return _finished(fig, title, f"Lines over {xlabel}. {'; '.join(told)}.", below=len(drawn) if alike else 0)
 
 
 # ---- comparing runs and methods --------------------------------------------------------------------------

@@ -24,6 +24,7 @@ COMMANDS = {
     "warmstart": ("study.warmstart", "make the tiny Qwen (about an hour on 2 cores)"),
     "recollection": ("study.recollection", "teach the tiny Qwen to ask its notes (some minutes)"),
     "form": ("study.form", "teach a real model the form of an episode, not when to search"),
+    "knowledge": ("study.knowledge", "what a model knows: measured, and what the best policy would earn with it"),
     "compare": ("study.compare", "ideas against one another and against the optimum, in the laboratory"),
     "prepare": ("worlds.prepare", "make a folder of data as the notebooks read it"),
     "almanac": ("worlds.almanac", "write the almanac: passages and questions of a half-remembered world"),
