@@ -6,7 +6,7 @@
 "explore" is the same with a search and an answer put into each group for the first 20 steps, so that no seed gives
 one of the two up before it has compared them. In "decided" the token that decides, `<search` or `<answer`, has eight
 times the advantage of the others: how to ask and to read is learned as well, but more slowly. Shipped in
-experiments/results/default.
+experiments/results/default, and "decided" in experiments/results/default_tried.
 """
 
 import torch
