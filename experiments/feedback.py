@@ -68,12 +68,13 @@ def told(training):
     """Of each step: what its rollouts' own labeller thinks, errors apart; what an honest one would; what they hold."""
     own, honest = (labeller(name).worth for name in (training.name.partition("-")[0], "honest"))
     steps = grouped(TrajectoryLog(training / "trajectories.jsonl"), lambda t: t.step)
-    return [
+    rows = [
         {"opinion": fmean(own(made)), "well_founded": fmean(honest(made))}
         | {"searches": fmean(len(t.searches) for t in made), "tokens": fmean(sum(t.mask) for t in made)}
         | {said: fmean(said in t.model_text for t in made) for said in PHRASES}
         for _, made in sorted(steps.items())
     ]
+    return [{name: round(value, 4) for name, value in row.items()} for row in rows]
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def write_trainings(place: Path, rewards: dict[str, float], falls: set[str], lik
     """Results whose true rewards are given, and fall again on the way for some; what the labeller thinks at the end."""
     place.mkdir(parents=True)
     write_json(place / "start.json", {"reward": 0.3})
-    told = lambda seed: [{"utility": 0.5 + (liked + 0.01 * seed - 0.5) * i / 29, "it says": 0.5} for i in range(30)]
+    told = lambda seed: [{"opinion": 0.5 + (liked + 0.01 * seed - 0.5) * i / 29, "it says": 0.5} for i in range(30)]
     write_json(place / "told.json", {f"{name}-0.2-{seed}": told(seed) for name in rewards for seed in seeds})
     for name, reward in rewards.items():
         for seed in seeds:
