@@ -12,6 +12,9 @@ notes as well, and takes them to bring a passage with rho times the chance of a 
 what was asked before in the same words for the price of a recall; cache.json has what both of them earn with each rho
 in such a cache.
 
+"rho_0.5_explore" puts a search and an answer into each group for the first half of the steps, so that neither is given
+up for the cheap recalls before they were compared.
+
 "old" and "old_dated" have a note of every passage. Of half of them it is fifty steps old, and what it says is not true
 any more; "old_dated" is told the age of each. (Their regret says nothing: it takes an old note for a good one.)
 
@@ -79,7 +82,7 @@ class Standing(Recall):
         pass
 
 
-def recalling(notes, found, kind=Recall, **how):
+def recalling(notes, found, kind=Recall, settings=SHORT, **how):
     """Trained with these notes of all passages."""
 
     def tools(policy, engine):
@@ -88,7 +91,7 @@ def recalling(notes, found, kind=Recall, **how):
         return [engine, kind(store, rule="nothing", name=RECALL, **how)]
 
     expected = Notes(found * skill_of(MODEL).found[0], RECALL_COSTS, RECALL)
-    return Method(SHORT, engine=tools, notes=expected, policy={"adapter": ADAPTER})
+    return Method(settings, engine=tools, notes=expected, policy={"adapter": ADAPTER})
 
 
 def half_of_them_old(passages):
@@ -105,12 +108,13 @@ def half_of_them_old(passages):
     return [Note(before.get(p.id, p), time=0 if p.id in before else 49) for p in passages]
 
 
-def holding(rho):
-    return recalling(lambda passages: [Note(passage) for passage in noted(passages, rho, 0)], rho)
+def holding(rho, **how):
+    return recalling(lambda passages: [Note(passage) for passage in noted(passages, rho, 0)], rho, **how)
 
 
 methods = {f"rho_{rho:g}": holding(rho) for rho in RHOS}
 methods |= {
+    "rho_0.5_explore": holding(0.5, settings=SHORT | {"explore": 1, "explore_steps": 15}),
     "no_notes": Method(SHORT, policy={"adapter": ADAPTER}),
     "cache": Method(SHORT, policy={"adapter": ADAPTER}, reward=Cached(0.5)),
     "old": recalling(half_of_them_old, 0.5, Standing),
