@@ -30,7 +30,7 @@ from statistics import fmean
 
 from searchr1_lib.environment.memory import Recall
 from searchr1_lib.files import write_json
-from searchr1_lib.metrics import normalize_answer
+from searchr1_lib.metrics import grouped, normalize_answer
 from searchr1_lib.records import Note
 from searchr1_lib.rewards import Discounted
 from searchr1_lib.search.bm25 import BM25Search
@@ -100,9 +100,10 @@ def half_of_them_old(passages):
     before = {p.id: p for p in passages if rng.random() < 0.5}
     asked = [(q, world.asked[q.id].relations) for part in world.questions.values() for q in part]
     single = [(q, relations[0]) for q, relations in asked if len(relations) == 1]
+    alike = grouped(single, lambda pair: pair[1])
     for q, relation in single:
         for passage in (before[id] for id in q.passages if id in before):
-            others = [other.answers[0] for other, its in single if its == relation and other.answers != q.answers]
+            others = [other.answers[0] for other, _ in alike[relation] if other.answers != q.answers]
             text = passage.text.replace(q.answers[0], rng.choice(others))
             before[passage.id] = replace(passage, text=text)
     return [Note(before.get(p.id, p), time=0 if p.id in before else 49) for p in passages]

@@ -134,9 +134,8 @@ def test_with_notes_the_optimum_asks_them_and_regrets_nothing(world, engine):
     ]
     assert earned == pytest.approx([0.1 if t.answer == "unknown" else e for t, e in zip(done, expected)])
     short = [yardstick.value(t.question.id) - r for t, r in zip(done, earned)]
-    assert abs(fmean(short)) < 3 * stdev(short) / len(short) ** 0.5 + 0.01, fmean(
-        short
-    )  # a passage that is missing is in no notes either
+    # a passage that is missing is in no notes either, so the recalls and the searches for it do not fail independently
+    assert abs(fmean(short)) < 3 * stdev(short) / len(short) ** 0.5 + 0.01, fmean(short)
     own = by_own_skill(yardstick, done)
     assert own["regret"] < 0.02
 

@@ -170,8 +170,7 @@ class _Walk:
     def waste(self, tool: str = "search") -> None:
         """A search or a recall that changes nothing but the price."""
         optimum, level, values = self._open()
-        recalls = tool != "search"
-        dearer = replace(self.state, searches=self.state.searches + (not recalls), recalls=self.state.recalls + recalls)
+        dearer = self.state.asked(notes=tool != "search")
         value = max(optimum.act_values(dearer, level).values())
         self.made.append(Decision(self.state, level, WASTED, values, value, turn=self.turn))
         self.state = dearer
@@ -234,8 +233,7 @@ def measure_skill(yardstick: Yardstick, trajectories: Iterable[Trajectory], othe
         made = yardstick.decisions(t)
         for d in made:
             if d.act in WORDINGS:
-                failed = {*d.state.tried} & {0, 1}  # in the other wording
-                (again if failed else first)[WORDINGS.index(d.act)].append(d.found)
+                (again if d.state.searched_in_vain else first)[WORDINGS.index(d.act)].append(d.found)
         if len(yardstick.world.asked[t.question.id].relations) == 1 and any(d.found for d in made):
             right.append(exact_match(t.answer, t.question.answers))
     seen = [*first, *again, right]
@@ -325,9 +323,9 @@ def by_own_skill(yardstick: Yardstick, trajectories: Sequence[Trajectory]) -> di
     what it began with.
     """
     own = replace(yardstick, skill=measure_skill(yardstick, trajectories, yardstick.skill))
-    recalls = [d.found for t in trajectories for d in yardstick.decisions(t) if d.act == RECALL]
-    if own.notes and recalls:
-        own = replace(own, notes=replace(own.notes, found=fmean(map(bool, recalls))))
+    if own.notes:
+        recalls = [bool(d.found) for t in trajectories for d in yardstick.decisions(t) if d.act == RECALL]
+        own = replace(own, notes=replace(own.notes, found=fmean(recalls))) if recalls else own
     rows = table(own, trajectories)
     return {"skill": asdict(own.skill)} | {figure: fmean(row[figure] for row in rows) for figure in ("regret", "best")}
 

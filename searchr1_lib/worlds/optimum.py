@@ -72,6 +72,15 @@ class State:
         """The state after the memory of this hop, right with ``level``, was believed."""
         return replace(self, hop=self.hop + 1, right=self.right * level, tried=())
 
+    def asked(self, notes: bool) -> State:
+        """The state after one more search, or one more recall, whatever it brought."""
+        return replace(self, searches=self.searches + (not notes), recalls=self.recalls + notes)
+
+    @property
+    def searched_in_vain(self) -> bool:
+        """Whether a search for this hop has failed, in the other wording than the next one's."""
+        return any(way < len(WORDINGS) for way in self.tried)
+
 
 @dataclass(frozen=True)
 class Optimum:
@@ -142,8 +151,7 @@ class Optimum:
 
     def after_search(self, state: State, way: int) -> tuple[State, State]:
         """The state after a search (or a recall) that found the passage, and after one that did not."""
-        recalls = self.ways[way] == RECALL
-        once = replace(state, searches=state.searches + (not recalls), recalls=state.recalls + recalls)
+        once = state.asked(notes=self.ways[way] == RECALL)
         found = replace(once, hop=state.hop + 1, right=state.right * self.skill.read, tried=())
         return found, replace(once, tried=(*state.tried, way))
 
@@ -151,8 +159,7 @@ class Optimum:
         """The chance that this way to look for it brings the passage."""
         if self.notes and self.ways[way] == RECALL:
             return self.notes.found
-        failed = any(self.ways[tried] in WORDINGS for tried in state.tried)  # in the other wording
-        return (self.skill.again if failed else self.skill.found)[way]
+        return (self.skill.again if state.searched_in_vain else self.skill.found)[way]
 
     def _stated(self, state: State, level: float | None) -> float:
         _, levels = _spread(self.levels[state.hop])
