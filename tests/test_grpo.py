@@ -597,10 +597,12 @@ def test_head_in_half_precision(autocast):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_logits_of_16_bit_states_are_not_rounded_to_16_bits(dtype):
     g = torch.Generator().manual_seed(0)
-    hidden, weight, bias = ((3 * torch.randn(shape, generator=g)).to(dtype) for shape in ((8, 32), (50, 32), (50,)))
+    shapes = ((64, 256), (2000, 256), (2000,))  # large enough for the products that a CPU has for bf16
+    hidden, weight, bias = ((torch.randn(shape, generator=g)).to(dtype) for shape in shapes)
     want = hidden.double() @ weight.double().T + bias.double()
-    close(head_logits(hidden, weight, bias), want.float())
-    ids = torch.randint(50, (1, 8), generator=g)
+    close(head_logits(hidden, weight, bias), want.float(), 1e-4)
+    assert torch.get_float32_matmul_precision() == "highest"
+    ids = torch.randint(2000, (1, 64), generator=g)
     logprobs, _ = token_logprobs_and_entropy(hidden[None], weight, ids, bias=bias)
     close(logprobs[0], want.log_softmax(1).gather(1, ids.T).squeeze(1).float(), 1e-4)
 
