@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=Path("data/real/mixed"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--questions", type=Count, default=300, help="of the training split, a demonstration each")
+    parser.add_argument("--lora-r", type=Count, default=16, help="rank of the adapter")
     parser.add_argument("--examined", type=Count, default=32, help="of validation, before and after")
 
 
@@ -88,7 +89,10 @@ def run(args: argparse.Namespace) -> None:
     asked = random.Random(1).sample(
         held := load_questions(args.data / "validation.jsonl"), min(args.examined, len(held))
     )
-    engine, policy = BM25Search(load_passages(args.data / "passages.jsonl")), load_policy(args.model)
+    engine, policy = (
+        BM25Search(load_passages(args.data / "passages.jsonl")),
+        load_policy(args.model, lora_r=args.lora_r),
+    )
     limits = {"max_turns": 2, "max_turn_tokens": 128, "max_completion_length": 900}
     figures = {"before": examine(policy, asked, engine, **limits)}
     made = demonstrations(policy, shown, engine, rng)
