@@ -173,14 +173,19 @@ def half_wrong(policy: Policy, script: Script) -> Script:
     return script
 
 
-def contest(name: str, load, steps: int, size: int, micro_batch: int) -> dict:
-    """Medians over ``steps`` steps of each, taken in turn after one that does not count."""
+def contest(name: str, load, steps: int, size: int, micro_batch: int, **ours_only) -> dict:
+    """Medians over ``steps`` steps of each, taken in turn after one that does not count.
+
+    Args:
+        ours_only: further settings; TRL recomputes activations where we do.
+    """
     mine = load()
     _, script, engine = almanac(mine, size, size)
     half_wrong(mine, script)
     with tempfile.TemporaryDirectory() as folder:
-        ours = Ours(mine, script, engine, size, f"{folder}/ours")
-        theirs = Theirs(load(), script, engine, size, f"{folder}/trl", min(micro_batch, len(script.plays)))
+        ours = Ours(mine, script, engine, size, f"{folder}/ours", **ours_only)
+        how = {"gradient_checkpointing": ours.trainer.settings.gradient_checkpointing}
+        theirs = Theirs(load(), script, engine, size, f"{folder}/trl", min(micro_batch, len(script.plays)), **how)
         theirs.train(steps + 1, ours.step)
     compare(ours, theirs, name)
     tokens = sum(sum(mask) for _, mask in ours.made())
