@@ -21,7 +21,8 @@ from searchr1_lib.environment.search import fit_observation
 from searchr1_lib.records import Passage, Question
 from searchr1_lib.search import BM25Search
 from searchr1_lib.study.viewer import render_html
-from searchr1_lib.training.policy import Policy, compute_dtype, export_merged, load_policy
+from searchr1_lib.training.learner import Learner
+from searchr1_lib.training.policy import Policy, activation_bytes, compute_dtype, export_merged, load_policy
 from searchr1_lib.training.rollout import rollout
 from searchr1_lib.training.trainer import Settings, Trainer
 
@@ -530,6 +531,25 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(tmp_path, monk
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
     with pytest.raises(ValueError, match=r"loading data/tiny_qwen takes some 0.0 GiB of memory, and 0.0 GiB are free"):
         load_policy("data/tiny_qwen")
+
+
+@pytest.mark.parametrize("free, recomputes", [(10**12, False), (10**6, True)])
+def test_activations_are_recomputed_where_they_would_not_fit(monkeypatch, free, recomputes):
+    learner = Learner(load_policy("data/tiny_qwen"), Settings(gradient_checkpointing="auto"))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    with learner.checkpointing():
+        assert learner.policy.model.is_gradient_checkpointing == recomputes
+    assert not learner.policy.model.is_gradient_checkpointing
+
+
+def test_what_a_token_leaves_for_the_backward_pass():
+    policy = load_policy("data/tiny_qwen")
+    few, many = activation_bytes(policy, 64), activation_bytes(policy, 512)
+    config = policy.config
+    assert many == pytest.approx(few, rel=0.1)
+    assert few > 4 * config.num_hidden_layers * (10 * config.hidden_size + 3 * config.intermediate_size)  # fp32
+    policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert activation_bytes(policy, 512) < many / 4
 
 
 def test_a_file_is_no_model_folder(tmp_path):

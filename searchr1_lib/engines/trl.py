@@ -39,7 +39,7 @@ from ..training.trainer import describe, questions_of
 
 #: Settings that mean the same in TRL, under the same name.
 _SAME = "num_generations learning_rate temperature epsilon epsilon_high scale_rewards beta num_iterations optim"
-_SAME += " max_grad_norm max_completion_length gradient_checkpointing entropy_coef seed"
+_SAME += " max_grad_norm max_completion_length entropy_coef seed"
 #: Settings that TRL has not, or has otherwise, and what they must be.
 _ONLY: dict[str, Any] = {"baseline": "group_mean", "credit": "rollout", "mask_observations": True, "explore": 0}
 _ONLY |= {"dynamic_sampling": 0, "ref_model_sync_steps": 0, "kl_estimator": "k3", "top_entropy_quantile": 1.0}
@@ -87,6 +87,7 @@ def config_of(settings: Settings, run_dir: str | os.PathLike, *, cpu: bool, micr
         report_to="none",
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
+        gradient_checkpointing=bool(settings.gradient_checkpointing),  # "auto" plays safe
         **{name: getattr(settings, name) for name in _SAME.split()},
     )
 

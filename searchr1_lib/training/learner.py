@@ -18,7 +18,7 @@ from ..records import Trajectory
 from .credit import OWN_REWARD, P_GOLD, author_advantages, compared, credit_of, gold_probabilities, turns_of_tokens
 from .grpo import ADVANTAGE_EPS, gae, merge_metrics, policy_loss, value_loss
 from .logits import micro_batches, padded, token_logprobs_and_entropy
-from .policy import Policy
+from .policy import Policy, activation_bytes, free_memory
 from .settings import Settings
 
 #: The value head learns so many times faster than the policy (Search-R1, arXiv 2503.09516: 1e-5 against 1e-6).
@@ -308,7 +308,10 @@ class Learner:
     @contextmanager
     def checkpointing(self) -> Iterator[None]:
         """Within it activations are recomputed in the backward pass, if the settings say so."""
-        if not self.settings.gradient_checkpointing:
+        asked = self.settings.gradient_checkpointing
+        if asked == "auto":
+            asked = self.token_budget * activation_bytes(self.policy) > free_memory(self.policy.device) // 2
+        if not asked:
             yield
             return
         self.policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -220,13 +220,11 @@ class Policy:
         fine to be added to the base weights and stay beside them. The layers stay as they are where the dense weights
         would take more than a quarter of the GPU's memory, or of the memory that is free.
         """
-        import psutil
-
         # within the rollout of an agent that asks, an agent that is asked may sample with the same weights
         layers = [m for m in _layers_to_unpack(self.model) if "forward" not in vars(m)]
         gpu = self.device.type == "cuda"
         card = torch.cuda.get_device_properties(self.device).total_memory if gpu else 0
-        room = (card or psutil.virtual_memory().available) // 4
+        room = (card or free_memory(self.device)) // 4
         if sum(m.in_features * m.out_features * _computes_in(m).itemsize for m in layers) > room:
             layers = []
         checkpointed = [m for m in self.model.modules() if getattr(m, "gradient_checkpointing", False)]
@@ -525,13 +523,35 @@ def check_memory(name: str, bytes_each: int) -> None:
     Raises:
         ValueError: it does not fit.
     """
-    import psutil
-
     needed = sum(file.stat().st_size for file in Path(name).glob("*.safetensors")) // 2 * bytes_each
-    free = psutil.virtual_memory().available
+    free = free_memory(torch.device("cpu"))
     if needed > free:
         what = f"loading {name} takes some {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free"
         raise ValueError(f"{what}: choose a smaller model=, quantize=True, or close other programs")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free there."""
+    import psutil
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def activation_bytes(policy: Policy, tokens: int = 64) -> float:
+    """What a token of a forward pass leaves for the backward pass, in bytes: measured, so it holds for any model."""
+    kept: dict[int, int] = {}
+
+    def keep(t: torch.Tensor) -> torch.Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=policy.device)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        states = policy.hidden(ids, torch.zeros_like(ids), use_cache=False)
+    for p in policy.model.parameters():
+        kept.pop(p.untyped_storage().data_ptr(), None)
+    del states  # until here all that is kept was alive, and no place counted for two
+    return sum(kept.values()) / tokens
 
 
 def compute_dtype(device: str, hidden_size: int = 0) -> torch.dtype:

@@ -125,8 +125,9 @@ class Settings(Limits):
     """gradients are clipped to this norm; 0: never, as in TRL"""
     tokens_per_micro_batch: Count = 4096
     """padded tokens that one forward pass holds"""
-    gradient_checkpointing: bool = False
-    """recompute activations in the backward pass: less memory, more time"""
+    gradient_checkpointing: bool | Literal["auto"] = False
+    """recompute activations in the backward pass: less memory, more time; "auto": where those of a micro-batch would
+    take more than half of the memory that is free"""
     checkpoint_every: Count = 50
     """steps between checkpoints; the last step always has one"""
     keep_checkpoints: Count = 2
