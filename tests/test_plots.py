@@ -14,7 +14,6 @@ from PIL import Image
 
 from searchr1_lib.records import Question, SearchCall, Trajectory
 from searchr1_lib.study import plots
-from searchr1_lib.study.evaluate import Report, row_of
 from searchr1_lib.study.microscope import Reading, verdicts
 
 
@@ -77,8 +76,6 @@ def readings(*, names=9):
 
 def figures():
     rng = np.random.default_rng(1)
-    before = Report([row_of(t) for t in [rollout(True, 1, 1), rollout(False, 2, 1, False)]], [])
-    after = Report([row_of(t) for t in [rollout(True, 1, 0), rollout(False, 2, 2)]], [])
     steps, rewards = np.arange(400) % 50 + 1.0, rng.choice([0.0, 0.85, 1.0], 400)
     bins = [
         {"sure": 0.1, "right": 0.0, "low": 0.0, "high": 0.2, "n": 30},
@@ -108,7 +105,6 @@ def figures():
         "learning_curves": plots.learning_curves(run()),
         "learning_curves of seeds": plots.learning_curves([run(0), run(1, at=40), run(2, steps=50)]),
         "training_health": plots.training_health(run()),
-        "before_after": plots.before_after(before, after),
         "outcomes": plots.outcomes(steps, rewards > 0, rng.integers(0, 3, 400), rng.integers(0, 2, 400)),
         "outcomes of known questions": plots.outcomes([1, 2], [1, 0], [0, 1], [1, 1]),
         "calibration": plots.calibration({"first steps": bins, "last steps": bins[1:]}),
@@ -129,8 +125,6 @@ def figures():
         "nf4_quantisation": plots.nf4_quantisation(w, np.round(w, 2)),
         "advantages_of_group": plots.advantages_of_group([1, 0.85, 0, 0], [1.2, 0.8, -1, -1]),
         "advantages_of_group without variance": plots.advantages_of_group([0.85] * 4, [0] * 4),
-        "step_effect": plots.step_effect([1.2, -1, -0.2], [0.02, -0.3, 0.01]),
-        "step_effect of nothing": plots.step_effect([0, 0], [0, 0]),
         "curves": plots.curves(
             run(),
             {"Two": {"em_known": "known", "em_lookup": "look-up"}, "One": {"kl": "KL"}},
@@ -223,7 +217,6 @@ def test_values_reach_the_alt_text(drawn):
     told = drawn["learning_curves"][0].alt
     assert "exact match known 0.90" in told and "marks step 3" in told
     assert drawn["learning_curves"][0].get_suptitle().startswith("From step 3")
-    assert "known questions 1.00 before, 0.00 after" in drawn["before_after"][0].alt
     told = drawn["search_by_level"][0].alt
     assert "the optimum 1.00 at 0.00, 1.00 at 0.20, 0.00 at 0.95" in told and "after 1.00 at 0.00, 0.80" in told
     fig = plots.searches_vs_need([rollout(True, 1, 0), rollout(True, 1, 2), rollout(False, 2, 1), rollout(False, 2, 2)])
@@ -329,25 +322,13 @@ def test_a_map_without_values_is_drawn_empty():
     assert plots.png(plots.grid(settings, ["reward"], "a", "b"))
 
 
-def test_before_and_after_where_nobody_knows_which_questions_are_known():
-    before, after = (Report([row_of(rollout(None, 1, 2, right))], []) for right in (False, True))
-    fig = plots.before_after(before, after)
-    assert "exact match on all questions 0.00 before, 1.00 after" in fig.alt
-    assert [t.get_text() for t in fig.axes[0].get_xticklabels()] == ["all"]
-    assert [t.get_text() for t in fig.axes[1].get_legend().get_texts()] == ["before", "after"]  # nobody knows the need
-
-
 def test_bad_input_is_refused_by_name():
     with pytest.raises(ValueError, match="equal length"):
         plots.advantages_of_group([1, 2], [1])
-    with pytest.raises(ValueError, match="equal length"):
-        plots.step_effect([1], [1, 2])
     with pytest.raises(ValueError, match="recall@K"):
         plots.retrieval_comparison([])
     with pytest.raises(ValueError, match="one shape"):
         plots.nf4_quantisation(np.zeros((2, 2)), np.zeros((3, 2)))
-    with pytest.raises(ValueError, match="empty"):
-        plots.before_after(Report([], []), Report([], []))
     with pytest.raises(ValueError, match="no rollout has a step"):
         plots.outcomes([1], [1], [0], [math.nan])
     for draw in (plots.by_setting, plots.grid):

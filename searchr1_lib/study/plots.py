@@ -26,8 +26,6 @@ from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from ..metrics import groups as rows_by_group
-from ..metrics import mean as mean_of
 from ..metrics import need
 from ..records import FINISH_REASONS, Trajectory
 
@@ -506,44 +504,7 @@ def calibration(
     return _finished(fig, title, f"Points with intervals. {'; '.join(told)}.")
 
 
-# ---- before and after ------------------------------------------------------------------------------------
-
-
-@_styled
-def before_after(report_before, report_after) -> Figure:
-    """Bars before and after training for known and look-up questions: exact match, searches, reward.
-
-    Where nobody knows which questions are known (public sets), the bars are those of all questions.
-
-    Args:
-        report_before, report_after: of ``evaluate``, on the same questions. A dotted line in the middle panel is the
-            number of searches that a question needs. Reports without rewards get two panels.
-    """
-    before, after = report_before.table(), report_after.table()
-    shared = [g for g in ("known", "look-up", "all") if g in before and g in after]
-    names = [g for g in shared if g != "all"] or shared
-    if not names:
-        raise ValueError("a report is empty: there is nothing to compare")
-    panels = {"em": "Exact match", "searches": "Searches per question", "reward": "Reward"}
-    if all(table[g]["reward"] is None for table in (before, after) for g in names):
-        del panels["reward"]
-    fig, axes = _axes(len(panels), 3.5)
-    told = []
-    for ax, (metric, label) in zip(axes, panels.items()):
-        first, last = (np.array([table[g][metric] for g in names], float) for table in (before, after))
-        _bars(ax, {"before": first, "after": last}, ((SKY, "//"), (BLUE, "")))
-        ax.set_xticks(range(len(names)), names)
-        ax.set(title=label, ymargin=0.16)
-        ax.grid(False, axis="x")
-        pairs = zip(names, first, last)
-        told += [f"{label.lower()} on {g} questions {b:.2f} before, {a:.2f} after" for g, b, a in pairs]
-    axes[0].set_ylim(0, 1.15)
-    axes[1].margins(y=0.4)
-    x, members = np.arange(len(names)), rows_by_group(report_after.rows)
-    needs = np.array([mean_of(members[g], "need") for g in names], float)
-    axes[1].hlines(needs, x - 0.45, x + 0.45, BLACK, ":", label="needed" if np.isfinite(needs).any() else None)
-    axes[1].legend(loc="upper left")
-    return _finished(fig, "Before and after training", f"Bars: {'; '.join(told)}.")
+# ---- by how sure -----------------------------------------------------------------------------------------
 
 
 @_styled
@@ -855,17 +816,14 @@ def clip_objective(epsilon: float = 0.2, epsilon_high: float | None = None, *, t
     return _finished(fig, title or default, told)
 
 
-def _one_group(first, second) -> tuple[np.ndarray, np.ndarray]:
-    first, second = _array(first), _array(second)
-    if first.shape != second.shape or first.ndim != 1:
-        raise ValueError(f"need two numbers a rollout: {first.shape} and {second.shape} are no group of equal length")
-    return first, second
-
-
 @_styled
 def advantages_of_group(rewards: Numbers, advantages: Numbers) -> Figure:
     """Rewards of one group with their mean, and the advantages made of them."""
-    rewards, advantages = _one_group(rewards, advantages)
+    rewards, advantages = _array(rewards), _array(advantages)
+    if rewards.shape != advantages.shape or rewards.ndim != 1:
+        raise ValueError(
+            f"a group has an advantage for each reward: equal length, not {rewards.shape}, {advantages.shape}"
+        )
     fig, axes = _axes(2, 3.2)
     x = np.arange(1, len(rewards) + 1)
     mean = rewards.mean()
@@ -890,32 +848,6 @@ def advantages_of_group(rewards: Numbers, advantages: Numbers) -> Figure:
     pairs = ", ".join(f"{r:.2f} becomes {a:.2f}" for r, a in zip(rewards, advantages))
     title = "An advantage says how a rollout compares with its own group"
     return _finished(fig, title, f"Bars: {pairs}.", loc="upper left", ncols=3, fontsize=8.5, columnspacing=1)
-
-
-@_styled
-def step_effect(advantages: Numbers, changes: Numbers) -> Figure:
-    """What one step did to the rollouts of a group: the change of log-probability over the advantage.
-
-    Args:
-        advantages: one a rollout.
-        changes: mean change of log-probability over the model's tokens of each rollout, in nats.
-    """
-    pushed, changed = _one_group(advantages, changes)
-    fig, (ax,) = _axes(1, 3.6)
-    rose = changed > 0
-    for part, color, marker, label in ((rose, BLUE, "^", "more likely now"), (~rose, ORANGE, "v", "less likely now")):
-        if part.any():
-            ax.plot(pushed[part], changed[part], marker, color=color, markersize=10, alpha=0.7, label=label)
-    wide, high = 1.25 * np.abs(pushed).max() or 1.0, 1.25 * np.abs(changed).max() or 1.0
-    corners = ([-wide, 0, 0, wide], [0, 0, -high, -high], [high, high, 0, 0])
-    ax.fill_between(*corners, color="#bbbbbb", alpha=0.4, linewidth=0, label="against the push")
-    ax.axhline(0, color=BLACK, linewidth=1)
-    ax.axvline(0, color=BLACK, linewidth=1)
-    ax.set(xlim=(-wide, wide), ylim=(-high, high))
-    ax.set(xlabel="advantage of the rollout", ylabel="change of log π a token (nats)")
-    pairs = ", ".join(f"{a:+.2f} led to {c:+.3f}" for a, c in zip(pushed, changed))
-    title = f"{(pushed * changed > 0).sum()} of {len(pushed)} rollouts went the way their advantage pushed them"
-    return _finished(fig, title, f"Points, one a rollout. Advantage and change of log-probability: {pairs}.")
 
 
 @_styled
