@@ -1,9 +1,14 @@
-"""The adapter that notebook 00 shows: it fits the shipped tiny Qwen, and it has learned when to search."""
+"""The adapter that notebook 00 shows fits the shipped tiny Qwen and has learned when to search; the real Qwen's says
+which base it is of.
+"""
 
 import json
 from pathlib import Path
 from statistics import fmean
 
+from safetensors.torch import load_file
+
+from searchr1_lib.files import read_json_lines
 from searchr1_lib.search import BM25Search
 from searchr1_lib.study.compare import examine
 from searchr1_lib.study.regret import Yardstick, simple_policies, skill_of, table
@@ -33,3 +38,13 @@ def test_it_says_how_it_was_made():
     assert None not in json.loads((ADAPTER / "adapter_config.json").read_text()).values()
     files = {f.name for f in ADAPTER.iterdir()}
     assert "adapter_model.safetensors" in files and not any(f.endswith((".bin", ".pt", ".pkl")) for f in files)
+
+
+def test_the_real_qwens_adapter_is_small_and_names_its_base():
+    home = Path("data/real/qwen_grpo")
+    made, config = (json.loads((home / f"{name}.json").read_text()) for name in ("made_by", "adapter_config"))
+    assert config["base_model_name_or_path"] == made["base"] == "Qwen2.5-Coder-0.5B-Instruct"
+    weights = load_file(home / "adapter_model.safetensors")
+    assert {str(w.dtype) for w in weights.values()} == {"torch.bfloat16"} and config["r"] == 8
+    assert (home / "adapter_model.safetensors").stat().st_size < 10 * 2**20
+    assert len(list(read_json_lines(home / "metrics.jsonl"))) == made["settings"]["steps"]
