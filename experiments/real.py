@@ -63,7 +63,7 @@ write_json(shipped / "adapter_config.json", config)
 weights = {key: w.to(torch.bfloat16) for key, w in load_file(shipped / "adapter_model.safetensors").items()}
 save_file(weights, shipped / "adapter_model.safetensors", metadata={"format": "pt"})
 write_json_lines(shipped / "metrics.jsonl", trainer.metrics)
-figures = [change._asdict() for change in changes(before, after)]
+figures = changes(before, after)
 made = {"base": name, "settings": p.settings().model_dump(), "reward": repr(reward)}
-write_json(shipped / "made_by.json", made | {"test": figures})
-print(change_table(changes(before, after)))
+write_json(shipped / "made_by.json", made | {"test": [change._asdict() for change in figures]})
+print(change_table(figures))

@@ -33,9 +33,9 @@ rows = []
 for way, method in WAYS.items():
     report = answer_with(method, policy, questions, engine, **limits)
     write_json_lines(args.out / f"{method}.jsonl", [t.to_dict() for t in report.trajectories])
-    row: dict = {"way": way, "searches": fmean(row["searches"] for row in report.rows)}
+    row: dict = {"way": way, "searches": fmean(of["searches"] for of in report.rows)}
     for figure in ("em", "f1"):
-        values = [row[figure] for row in report.rows]
+        values = [of[figure] for of in report.rows]
         row[figure] = [fmean(values), *bootstrap(values)]
     rows.append(row)
     print(way, row, flush=True)

@@ -23,6 +23,7 @@ from ..records import Question, Trajectory
 from ..worlds.optimum import Optimum, Skill
 from ..worlds.prepare import COUNTS, OWN, check_out, write_folder
 from .analysis import calibration, calibration_error, sureness
+from .evaluate import set_of
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,6 @@ class Knowledge:
         return {"best": best, "always": always, "never": fmean(self.at_once.values())}
 
 
-def kind_of(question: Question) -> str:
-    """Where it comes from: "common", "almanac"."""
-    return question.source.split("/")[0]
-
-
 def measure_knowledge(
     policy, questions: Sequence[Question], engine, *, samples: int = 8, seed: int = 0, **limits
 ) -> Knowledge:
@@ -65,10 +61,10 @@ def measure_knowledge(
         how: dict[str, Any] = {"num_generations": times, "first_action": act, "generator": generator}
         return grouped(rollout(policy, questions, engine, **how | limits), lambda t: key(t.question))
 
-    answered, searched = play("answer", samples, lambda q: q.id), play("search", 1, kind_of)
+    answered, searched = play("answer", samples, lambda q: q.id), play("search", 1, lambda q: set_of(q.source))
     share = lambda ts: fmean(map(right, ts))
     sure = {id: mean([{"sure": sureness(t)} for t in ts], "sure") for id, ts in answered.items()}
-    after = {q.id: share(searched[kind_of(q)]) for q in questions}
+    after = {q.id: share(searched[set_of(q.source)]) for q in questions}
     return Knowledge({id: share(ts) for id, ts in answered.items()}, sure, after)
 
 
@@ -99,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     made = {"by": "searchr1_lib.knowledge", "source": str(args.data), "model": args.model, "price": args.price}
     chances = {id: {name: of[id] for name, of in vars(known).items()} for id in known.at_once}
     write_folder(args.out, judged, passages, made | figures | {"chances": chances})
-    for kind, of in grouped([q for part in judged.values() for q in part], kind_of).items():
+    for kind, of in grouped([q for part in judged.values() for q in part], lambda q: set_of(q.source)).items():
         at_once, searched = (fmean(chance[q.id] for q in of) for chance in (known.at_once, known.searched))
         said = (
             f"{at_once:.2f} right at once, {searched:.2f} after a search, {fmean(bool(q.known) for q in of):.2f} known"
