@@ -1,6 +1,6 @@
 """A training step of a real Qwen on this CPU: bf16 as ``dtype="auto"`` takes it beside fp32, and TRL beside ours.
 
-16 rollouts of the almanac (4 questions x 4, see ``bench_step``), NF4 with LoRA of rank 16, activations recomputed in
+4 rollouts of the almanac (2 questions x 2, see ``bench_step``), NF4 with LoRA of rank 16, activations recomputed in
 micro-batches of 1,024 tokens (TRL: of two rollouts). bf16 and fp32 have a process of their own each; of both the first
 step does not count. The gradient is that of the same rollouts, which both samplers are made to write.
 
@@ -24,7 +24,7 @@ from bench_step import PARTS, Ours, contest, half_wrong
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.training.trainer import peak_memory_mb
 
-SIZE = 4
+SIZE = 2
 MEMORY = {"gradient_checkpointing": True, "tokens_per_micro_batch": 1024}
 
 

@@ -101,6 +101,10 @@ class Ours:
     def step(self) -> None:
         def rollout(*args, **kwargs):
             self.trajectories = plain(*args, **kwargs)
+            if not self.trainer.metrics:  # whose gradient is compared, and the adapters do nothing yet: ratios of 1, as
+                by_id = self.trainer.learner.references(self.trajectories)  # in TRL. Scripted rollouts of a group are
+                for t in self.trajectories:  # so alike that the rounding of bf16 while sampling would be what is left
+                    t.logprobs = by_id[id(t)]
             return self.trajectories
 
         plain = self.clock.timed("generation", trainer.rollout)
