@@ -23,7 +23,7 @@ from ..records import Question, Trajectory
 from ..worlds.optimum import Optimum, Skill
 from ..worlds.prepare import COUNTS, OWN, check_out, write_folder
 from .analysis import calibration, calibration_error, sureness
-from .evaluate import set_of
+from .evaluate import evaluate, set_of
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,10 @@ def measure_knowledge(
     policy, questions: Sequence[Question], engine, *, samples: int = 8, seed: int = 0, **limits
 ) -> Knowledge:
     """Answer each question ``samples`` times without a search, and once after one, at temperature 1."""
-    import torch
-
-    from ..training.rollout import rollout
 
     def play(act: str, times: int, key: Callable[[Question], str]) -> dict[str, list[Trajectory]]:
-        generator = torch.Generator(policy.device).manual_seed(seed)
-        how: dict[str, Any] = {"num_generations": times, "first_action": act, "generator": generator}
-        return grouped(rollout(policy, questions, engine, **how | limits), lambda t: key(t.question))
+        how: dict[str, Any] = {"num_generations": times, "first_action": act, "temperature": 1.0, "seed": seed}
+        return grouped(evaluate(policy, questions, engine, **how | limits).trajectories, lambda t: key(t.question))
 
     answered, searched = play("answer", samples, lambda q: q.id), play("search", 1, lambda q: set_of(q.source))
     share = lambda ts: fmean(map(right, ts))
