@@ -101,9 +101,11 @@ class Ours:
     def step(self) -> None:
         def rollout(*args, **kwargs):
             self.trajectories = plain(*args, **kwargs)
-            if not self.trainer.metrics:  # whose gradient is compared, and the adapters do nothing yet: ratios of 1, as
-                by_id = self.trainer.learner.references(self.trajectories)  # in TRL. Scripted rollouts of a group are
-                for t in self.trajectories:  # so alike that the rounding of bf16 while sampling would be what is left
+            if not self.trainer.metrics:
+                # This step's gradient is compared: ratios of 1, as in TRL (the adapters do nothing yet). Scripted
+                # rollouts are so alike that what bf16 rounds otherwise while sampling would be most of what is left.
+                by_id = self.trainer.learner.references(self.trajectories)
+                for t in self.trajectories:
                     t.logprobs = by_id[id(t)]
             return self.trajectories
 
