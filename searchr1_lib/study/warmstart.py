@@ -489,7 +489,7 @@ def update(rates: Mapping[Any, float], parameters: Iterable, losses: Iterable):
 
 
 def train(recipe: Recipe, *, start: str | Path | None = None, report=tqdm.write, every: int = 50):
-    """Run the recipe, in bf16 with fp32 weights, from the model of a folder where ``start`` names one.
+    """Run the recipe, fp32 weights in bf16 where the processor has it, from the model in the folder ``start`` if given.
 
     Returns:
         ``(model, tokenizer, log)``, a row of ``log`` every ``every`` steps.
@@ -498,8 +498,9 @@ def train(recipe: Recipe, *, start: str | Path | None = None, report=tqdm.write,
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..training.logits import micro_batches
+    from ..training.policy import LARGE, compute_dtype
 
-    avoid = build_world(0).fresh_names
+    avoid, fast = build_world(0).fresh_names, compute_dtype("cpu", LARGE) == torch.bfloat16
     if start:
         tokenizer, model = AutoTokenizer.from_pretrained(start), AutoModelForCausalLM.from_pretrained(start)
         tokenizer.chat_template = CHAT_TEMPLATE
@@ -519,7 +520,7 @@ def train(recipe: Recipe, *, start: str | Path | None = None, report=tqdm.write,
         total = sum(sum(weights[1:]) for _, weights in batch)
         with nf4_rounded(model) if quantised else nullcontext():  # until the last loss has been differentiated
             for part in micro_batches(batch, 5000, length=lambda example: len(example[0])):
-                with torch.autocast("cpu", dtype=torch.bfloat16):
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
                     loss = weighted_loss(model, part, tokenizer.pad_token_id) / total
                 yield loss
 
