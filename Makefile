@@ -1,6 +1,6 @@
 # Needs Python 3.11, pip and make; everything else goes into .venv with the versions of constraints.txt.
 #   make suite   the whole suite under the profile cpu (PROFILE=t4 or another one to change it)
-#   make seeds   training with three seeds; mean and interval go to docs/measurements.md
+#   make seeds   the training with three seeds; notebook 08 reads what they gave
 #   make badges REPO=owner/name   stamps the repository's address into the notebooks and the README, for Colab
 #   make lint    ruff and mypy
 #   make test    lint, the tests, then every notebook under the profile smoke
@@ -19,7 +19,7 @@ suite: venv
 	$(BIN)/python -m searchr1_lib run --profile $(PROFILE)
 
 seeds: venv
-	$(BIN)/python -m searchr1_lib seeds --profile $(PROFILE)
+	$(BIN)/python -m searchr1_lib sweep experiments/seeds.yaml --profile $(PROFILE) --seeds 0 1 2
 
 lint: venv
 	$(BIN)/ruff check

@@ -2,8 +2,6 @@
 
 import math
 import re
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,29 +188,11 @@ def log_of(tmp_path, trajectories):
     return log.path
 
 
-def test_query_quality_and_steps(tmp_path):
+def test_query_quality():
     good, bad = rollout(BRIDGE, *CASES[0][1], step=0), rollout(BRIDGE, *CASES[3][1], step=0)
     silent = rollout(KNOWN, "<answer> baker </answer>", step=1)
     assert [analysis.first_query_finds(t) for t in (good, bad, silent)] == [True, False, None]
     assert analysis.query_quality([silent]) is None
-    table = analysis.read_table(log_of(tmp_path, [silent, good, bad]), CORPUS)
-    first, second = analysis.by_step(table)
-    assert (first["step"], first["first_query_found"], first["error/bad query"]) == (1, 0.5, 0.5)
-    assert (second["step"], second["first_query_found"], second["error/bad query"]) == (2, None, 0.0)
-    bad.first_action = silent.first_action = "search"
-    (own,) = analysis.by_step(analysis.read_table(log_of(tmp_path / "own", [silent, good, bad]), CORPUS))
-    assert (own["step"], own["error/bad query"]) == (1, 0.0)  # what was forced says nothing about the policy
-
-
-def test_twice_the_training_takes_twice_the_time():
-    def seconds(steps):
-        columns = {name: np.arange(steps, dtype=np.float32) % 2 for name in ("known", "first_query_found", "error")}
-        table = analysis.Table(Path("none"), columns | {"step": np.arange(steps, dtype=np.float32)}, range(steps))
-        start = time.process_time()
-        assert len(analysis.by_step(table)) == steps
-        return time.process_time() - start
-
-    assert seconds(40_000) < 1  # a look at all rollouts for each step takes many times that
 
 
 def test_the_table_says_what_the_rollouts_say(tmp_path):
@@ -254,7 +234,7 @@ def test_a_log_that_was_cut_or_broken(tmp_path):
     with pytest.raises(ValueError, match="log.jsonl, line 1: "):
         analysis.read_table(path)
     path.write_bytes(b"")
-    assert len(analysis.read_table(path)) == 0 and analysis.by_step(analysis.read_table(path)) == []
+    assert len(analysis.read_table(path)) == 0
     with pytest.raises(FileNotFoundError, match="no trajectory log"):
         analysis.read_table(tmp_path / "none.jsonl")
 

@@ -104,7 +104,6 @@ def figures():
     return {
         "learning_curves": plots.learning_curves(run()),
         "learning_curves of seeds": plots.learning_curves([run(0), run(1, at=40), run(2, steps=50)]),
-        "training_health": plots.training_health(run()),
         "outcomes": plots.outcomes(steps, rewards > 0, rng.integers(0, 3, 400), rng.integers(0, 2, 400)),
         "outcomes of known questions": plots.outcomes([1, 2], [1, 0], [0, 1], [1, 1]),
         "calibration": plots.calibration({"first steps": bins, "last steps": bins[1:]}),
@@ -289,12 +288,12 @@ def test_gaps_and_nonsense_in_metrics_leave_gaps_in_the_figure(rows):
         {**{k: v for k, v in row.items() if not (isinstance(v, float) and abs(v) > 1e9)}, "step": i}
         for i, row in enumerate(rows)
     ]
-    for draw in (plots.learning_curves, plots.training_health):
-        assert draw(rows).alt
+    assert plots.learning_curves(rows).alt
 
 
 def test_missing_metrics_are_said_to_be_missing():
-    assert "Entropy (nats) not recorded" in plots.training_health([{"step": 1}]).alt
+    entropy = {"Entropy (nats)": {"entropy": ""}}
+    assert "Entropy (nats) not recorded" in plots.curves([{"step": 1}], entropy, title="Health").alt
     steps, values = plots.series(run(), "kl")
     assert steps[0] == 3 and len(values) == 58
     assert 5 not in plots.series(run(), "grad_norm")[0]

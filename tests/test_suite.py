@@ -69,32 +69,6 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-SEEDED = """if p.seed == 9:
-    raise RuntimeError("diverged")
-suite.record(p.run_dir, "05_train", {"EM": {"before": 0.5, "after": p.seed / 10}, "minutes": 2.0, "kept": True})"""
-
-
-@pytest.fixture
-def seeded(project):
-    """The same repository with the two notebooks that a seed needs."""
-    books = project / "notebooks"
-    (books / "profiles" / "small.yaml").write_text("steps: 3\nlearning_rate: 1.5e-3\nmodel: tiny\nseed: 0\n")
-    use = USE.format(root=str(project))
-    write_notebook(
-        books / "01_index.ipynb",
-        HEAD,
-        use + 'p = suite.parameters(profile, run)\n(p.run_dir / "index.txt").write_text("x")',
-    )
-    needs = '\nsuite.require(p.run_dir, "index.txt", made_by="01_index")'
-    write_notebook(
-        books / "05_train.ipynb",
-        HEAD + "seed: int = None",
-        use + "p = suite.parameters(profile, run, seed=seed)" + needs,
-        SEEDED,
-    )
-    return project
-
-
 def texts(notebook: Path) -> str:
     cells = nbformat.read(notebook, as_version=4).cells
     return "".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
@@ -282,70 +256,12 @@ def test_the_notebooks_say_what_they_leave():
     assert all(left.values()) and not any("/" in name or " " in name for names in left.values() for name in names)
 
 
-def test_seeds_are_run_once_and_measured(seeded, capsys):
-    measured = seeded / "docs" / "measurements.md"
-    measured.parent.mkdir()
-    measured.write_text("# Measurements\n\nBy hand.\n")
-    complete = seeded / "runs" / "small-seed-8"  # as an earlier call left it: must not be run again
-    suite.open_run(complete, "small", {"seed": 8})
-    suite.record(complete, "05_train", {"EM": {"before": 0.5, "after": 0.8}, "minutes": 2.0, "kept": True})
-    (complete / "notebooks").mkdir()
-    for name in ("01_index.ipynb", "05_train.ipynb"):
-        (complete / "notebooks" / name).touch()
-    assert suite.main(["seeds", "--profile", "small", "--seeds", "8", "9"]) == 1
-    error = capsys.readouterr().err
-    assert "seed 9: 05_train, cell" in error and "diverged" in error and measured.read_text()[-9:] == "By hand.\n"
-
-    train = seeded / "notebooks" / "05_train.ipynb"
-    train.write_text(train.read_text().replace("p.seed == 9", "p.seed == 10"))
-    (seeded / "runs" / "small-seed-9" / "index.txt").write_text("kept")
-    assert suite.main(["seeds", "--profile", "small", "--seeds", "8", "9"]) == 0
-    assert not (complete / "notebooks" / "05_train.ipynb").read_text()
-    assert (seeded / "runs" / "small-seed-9" / "index.txt").read_text() == "kept"  # 01 was complete too
-    text = measured.read_text()
-    assert text.startswith("# Measurements\n\nBy hand.\n\n<!-- begin: seeds small -->\n## 2 seeds")
-    assert "| EM, after | 0.8 | 0.9 | 0.85 | 0.8 to 0.9 |" in text and "| mean | range |" in text and "kept" not in text
-    assert "`searchr1 seeds --profile small --seeds 8 9`" in text
-
-    measured.write_text(text + "\nBelow.\n")
-    assert suite.main(["seeds", "--profile", "small", "--seeds", "9"]) == 0
-    text = measured.read_text()
-    assert text.count("begin: seeds small") == 1 and "By hand." in text and text.endswith("-->\n\nBelow.\n")
-    assert "| EM, after | 0.9 | 0.9 | – |" in text and "seed 8" not in text
-
-
-def test_seeds_refuse_before_running(seeded, capsys):
-    assert suite.main(["seeds", "--profile", "huge"]) == 2
-    assert "profile = 'huge' is unknown" in capsys.readouterr().err
-    assert not (seeded / "runs").exists() and not (seeded / "docs").exists()
-    folder = seeded / "runs" / "small-seed-0" / "notebooks"
-    folder.mkdir(parents=True)
-    for name in ("01_index.ipynb", "05_train.ipynb"):
-        (folder / name).touch()
-    (folder.parent / "manifest.json").write_text('{"searchr1_lib": "7.0.0"}')
-    assert suite.main(["seeds", "--profile", "small", "--seeds", "0"]) == 2
-    assert "made by searchr1_lib 7.0.0" in capsys.readouterr().err
-
-
-def test_the_folder_of_a_seed_holds_that_seed(seeded, capsys):
-    suite.open_run(seeded / "runs" / "small-seed-8", "small", {})  # which is seed 0
-    for seeds, said in ((["8"], "small-seed-8 was run with seed = 0, not 8"), (["1", "-2"], "from 0, not '-2'")):
-        try:
-            code = suite.main(["seeds", "--profile", "small", "--seeds", *seeds])
-        except SystemExit as e:
-            code = e.code
-        assert code == 2 and said in capsys.readouterr().err
-    assert not (seeded / "runs" / "small-seed-1").exists()
-
-
-@pytest.mark.parametrize(
-    "arguments", [["seeds", "--seeds", "7"], ["sweep", "a b.yaml"], ["prepare", "nq", "--out", "x"]]
-)
-def test_ctrl_c_ends_any_command_in_the_line_that_goes_on(seeded, monkeypatch, capsys, arguments):
+@pytest.mark.parametrize("arguments", [["run", "--only", "05"], ["sweep", "a b.yaml"], ["prepare", "nq", "--out", "x"]])
+def test_ctrl_c_ends_any_command_in_the_line_that_goes_on(project, monkeypatch, capsys, arguments):
     def interrupted(*_, **__):
         raise KeyboardInterrupt("searchr1 run --only 05")
 
-    monkeypatch.setattr("searchr1_lib.suite.seeds.run_suite", interrupted)  # whose own advice is not the command's
+    monkeypatch.setattr("searchr1_lib.suite.runs.run_suite", interrupted)
     for name in ("suite.sweep.read_experiment", "worlds.prepare.check_out"):
         monkeypatch.setattr(f"searchr1_lib.{name}", lambda *_: signal.raise_signal(signal.SIGINT))
     monkeypatch.setenv("SEARCHR1_PROFILE", "small")
@@ -570,16 +486,6 @@ def test_experiments_as_lists_and_with_other_seeds(swept):
 def test_the_experiments_that_ship_are_readable(path):
     found = suite.read_experiment(path)
     assert found.about and len(found.runs()) == len(found.settings) * len(found.seeds) >= 9
-
-
-def test_half_a_section_is_left_alone(tmp_path):
-    path = tmp_path / "m.md"
-    path.write_text("<!-- begin: a -->\nmine\n")
-    with pytest.raises(ValueError, match="only one of the marks of section 'a'"):
-        suite.write_section(path, "a", "new")
-    assert path.read_text() == "<!-- begin: a -->\nmine\n"
-    suite.write_section(tmp_path / "new" / "m.md", "a", "one")
-    assert "begin: a -->\none\n<!-- end: a -->" in (tmp_path / "new" / "m.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -244,24 +244,6 @@ def query_quality(trajectories: Rollouts) -> float | None:
     return fmean(judged) if judged else None
 
 
-def by_step(table: Table) -> list[dict[str, Any]]:
-    """What ``metrics.jsonl`` does not hold, one row a training step and numbered as there (from 1).
-
-    Keys: step, ``first_query_found`` (see ``query_quality``), and ``error/CAUSE`` for each cause in ``ERRORS``:
-    its share of the step's rollouts. ``plots.curves`` draws the rows.
-    """
-    here = ~np.isnan(table["step"])
-    steps, at = np.unique(table["step"][here], return_inverse=True)
-    finds = np.where(table["known"] == 1, np.nan, table["first_query_found"])[here]
-    found, judged = np.bincount(at, np.nan_to_num(finds)), np.bincount(at, ~np.isnan(finds))
-    wrong = [np.bincount(at, table["error"][here] == number) / np.bincount(at) for number in _CAUSES.values()]
-    return [
-        {"step": int(step), "first_query_found": found[i] / judged[i] if judged[i] else None}
-        | {f"error/{cause}": float(share[i]) for cause, share in zip(_CAUSES, wrong)}
-        for i, step in enumerate(steps)
-    ]
-
-
 # ---- sureness --------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..metrics import need
-from ..records import FINISH_REASONS, Trajectory
+from ..records import Trajectory
 
 Numbers = Any  # a sequence of numbers, or an array
 Rows = Sequence[Mapping[str, Any]]
@@ -309,31 +309,6 @@ def learning_curves(metrics, *, title: str | None = None) -> Figure:
     told = f"Three curves over training steps. At the end: {reward}; exact match {em}; searches {searches}."
     told += f" A line marks step {at}, from which on half of the gap between the kinds is there." * bool(moments)
     return _finished(fig, title or default, told, note=note)
-
-
-_HEALTH = {
-    "Entropy (nats)": {"entropy": ""},
-    "KL to the start (nats)": {"kl": ""},
-    "Clipped tokens (share)": {"clip_fraction": ""},
-    "Gradient norm": {"grad_norm": ""},
-    "Malformed (share)": {"malformed": ""},
-    "Model tokens a rollout": {"completion_tokens": ""},
-    "No-variance groups": {"zero_variance_groups": ""},
-    "How rollouts end": {f"finish_{reason}": reason for reason in FINISH_REASONS},
-}
-
-
-@_styled
-def training_health(metrics) -> Figure:
-    """Entropy, KL, clip fraction, gradient norm, malformed rate, lengths, idle groups and finish reasons."""
-    fig, axes, told, note = _over_steps(_runs(metrics), _HEALTH, 5.0)
-    for ax in axes:
-        ax.set_ylim(bottom=None if ax is axes[1] else 0)
-    axes[-1].set_ylim(-0.03, 1.03)
-    for ax in axes[:4]:
-        ax.set_xlabel("")
-    words = f"Eight curves over training steps. At the end: {'; '.join(told[:-1])}."
-    return _finished(fig, "Health of the training", words, note=note, loc="center left", fontsize=8)
 
 
 @_styled

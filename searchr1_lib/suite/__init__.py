@@ -1,7 +1,6 @@
 """The suite: numbered notebooks, run in reading order by papermill under one profile, into one run's folder.
 
     searchr1 run --profile cpu -p steps=20
-    searchr1 seeds --profile cpu --seeds 0 1 2
     searchr1 sweep experiments/search_cost.yaml --jobs 2
 
 Notebooks use it as ``from searchr1_lib import suite``; a name loads its module when it is first used.
@@ -16,7 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 _NAMES = {
     "profiles": "Profile load_profile parameters read_given resolve_profile",
     "runs": "Outcome failure_of notebooks open_run record require results_table run_suite",
-    "seeds": "run_seeds write_section",
     "sweep": "Experiment experiment_runs read_experiment read_runs run_sweep",
     "cli": "main",
 }

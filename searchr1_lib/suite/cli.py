@@ -18,7 +18,6 @@ from typing import Annotated, Any, get_args, get_origin
 COMMANDS = {
     "run": ("suite.runs", "run the notebooks in reading order"),
     "sweep": ("suite.sweep", "run an experiment: settings x seeds; what is complete is skipped"),
-    "seeds": ("suite.seeds", "train once per seed; mean and interval go to docs/measurements.md"),
     "evaluate": ("study.evaluate", "the seven-set table of the Search-R1 paper, for a model"),
     "baselines": ("study.baselines", "what the same model reaches in other ways"),
     "warmstart": ("study.warmstart", "make the tiny Qwen (about an hour on 2 cores)"),

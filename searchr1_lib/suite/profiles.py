@@ -81,7 +81,7 @@ class Profile(Settings, use_attribute_docstrings=True):
     judge_model: str = ""
     """its model's name"""
     others: str = ""
-    """06: pattern of further runs beside this one, drawn as seeds; "": PROFILE-seed-*"""
+    """06: pattern of further runs beside this one, drawn as seeds; "": what `make seeds` left"""
     noise_questions: Count = 128
     """questions whose gradients A6 compares"""
     microscope_questions: Count = 12

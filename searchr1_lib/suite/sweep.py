@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
@@ -31,7 +31,6 @@ from ..files import read_json_lines, write_json_lines
 from ..metrics import mean
 from .profiles import load_profile, read_yaml, resolve_profile, shown
 from .runs import check_run, command_of, failure_of, lacking, notebooks, open_run, read_json, table_of
-from .seeds import flat
 
 
 class Experiment(NamedTuple):
@@ -240,7 +239,7 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
         figures: dict[str, Any] = {}
         if (path := folder / "summary.json").exists():
             for values in read_json(path).values():
-                figures |= dict(flat(values))
+                figures |= dict(_flat(values))
         if (path := folder / "after.json").exists():
             for group, metrics in read_json(path).get("table", {}).items():
                 figures |= {f"{_WORDS.get(m, m)}, {group}": v for m, v in metrics.items() if v is not None}
@@ -249,6 +248,13 @@ def read_runs(folders: Iterable[str | os.PathLike]) -> list[dict[str, Any]]:
         row |= {"commit": manifest.get("git_commit"), "error": failure_of(folder), "figures": figures}
         rows.append(row | {"curve": _curve(folder / "train" / "metrics.jsonl")})
     return rows
+
+
+def _flat(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
+        for key, number in value.items() if isinstance(value, dict) else [("", value)]:
+            if isinstance(number, (int, float)) and not isinstance(number, bool):
+                yield f"{name}, {key}" if key else name, number
 
 
 _CURVE = (

@@ -56,11 +56,9 @@ def table(path: str) -> dict:
 
     log = analysis.read_table(path, {p.id: p for p in load_passages("data/almanac/passages.jsonl")})
     read = time.perf_counter()
-    rows = analysis.by_step(log)
     figures = [
         plots.outcomes(log["step"], log["em"], log["searches"], log["known"]),
         plots.calibration({"all": analysis.calibration(log["sureness"], log["em"])}),
-        plots.curves(rows, {"found": {"first_query_found": "share"}}, title="First query"),
     ]
     sizes = [len(plots.png(fig)) for fig in figures]
     examples = [log.trajectory(log.of_error(cause)[0]) for cause in analysis.ERRORS if len(log.of_error(cause))]
