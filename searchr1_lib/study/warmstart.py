@@ -498,9 +498,9 @@ def train(recipe: Recipe, *, start: str | Path | None = None, report=tqdm.write,
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ..training.logits import micro_batches
-    from ..training.policy import LARGE, compute_dtype
+    from ..training.policy import multiplies_bf16
 
-    avoid, fast = build_world(0).fresh_names, compute_dtype("cpu", LARGE) == torch.bfloat16
+    avoid, fast = build_world(0).fresh_names, multiplies_bf16()
     if start:
         tokenizer, model = AutoTokenizer.from_pretrained(start), AutoModelForCausalLM.from_pretrained(start)
         tokenizer.chat_template = CHAT_TEMPLATE

@@ -35,7 +35,7 @@ PROMPT_FILE = "search_r1.json"
 #: Qwen ends a message with the first and a text with the second; a base or an instruct model may write either.
 QWEN_ENDS = ("<|im_end|>", "<|endoftext|>")
 #: Hidden size from which bf16 pays on a CPU that computes it; a small model gains a fifth, and loses digits.
-LARGE = 512
+_LARGE = 512
 #: Text that a tokenizer has to give back: blanks, lines, letters of many bytes (composed, as Qwen wants them), tags.
 _PROBE = (
     "  a  b\n\n\t1850 é 漢字 ไทย 🙂 <think> x </think>\n<search>y</search> <information>(z)</information>\r\n <answer> "
@@ -559,10 +559,14 @@ def compute_dtype(device: str, hidden_size: int = 0) -> torch.dtype:
     on a GPU that does (Ampere and later); else fp16, as on a T4.
     """
     if not str(device).startswith("cuda"):
-        can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = can.get("amx_bf16") or can.get("avx512_bf16")
-        return torch.bfloat16 if fast and hidden_size >= LARGE else torch.float32
+        return torch.bfloat16 if hidden_size >= _LARGE and multiplies_bf16() else torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor multiplies bf16 in hardware (AMX, AVX512-BF16). Elsewhere bf16 costs time."""
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
 
 
 def token_bytes(tokenizer, vocab_size: int) -> list[bytes]:
