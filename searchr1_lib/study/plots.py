@@ -261,13 +261,13 @@ def _runs(metrics) -> list[Rows]:
     return metrics if metrics and not isinstance(metrics[0], Mapping) else [metrics]
 
 
-def _over_steps(runs: Sequence[Rows], panels: Mapping[str, Mapping[str, str]], height: float):
+def _over_steps(runs: Sequence[Rows], panels: Mapping[str, Mapping[str, str]]):
     """Panels of curves, {title: {metric: label}}; a single line needs no label.
 
     Returns:
         the figure, its axes, the last values of each panel in words, and a note on how the curves are drawn.
     """
-    fig, axes = _axes(len(panels), height)
+    fig, axes = _axes(len(panels), 3.5)
     told = []
     for ax, (title, lines) in zip(axes, panels.items()):
         labels = [label or title for label in lines.values()]
@@ -296,7 +296,7 @@ def learning_curves(metrics, *, title: str | None = None) -> Figure:
         "Searches": {"searches_known": "known: per question", "searches_per_need_lookup": "look-up: per hop needed"},
     }
     runs = _runs(metrics)
-    fig, axes, (reward, em, searches), note = _over_steps(runs, panels, 3.5)
+    fig, axes, (reward, em, searches), note = _over_steps(runs, panels)
     moments = sorted({step for step in map(transition_step, runs) if step is not None})
     for ax, moment in itertools.product(axes, moments):
         ax.axvline(moment, color=GREEN, linewidth=1.5, linestyle="-.", zorder=1)
@@ -321,7 +321,7 @@ def curves(metrics, panels: Mapping[str, Mapping[str, str]], *, title: str) -> F
             say "known" or "look-up" have the look that they have in every figure.
         title: the takeaway.
     """
-    fig, _, told, note = _over_steps(_runs(metrics), panels, 3.5)
+    fig, _, told, note = _over_steps(_runs(metrics), panels)
     words = "; ".join(f"{name}, {last}" for name, last in zip(panels, told))
     return _finished(fig, title, f"Curves over training steps. At the end: {words}.", note=note)
 
