@@ -21,7 +21,7 @@ from searchr1_lib.records import Question, Trajectory
 from searchr1_lib.rewards import RewardError, SearchR1Reward, score
 from searchr1_lib.search import BM25Search, LocalSearch
 from searchr1_lib.training.grpo import group_advantages
-from searchr1_lib.training.learner import Batch, Learner, _blame_what_it_would_do
+from searchr1_lib.training.learner import Batch, Learner, _weigh_forced
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.training.rollout import _Episode, rollout
 from searchr1_lib.training.trainer import Settings, Trainer, TrainingError, describe, train_grpo
@@ -647,6 +647,10 @@ def test_the_reference_is_the_base_or_a_snapshot(scored):
         dict(trees=3),
         dict(trees=8),
         dict(trees=2, explore=1),
+        dict(trees=2, pairs=1),
+        dict(explore=1, pairs=1),
+        dict(pairs=4),
+        dict(pairs=1, baseline="none", scale_rewards="none"),
         dict(llds_coef=0.1),
         dict(optim="sgd"),
         dict(gamma=1.5),
@@ -793,12 +797,45 @@ def test_blame_for_a_forced_choice_has_an_end():
     forced, push = torch.ones(1, 1), []
     for advantage in (-1.0, 1.0):
         logprobs = logits.log_softmax(-1)[:, 1:]
-        weighed = _blame_what_it_would_do(torch.tensor([advantage]), logprobs.detach(), forced)
+        weighed = _weigh_forced(torch.tensor([advantage]), logprobs.detach(), forced, False)
         push.append(torch.autograd.grad((weighed * logprobs).sum(), logits)[0][0, 1].item())
     rare = 1 / (1 + math.e**4)
     assert push == pytest.approx([-rare * (1 - rare), 1 - rare])
-    free = _blame_what_it_would_do(torch.tensor([-1.0]), torch.tensor([[-4.0]]), torch.zeros(1, 1))
+    free = _weigh_forced(torch.tensor([-1.0]), torch.tensor([[-4.0]]), torch.zeros(1, 1), False)
     assert free.tolist() == [[-1.0]]
+
+
+def test_a_pair_teaches_what_rollouts_of_the_policy_teach_in_the_mean():
+    """Of two acts with worth 0.3 and -0.2: the gradient of what the policy earns, summed over both, twice."""
+    worth, logits = torch.tensor([0.3, -0.2]), torch.tensor([1.5, 0.0], requires_grad=True)
+    (earned,) = torch.autograd.grad((logits.softmax(-1) * worth).sum(), logits)
+    logprobs = logits.log_softmax(-1)
+    weighed = _weigh_forced(worth, logprobs.detach(), torch.ones(2), True)
+    (pair,) = torch.autograd.grad((weighed * logprobs).sum(), logits)
+    assert torch.allclose(pair, 2 * earned)
+    assert _weigh_forced(worth, logprobs.detach(), torch.zeros(2), True).equal(worth)
+
+
+def test_pairs_stand_in_every_step_and_weigh_what_was_forced(tmp_path, engine, questions):
+    settings = SHORT.model_copy(update=dict(pairs=1, entropy_coef=0.0))
+    assert settings.first_actions(0) == settings.first_actions(1000) == [None, None, "search", "answer"]
+    t = trainer(tmp_path, engine, questions, settings)
+    drawn, _ = t._collect()
+    t.learner.assign_advantages(drawn)
+    likely = t.learner._by_token(drawn, lambda hidden, batch: t.learner._logprobs(hidden, batch)[0])
+
+    def gradient() -> list[torch.Tensor]:
+        t.learner.gradient(drawn)
+        return [p.grad.clone() for p in t.policy.parameters()]
+
+    weighed, forced = gradient(), [x for x in drawn if x.forced is not None]
+    assert {x.advantages[x.forced] > 0 for x in forced} == {True, False}
+    t.learner.settings = settings.model_copy(update=dict(pairs=0))
+    for x in forced:  # by hand: what was blamed is multiplied by its probability there
+        blamed = x.advantages[x.forced] < 0
+        x.advantages[x.forced] *= 2 * (1 if blamed else math.exp(likely[id(x)][x.forced]))
+    for by_setting, by_hand in zip(weighed, gradient()):
+        assert torch.allclose(by_setting, by_hand, atol=1e-6)
 
 
 def test_the_forced_choice_keeps_its_advantage_where_only_undecided_tokens_have_one(tmp_path, engine, questions):

@@ -44,6 +44,7 @@ _SAME += " max_grad_norm max_completion_length entropy_coef seed"
 _ONLY: dict[str, Any] = {"baseline": "group_mean", "credit": "rollout", "mask_observations": True, "explore": 0}
 _ONLY |= {"dynamic_sampling": 0, "ref_model_sync_steps": 0, "kl_estimator": "k3", "top_entropy_quantile": 1.0}
 _ONLY |= {"trees": 0, "replay_groups": 0, "llds_coef": 0.0, "learning_rates": {}, "trained": [], "per_author": False}
+_ONLY |= {"pairs": 0}
 #: What is told of a step beside ``describe``'s figures, as TRL calls it.
 _LOGGED = ("loss", "grad_norm", "entropy", "step_time")
 

@@ -220,7 +220,7 @@ class Learner:
         old = recorded([t.logprobs for t in part])  # before the first update equal to logprobs: every ratio is 1
         reference = recorded([references[id(t)] for t in part]) if references else None
         advantages = batch.column([t.advantages for t in part])
-        advantages = _blame_what_it_would_do(advantages, logprobs.detach(), batch.forced)
+        advantages = _weigh_forced(advantages, logprobs.detach(), batch.forced, s.pairs > 0)
         how = {**s.model_dump(include=_OF_LOSS), "num_sequences": sequences, "ref_logprobs": reference}
         losses = {}
         for author in self.trained:
@@ -439,11 +439,13 @@ class Batch:
         return padded([[0.0] * start + [*v] for v, start in zip(values, self.starts)], 0.0, self.mask.device)
 
 
-def _blame_what_it_would_do(advantages: torch.Tensor, logprobs: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
-    """Advantages (B, T), those below 0 of forced tokens times the probability that the policy gives to the token.
+def _weigh_forced(advantages: torch.Tensor, logprobs: torch.Tensor, forced: torch.Tensor, pairs: bool) -> torch.Tensor:
+    """Advantages (B, T), those of forced tokens weighed by the probability pi that the policy gives to the token.
 
-    Praise for a forced token has a bounded gradient, A (1 - pi), which ends when the policy does it by itself. Blame
-    has none: the rarer the token already, the larger its share. Times pi, it is the gradient of the policy's own
-    expected blame, A d(pi), which ends when the policy would not do it any more.
+    ``explore``: praise in full, A (1 - pi), which ends when the policy does it by itself. Blame would have no bound:
+    the rarer the token already, the larger its share. Times pi it ends when the policy would not do it any more.
+    ``pairs``: both times pi over the pair's 1/2, the importance weight. The mean over the pair is then the gradient of
+    what the policy earns, which ends at the better act; praise in full ends at each act as often as it wins.
     """
-    return torch.where(forced.bool() & (advantages < 0), advantages * logprobs.exp(), advantages)
+    weight = 2 * logprobs.exp() if pairs else torch.where(advantages < 0, logprobs.exp(), 1.0)
+    return torch.where(forced.bool(), advantages * weight, advantages)

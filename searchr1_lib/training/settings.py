@@ -110,6 +110,11 @@ class Settings(Limits):
     write it. 0: plain GRPO"""
     explore_steps: Whole = 50
     """the first steps, in which ``explore`` applies"""
+    pairs: Whole = 0
+    """as ``explore``, in every step, and the token that decides counts as often as the policy would choose it (times
+    its probability over one half): in the mean a pair teaches what two rollouts of the policy do, without the luck of
+    which act they draw, as a gradient summed over all acts does (Ciosek and Whiteson 2018, "Expected Policy Gradients",
+    arXiv 1801.03326). What is given up stays so: against that there is ``explore``"""
     dynamic_sampling: Whole = 0
     """DAPO's: at most so many times a step draws other questions in place of those whose groups have no variance"""
     num_iterations: Count = 1
@@ -139,6 +144,7 @@ class Settings(Limits):
     def _fit_together(self):
         with_group, by = self.baseline in ("group_mean", "leave_one_out"), f"baseline={self.baseline!r}"
         scales, wrong = BASELINES.get(self.baseline, ("batch", "none")), ""
+        forced = f"explore={self.explore}" if self.explore else f"pairs={self.pairs}" if self.pairs else ""
         if with_group and self.num_generations < 2:
             wrong = f"num_generations must be at least 2: {by} compares a rollout with the others of its group"
         elif self.scale_rewards not in scales:
@@ -151,16 +157,16 @@ class Settings(Limits):
             wrong = "shuffle_credit deals out what turns got: with credit='rollout' there is nothing to shuffle"
         elif self.trees and (self.num_generations % self.trees or self.trees == self.num_generations):
             wrong = f"trees={self.trees} must divide num_generations={self.num_generations}, and be less"
-        elif self.trees and self.explore:
-            wrong = f"trees={self.trees} branch off rollouts that chose by themselves: set explore={self.explore} to 0"
+        elif sum(n > 0 for n in (self.trees, self.explore, self.pairs)) > 1:
+            wrong = f"trees={self.trees}, explore={self.explore}, pairs={self.pairs}: set all but one to 0"
         elif self.credit == "tree_grpo" and not self.trees:
             wrong = "credit='tree_grpo' compares rollouts of a tree: set trees, for instance to 2"
         elif self.llds_coef and self.num_iterations == 1 and not self.replay_groups:
             wrong = "llds_coef has no effect at the first update on a rollout: raise num_iterations or replay_groups"
-        elif self.explore and not with_group:
-            wrong = f"explore={self.explore} compares two ways to begin within a group: with {by} set it to 0"
-        elif self.explore and 2 * self.explore >= self.num_generations:
-            wrong = f"explore={self.explore} must be less than half of num_generations={self.num_generations}"
+        elif forced and not with_group:
+            wrong = f"{forced} compares two ways to begin within a group: with {by} set it to 0"
+        elif forced and 2 * max(self.explore, self.pairs) >= self.num_generations:
+            wrong = f"{forced} must be less than half of num_generations={self.num_generations}"
         elif self.dynamic_sampling and not with_group:
             wrong = f"dynamic_sampling replaces groups without variance, which also teach with {by}: set it to 0"
         if wrong:
@@ -168,8 +174,8 @@ class Settings(Limits):
         return self
 
     def first_actions(self, step: int) -> list[str | None]:
-        """What the rollouts of a group are made to begin with in a step; see ``explore``."""
-        pairs = self.explore if step < self.explore_steps else 0
+        """What the rollouts of a group are made to begin with in a step; see ``explore`` and ``pairs``."""
+        pairs = self.pairs or (self.explore if step < self.explore_steps else 0)
         return [None] * (self.num_generations - 2 * pairs) + ["search", "answer"] * pairs
 
     def learning_rate_at(self, step: int) -> float:

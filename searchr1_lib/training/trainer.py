@@ -473,7 +473,7 @@ def evenly(questions: Sequence[Question], rng: random.Random) -> list[Question]:
 def describe(trajectories: list[Trajectory], num_generations: int) -> dict:
     """What the rollouts of a step look like: the part of the metrics that needs no model.
 
-    Rollouts that were made to search or to answer (``explore``) say nothing about the policy and count only
+    Rollouts that were made to search or to answer (``explore``, ``pairs``) say nothing about the policy and count only
     where groups are looked at.
     """
     flat = groups_without_variance([t.reward for t in trajectories], num_generations)
