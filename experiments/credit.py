@@ -1,11 +1,11 @@
 """Does credit by turn teach faster than the outcome? Equal rollouts, choice regret against the optimum.
 
-    searchr1 compare experiments/credit.py --out runs/cpu/credit --prices 0.2 --seeds 0 1 2 3 4 --questions 400
+    searchr1 compare experiments/credit.py --out runs/cpu/credit --prices 0.3 --seeds 0 1 2 3 4 --questions 400
 
 Half the steps of the default training: what is asked is who learns *faster*.
 
 Notebook 09 reads what this leaves: the *.json in the folder credit of its run, or as they ship, in
-experiments/results/credit. (The trainings/ beside them hold every rollout: gigabytes, and nobody reads them again.)
+experiments/results/credit (of the former world). (The trainings/ beside them hold every rollout: gigabytes.)
 """
 
 from dataclasses import replace

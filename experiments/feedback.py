@@ -4,8 +4,9 @@
 
 The labeller is scripted: it cannot check an answer, but judges how well founded it is, and errs where two rollouts are
 nearly as good. The biased one also likes what is long, so much that a search is worth more than its price. With each
-seed come other labels and another training; half the steps of the default one. Shipped in experiments/results/feedback,
-where told.json has by step what the labeller itself would have said, had it been asked, and some of what it was told.
+seed come other labels and another training; half the steps of the default one. What ships stands in
+experiments/results/feedback and is of the former world; told.json has by step what the labeller itself would have said,
+had it been asked, and some of what it was told.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from searchr1_lib.worlds.almanac import PRICE, UNKNOWN_PAYS, build_world, sample
 
 SHORT = {"scale_rewards": "batch", "steps": 30, "decay_steps": 15}
 NOISE, LONGER = 0.05, {"model_tokens": 0.5}
-PHRASES = ("it says", "is not here", "I recall nothing", "unknown")  # what the tiny Qwen was taught to say
+PHRASES = ("it says", "not here", "I recall nothing", "unknown")  # what the tiny Qwen was taught to say
 GUARD = {"beta": 0.05}  # of the KL to the base model
 
 

@@ -4,7 +4,7 @@
     python experiments/memory.py --out runs/cpu/memory --seeds 0 1 2 3 4
 
 Of all passages a share rho is in the notes, in training and after it, as if so many entities had been asked about
-before. Questions of one hop; a recall costs 0.02 of a right answer, a search 0.2. Half the steps of the default
+before. Questions of one hop; a recall costs 0.02 of a right answer, a search 0.3. Half the steps of the default
 training, from the adapter that was taught to recall by a coin. Regret is measured against an optimum that may ask the
 notes as well, and takes them to bring a passage with rho times the chance of a search.
 
@@ -18,7 +18,7 @@ up for the cheap recalls before they were compared.
 "old" and "old_dated" have a note of every passage. Of half of them it is fifty steps old, and what it says is not true
 any more; "old_dated" is told the age of each. (Their regret says nothing: it takes an old note for a good one.)
 
-Notebook 11 reads what this leaves, or what ships in experiments/results/memory.
+Notebook 11 reads what this leaves, or what ships in experiments/results/memory (of the former world).
 """
 
 import argparse

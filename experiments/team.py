@@ -1,10 +1,10 @@
 """A coordinator and a researcher against one agent, at nearly equal tokens: its rollouts take about twice as many.
 
-    searchr1 compare experiments/team.py --out runs/cpu/team --prices 0.2 --seeds 0 1 2 --questions 400
+    searchr1 compare experiments/team.py --out runs/cpu/team --prices 0.3 --seeds 0 1 2 --questions 400
 
 Half the steps of the default training. A search of the coordinator asks the researcher, who is made to begin with a
 search; what is paid for are the searches of the index. Notebook 10 reads what this leaves, or what ships in
-experiments/results/team.
+experiments/results/team (of the former world).
 """
 
 from searchr1_lib.study.compare import LIMITS, Method
@@ -12,7 +12,7 @@ from searchr1_lib.training.researcher import ResearcherEngine
 from searchr1_lib.worlds.almanac import question_for
 
 SHORT = {"scale_rewards": "batch", "steps": 30, "decay_steps": 15}
-TEAM = SHORT | {"questions_per_step": 8, "train_colleagues": True}
+TEAM = SHORT | {"questions_per_step": 16, "train_colleagues": True}
 BUDGET = LIMITS | {"max_turns": 2}
 
 

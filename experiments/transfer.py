@@ -1,6 +1,6 @@
 """What a policy that learned in one world does in others, unchanged: other truths, other engines, another price.
 
-    python experiments/transfer.py runs/cpu/default/trainings/default-0.2-* --out experiments/results/transfer.json
+    python experiments/transfer.py runs/cpu/default/trainings/default-0.3-* --out experiments/results/transfer.json
 
 Of each training, and of the model that all began as: choice regret, reward and V* on questions of the test split at
 temperature 1, how it asks, and when it searches. V* is always that of the skill and the engine of the shipped almanac,
@@ -41,7 +41,7 @@ PLACES = {
     "1 document": (yardstick, bm25, {"topk": 1}),
     "5 documents": (yardstick, bm25, {"topk": 5}),
     f"{len(more)} further passages": (yardstick, BM25Search(world.passages + more), {}),
-    "price 0.3": (replace(yardstick, price=0.3), bm25, {}),
+    "price 0.15": (replace(yardstick, price=0.15), bm25, {}),
 }
 newest = lambda run: max(run.glob("checkpoints/step_*"), key=lambda folder: int(folder.name.split("_")[1]))
 policies = {"the start": load_policy(MODEL, device="cpu")}

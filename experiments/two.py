@@ -1,9 +1,9 @@
 """Two adapters, one that decides and one that asks, against one of twice the rank: equal parameters, rollouts, seeds.
 
-    searchr1 compare experiments/two.py --out runs/cpu/two --prices 0.2 --seeds 0 1 2 --questions 400
+    searchr1 compare experiments/two.py --out runs/cpu/two --prices 0.3 --seeds 0 1 2 --questions 400
 
 Half the steps of the default training, as experiments/credit.py has them. Notebook 10 reads what this leaves, or what
-ships in experiments/results/two.
+ships in experiments/results/two (of the former world).
 """
 
 from searchr1_lib.rewards import InformationGain

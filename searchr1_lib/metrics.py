@@ -255,7 +255,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 ERRORS = {
     "cut off": "no answer: the tokens or the turns were used up",
     "malformed": "no answer: the message ended, or the turns went by, without a valid action; or an empty answer",
-    "did not search": "a wrong answer from memory",
+    "did not search": 'a wrong answer from memory, or "unknown"',
     "copied wrongly": "all gold passages were read; the answer resembles the right one, and stands in no passage",
     "found but not used": "all gold passages were read, the answer is wrong all the same",
     "passage not found": "a query named what was missing, the engine did not return it",

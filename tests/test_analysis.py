@@ -389,7 +389,7 @@ def test_summary_holds_what_was_measured():
     page = analysis.summarise(before, after, CORPUS, transition=110, steps=200)
     assert "200 training steps; known and look-up questions part at step 110" in page
     assert "2 questions fixed, 0 broken: exact McNemar test p = 0.5." in page
-    assert "| did not search | a wrong answer from memory | 2 | 0 |" in page
+    assert '| did not search | a wrong answer from memory, or "unknown" | 2 | 0 |' in page
     assert "| exact match, all | 2 | 0.000 | 1.000 | +1.000 (+1.000 to +1.000) |" in page
     assert "before –, after 100.0%" in page and math.isclose(analysis.mcnemar(2, 0), 0.5)
     assert "do not part" in analysis.summarise(before, after)

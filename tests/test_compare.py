@@ -72,14 +72,15 @@ def test_what_cannot_be_is_refused_before_any_work(methods, how, message, tmp_pa
 
 def test_what_is_there_is_read_by_method_and_seed(tmp_path):
     for name, seed in (("one", 2), ("one", 0), ("one", 1), ("two", 0), ("two", 2), ("late", 2)):
-        write_json(tmp_path / "there" / f"{name}-0.2-{seed}.json", {"row": {"method": name, "seed": seed}})
-    write_json(tmp_path / "there" / "one-0.3-7.json", {"row": {"method": "one", "seed": 7}})  # of another price
+        write_json(tmp_path / "there" / f"{name}-0.3-{seed}.json", {"row": {"method": name, "seed": seed}})
+    write_json(tmp_path / "there" / "one-0.5-7.json", {"row": {"method": "one", "seed": 7}})  # of another price
     write_json(tmp_path / "there" / "start.json", {"reward": 0.3})  # no training
     places = [tmp_path / "empty", tmp_path / "there"]
     seeds = {name: [one["row"]["seed"] for one in ones] for name, ones in trained(places, ["one", "two"]).items()}
     assert seeds == {"one": [0, 2], "two": [0, 2]}
     assert {name: len(ones) for name, ones in trained(places, ["one"]).items()} == {"one": 3}
-    assert trained(places, ["one", "three"]) == {} and len(trained(places, ["one"], 0.3)["one"]) == 1
+    assert trained(places, ["one"], [0.5, 0.3])["one"][0]["row"]["seed"] == 7  # the first at which there is anything
+    assert trained(places, ["one", "three"]) == {} and len(trained(places, ["one"], [0.5])["one"]) == 1
 
 
 def test_from_the_shell(tmp_path, capsys):

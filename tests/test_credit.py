@@ -10,12 +10,14 @@ import torch
 
 from searchr1_lib.records import ENVIRONMENT, Hit, Passage, Question, SearchCall, Segment, Trajectory
 from searchr1_lib.rewards import ExactMatch, HierarchicalReward, score
+from searchr1_lib.search import BM25Search
 from searchr1_lib.training import credit
 from searchr1_lib.training.grpo import group_advantages, policy_loss
 from searchr1_lib.training.learner import Learner
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.training.rollout import continuations, rollout, turn_start
 from searchr1_lib.training.settings import Settings
+from searchr1_lib.worlds.almanac import build_world, sample_questions
 
 NAN = math.nan
 #: One question: found all in two searches; searched once in vain; answered wrongly at once; found all in one search.
@@ -338,7 +340,11 @@ def test_the_probe_stands_where_the_model_answers(tiny):
 
 def test_off_its_place_the_probe_means_little(tiny):
     """The same answer behind the observation, without the thought: many times less likely."""
-    made = [t for t in rollouts(tiny) if t.answer and t.turns > 1]
+    world = build_world(0)
+    asked, engine = sample_questions(world, "train", 20, seed=0), BM25Search(world.passages)
+    how = {"num_generations": 2, "max_turns": 3, "max_turn_tokens": 110}
+    played = rollout(tiny, asked, engine, generator=torch.Generator().manual_seed(0), **how)
+    made = [t for t in played if t.answer and t.answer != "unknown" and t.turns > 1]
     times = []
     for t in made:
         t.question = replace(t.question, answers=[t.answer])

@@ -163,7 +163,7 @@ def test_sources_name_their_sets(tmp_path):
 
 def test_engines_by_what_one_types(tmp_path, monkeypatch):
     assert "http://127.0.0.1:8000/retrieve" in open_engine("http://127.0.0.1:8000").name
-    assert open_engine("data/almanac").search("born", k=1)
+    assert open_engine("data/almanac").search("River", k=1)
     monkeypatch.delenv("SERPER_API_KEY", raising=False)
     with pytest.raises(ValueError, match="SERPER_API_KEY"):
         open_engine("web:serper")

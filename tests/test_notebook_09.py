@@ -21,7 +21,7 @@ from searchr1_lib.training.settings import Settings
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "09_credit.ipynb"
 CELLS = {cell.id: cell.source for cell in nbformat.read(NOTEBOOK, 4).cells}
-PRICE = 0.2
+PRICE = 0.3
 
 
 def run(space: dict, *ids: str) -> None:
@@ -89,6 +89,7 @@ def test_replay_is_held_against_the_same_seeds_without(tmp_path):
     space = {"made": {"outcome": without[1:]}, "p": SimpleNamespace(run_dir=tmp_path), "PRICE": PRICE, "Markdown": str}
     space |= {"trained": trained, "judged": judged, "markdown_table": markdown_table, "display": shown.append}
     space["plots"] = SimpleNamespace(smooth=plots.smooth, methods=plots.methods, show_figure=shown.append)
+    space["former"] = lambda results: ""
     run(space | {"runpy": runpy, "Path": Path, "mean": lambda xs: sum(xs) / len(xs)}, "c09-replay")
     assert r"replay\_16 | 4 |" in shown[0] and r"replay\_4 " not in shown[0]
     assert "replay_16 holds; replay_64 contradicted" in shown[1].alt

@@ -12,6 +12,7 @@ from searchr1_lib.files import write_json
 from searchr1_lib.rewards import PreferenceReward
 from searchr1_lib.study import plots
 from searchr1_lib.study.analysis import interval, markdown_table
+from searchr1_lib.study.evaluate import hashes
 from searchr1_lib.study.feedback import Scripted, WellFounded, choose_pairs, pairs_of
 from searchr1_lib.worlds.almanac import PRICE
 
@@ -42,19 +43,21 @@ def write_trainings(place: Path, rewards: dict[str, float], falls: set[str], lik
     place.mkdir(parents=True)
     write_json(place / "start.json", {"reward": 0.3})
     told = lambda seed: [{"opinion": 0.5 + (liked + 0.01 * seed - 0.5) * i / 29, "it says": 0.5} for i in range(30)]
+    made_of = {"weights": hashes("data/tiny_qwen")}
     write_json(place / "told.json", {f"{name}-0.2-{seed}": told(seed) for name in rewards for seed in seeds})
     for name, reward in rewards.items():
         for seed in seeds:
             up = [0.3 + (reward - 0.3) * i / 30 for i in range(30)]
             truth = [x - 0.02 * max(0, i - 15) for i, x in enumerate(up)] if name in falls else up
             course = [{"reward": i / 30, "truth": x, "searches": 1.0} for i, x in enumerate(truth)]
-            row = {"method": name, "seed": seed, "reward": reward + 0.002 * seed, "regret": 0.1}
-            write_json(place / f"{name}-0.2-{seed}.json", {"row": row, "course": course})
+            row = {"method": name, "seed": seed, "reward": reward + 0.002 * seed, "regret": 0.1, "price": 0.2}
+            write_json(place / f"{name}-0.2-{seed}.json", {"made_of": made_of, "row": row, "course": course})
 
 
 def verdicts(run_dir: Path) -> dict[str, str]:
     shown: list = []
-    space = {"p": SimpleNamespace(run_dir=run_dir), "interval": interval, "markdown_table": markdown_table}
+    p = SimpleNamespace(run_dir=run_dir, tiny_model="data/tiny_qwen")
+    space = {"p": p, "interval": interval, "markdown_table": markdown_table}
     space |= {"display": shown.append, "Markdown": str, "mean": lambda xs: sum(xs) / len(xs), "told": str}
     space["PRICE"] = PRICE
     space["plots"] = SimpleNamespace(smooth=plots.smooth, lines=plots.lines, show_figure=shown.append)

@@ -20,7 +20,7 @@ from searchr1_lib.study.recollection import asking, demonstrations, noted
 from searchr1_lib.study.warmstart import RECALL, coin, episode, play
 from searchr1_lib.training.policy import load_policy
 from searchr1_lib.training.rollout import rollout
-from searchr1_lib.worlds.almanac import build_world, query
+from searchr1_lib.worlds.almanac import PRICE, build_world, query
 
 ADAPTER = Path("data/tiny_qwen_recall")
 
@@ -36,9 +36,9 @@ def test_demonstrations_ask_the_notes_and_read_them(policy):
     drawn = rng.sample(world.questions["train"], 200)
     done = play(((q, episode(world.asked[q.id], asking(coin(rng), rng)), 3) for q in drawn), engine, notes)
     texts = ["".join(piece.text for piece in pieces) for _, pieces in done]
-    asked = [text for text in texts if "<ask>" in text]
+    asked = [text for text in texts if f"<{RECALL}>" in text]
     assert 60 < len(asked) < 160
-    ends = [text.split("<ask>")[1].split("</ask>")[1] for text in asked]
+    ends = [text.split(f"<{RECALL}>")[1].split(f"</{RECALL}>")[1] for text in asked]
     assert 0.2 < fmean("it says." in end.split("<think>")[1].split("</think>")[0] for end in ends) < 0.8
     assert any("<search>" in end for end in ends)
 
@@ -101,7 +101,7 @@ def experiment():
 
 
 def test_a_cache_makes_cheap_what_was_asked_in_the_same_words(experiment):
-    world, cached = build_world(0), experiment.Cached(0.5)
+    world, cached, searched = build_world(0), experiment.Cached(0.5), 1 - PRICE
     known = {passage.id for passage in noted(world.passages, 0.5, 0)}
     single = [q for q in world.questions["train"] if len(world.asked[q.id].relations) == 1 and q.passages]
     for before in (True, False):
@@ -109,7 +109,7 @@ def test_a_cache_makes_cheap_what_was_asked_in_the_same_words(experiment):
         (hop,) = world.asked[q.id].hops()
         calls = [ToolCall("search", query(*hop, short=short), []) for short in (False, True)]
         done = [Trajectory(q, [], [], [], [], calls=calls, answer=a) for a in (q.answers[0], "unknown", "no")]
-        assert cached(done) == pytest.approx([0.8 * (0.98 if before else 0.8), 0.1, 0.0])
+        assert cached(done) == pytest.approx([searched * (0.98 if before else searched), 0.1, 0.0])
 
 
 def test_old_notes_are_wrong_and_say_their_age(experiment, policy):

@@ -47,7 +47,7 @@ def tried(space: dict, name: str, check: str, answer: str) -> None:
 
 def test_00():
     made, check, answer = by_text("00_search_r1_demo", "by_hand = {", "def check_rewards", "`[1.0, 0.4,")
-    space = {"p": SimpleNamespace(search_cost=0.2), "score": score, "Question": Question}
+    space = {"p": SimpleNamespace(search_cost=0.3), "score": score, "Question": Question}
     exec(made[: made.index("values = score")], space)
     exec(check, space)
     assert space["check_rewards"](eval(solution(answer))) == " ".join("✓" * 6)

@@ -174,7 +174,7 @@ def other_value(change, project):
     "change, said",
     [
         ("steps=8", "steps = 7, not 8"),
-        ("search_cost=0.9", "search_cost = 0.2, not 0.9"),  # that was not given before
+        ("search_cost=0.9", "search_cost = 0.3, not 0.9"),  # that was not given before
         ("seed=1", "seed = 0, not 1"),
         ("reward=F1", "reward = 'Discounted', not 'F1'"),
         ("data=elsewhere", "data = 'mine', not 'elsewhere'"),

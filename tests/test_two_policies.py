@@ -251,7 +251,7 @@ def test_the_gradient_is_that_of_an_authors_own_loss(two, scored):
         each = (logprobs - logprobs.detach()).exp() * advantages * share * mask
         loss = -(each.sum(1) / mask.sum(1).clamp(min=1)).sum() / len(scored)
         by_hand = torch.cat([g.flatten() for g in torch.autograd.grad(loss, two.parameters(author))])
-        assert torch.allclose(whole[author], by_hand, atol=1e-6)
+        assert (whole[author] - by_hand).norm() < 1e-3 * by_hand.norm()
 
 
 @pytest.mark.parametrize("how", [{"tokens_per_micro_batch": 300}, {"gradient_checkpointing": True}])

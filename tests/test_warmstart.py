@@ -4,42 +4,60 @@ import itertools
 import json
 import random
 import re
+import runpy
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from searchr1_lib.environment import protocol
 from searchr1_lib.study import warmstart
 from searchr1_lib.study.compare import skill_of
 from searchr1_lib.study.warmstart import (
     Recipe,
+    comparisons,
     demonstrations,
     drills,
     encode,
     episode,
     play,
     prompt_text,
+    readings,
     search_share,
 )
 from searchr1_lib.suite import cli
 from searchr1_lib.training.policy import load_policy
-from searchr1_lib.worlds.almanac import RELATIONS, SPLITS, SURENESS, UNASKED, answers_of, build_world
+from searchr1_lib.worlds.almanac import (
+    FIRST_NAMES,
+    MONTHS,
+    RELATIONS,
+    RIVERS,
+    SPLITS,
+    SURENESS,
+    SURNAMES,
+    TOWNS,
+    UNASKED,
+    answers_of,
+    build_world,
+)
 from searchr1_lib.worlds.optimum import TRUST, UNKNOWN
 from searchr1_lib.worlds.optimum import WORDINGS as SEARCHES
 
 TINY = Path("data/tiny_qwen")
 SMALL = Recipe(
     steps=6,
-    batch=8,
+    batch=6,
+    readings=1,
+    drills=4,
     warmup=2,
     quantised_steps=2,
     world_steps=3,
     vocab_size=600,
     hidden_size=64,
     intermediate_size=64,
-    num_hidden_layers=2,
+    num_hidden_layers=3,
     num_attention_heads=2,
     num_key_value_heads=1,
 )
@@ -107,6 +125,19 @@ def test_the_command_makes_a_whole_model_and_goes_on_from_one(tmp_path, monkeypa
     assert not moved.equal(start) and moved.allclose(start, atol=0.05)
 
 
+def test_layers_under_another_vocabulary_keep_their_weights_and_known_tokens_their_rows(policy):
+    recipe = replace(Recipe(), vocab_size=700)
+    tokenizer = warmstart.train_tokenizer([prompt_text("Who founded Tonund Works?")] * 3, 700)
+    old = AutoModelForCausalLM.from_pretrained(TINY)
+    model = runpy.run_path("experiments/graft.py")["graft"](old, policy.tokenizer, recipe, tokenizer)
+    before, after = old.state_dict(), model.state_dict()
+    layers = [name for name in before if "layers" in name]
+    assert layers and all(torch.equal(before[name], after[name]) for name in layers)
+    rows = before["model.embed_tokens.weight"], after["model.embed_tokens.weight"]
+    known = [tokenizer.convert_tokens_to_ids("a"), policy.tokenizer.convert_tokens_to_ids("a")]
+    assert torch.equal(rows[1][known[0]], rows[0][known[1]]) and len(rows[1]) == 700
+
+
 def test_the_shipped_files_fit_together():
     recipe = json.loads((TINY / "recipe.json").read_text())
     config = json.loads((TINY / "config.json").read_text())
@@ -167,8 +198,43 @@ def test_every_taught_fact_is_drilled_once(world):
         for e in part
         if e.level
     )
-    assert len(made) == facts == len({pieces[0].text for _, pieces in made})
-    assert all(pieces[0].text.startswith("<think> ") and "</think>" not in pieces[0].text for _, pieces in made)
+    said = [piece.text for _, pieces in made for piece in pieces if piece.writer == "model"]
+    about = [piece.text for _, pieces in made for piece in pieces if piece.writer == "environment"]
+    assert len(said) == facts and len(about) == len(set(about)) == facts - len(made)
+    assert not any("</think>" in text for text in said)
+    for question, pieces in made[:50]:
+        assert pieces[0].text.startswith("<think> ") and pieces[0].text.endswith(".") and question.endswith("?")
+
+
+def test_a_reading_says_what_stands_there_and_that_the_rest_does_not(world):
+    facts, absent = 0, 0
+    for _, pieces in readings(world, random.Random(0), 40):
+        shown = next(piece.text for piece in pieces if "<information>" in piece.text)
+        for piece in pieces:
+            if piece.writer == "model":
+                said = piece.text.removeprefix("<think> ").removesuffix(".")
+                if said.endswith(", it says"):
+                    assert said.removesuffix(", it says") + "." in shown
+                    facts += 1
+                else:
+                    assert said.endswith(": not here") and said.removesuffix("not here") not in shown
+                    absent += 1
+    assert facts > 100 and absent > 40
+
+
+def test_a_comparison_names_who_is_born_earlier(world):
+    months = {e.subject: e.truth["month"] for part in world.entities.values() for e in part["people"]}
+    _, pieces = comparisons(world, random.Random(0))
+    for given, said in zip(pieces[::2], pieces[1::2]):
+        names = re.findall(r"Birth month of (.+?): ", given.text)
+        assert said.text.endswith(f"<answer> {min(names, key=lambda n: MONTHS.index(months[n]))} </answer>")
+        assert f"{months[names[0]]} comes " in said.text and (given.writer, said.writer) == ("environment", "model")
+    assert len(pieces) > 8
+
+
+def test_every_word_of_a_name_is_one_token(policy):
+    for word in (*FIRST_NAMES, *SURNAMES, *TOWNS, *RIVERS):
+        assert len(policy.tokenizer.encode(f" {word}")) == 1, word
 
 
 def test_demonstrations_speak_the_protocol(examples):
@@ -214,14 +280,37 @@ def test_who_may_not_search_answers_from_memory_or_says_unknown(world):
 def test_the_models_words_and_only_they_carry_loss(examples, policy):
     tokenizer = policy.tokenizer
     for text, pieces in examples[:100]:
-        ids, weights = encode(tokenizer, text, pieces, 0.0)
+        ids, weights, _ = encode(tokenizer, text, pieces, 0.0)
         start = len(tokenizer.encode(prompt_text(text)))
         assert ids[-1] == tokenizer.eos_token_id and weights[-1] == 1 and set(weights[:start]) == {0.0}
         silent = tokenizer.decode([i for i, w in zip(ids[start:], weights[start:]) if w == 0])
         assert silent == "".join(p.text for p in pieces if p.writer == "environment")
         assert tokenizer.decode(ids[start:], skip_special_tokens=True) == "".join(p.text for p in pieces)
-    ids, weights = encode(tokenizer, "Who?", [warmstart.Piece("<think> I recall nothing", "model")], 0.3)
+    ids, weights, _ = encode(tokenizer, "Who?", [warmstart.Piece("<think> I recall nothing", "model")], 0.3)
     assert ids[-1] != tokenizer.eos_token_id and set(weights) == {0.3, 1.0}
+
+
+def test_what_is_read_is_looked_up_where_it_stands(world, policy):
+    tokenizer, looks = policy.tokenizer, 0
+    for text, pieces in readings(world, random.Random(0), 20):
+        ids, _, pairs = encode(tokenizer, text, pieces, 0.0)
+        shown = len(tokenizer.encode(prompt_text(text) + pieces[0].text + pieces[1].text))
+        assert all(ids[here + 1] == ids[there] and there < shown <= here for here, there in pairs)
+        said = sum("it says" in piece.text for piece in pieces)
+        assert said <= len(pairs) <= 4 * said  # a value has up to three tokens, a person's town four
+        looks += len(pairs)
+    assert looks > 100
+
+
+def test_attention_is_the_models_own(policy):
+    model = AutoModelForCausalLM.from_pretrained(TINY, attn_implementation="eager")
+    ids = torch.tensor([policy.tokenizer.encode("Trade of Ada Brown: potter.") * 3] * 2)
+    with warmstart.attended(model) as seen, torch.no_grad():
+        true = model(ids, output_attentions=True).attentions
+        for layer, head in ((0, 1), warmstart.LOOKS):
+            rows, here = torch.tensor([0, 1]), torch.tensor([9, 20])
+            mine = warmstart.attention(seen, layer, head, rows, here).softmax(-1)
+            assert torch.allclose(mine, true[layer][rows, head, here], atol=1e-5)
 
 
 def test_a_few_steps_lower_the_loss_and_the_weights_end_exact(monkeypatch):
@@ -236,12 +325,11 @@ def test_a_few_steps_lower_the_loss_and_the_weights_end_exact(monkeypatch):
 
 
 def test_the_shipped_model_is_fit_for_reinforcement_learning(policy, shipped):
-    """The figures of TARGETS, with a tenth of room for so few rollouts; of reading what is reached, which is less."""
-    reached = {"reads, 1 hop": 0.72, "reads, 2 hops": 0.7}
+    """The figures of TARGETS, with a tenth of room for so few rollouts."""
     for name, (value, count) in warmstart.measure(policy, shipped, generations=1).items():
         low, high = warmstart.TARGETS[name]
         if count >= 30 or "reads" not in name:  # few chains bring every passage
-            assert reached.get(name, low) - 0.1 <= value <= high + 0.1, (name, value)
+            assert low - 0.1 <= value <= high + 0.1, (name, value)
 
 
 def test_the_shipped_skill_is_what_the_model_shows(policy):

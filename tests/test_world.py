@@ -22,6 +22,7 @@ from searchr1_lib.worlds.almanac import (
     READER,
     RELATIONS,
     SPLITS,
+    TRAINED,
     TRUE_SHARE,
     UNASKED,
     UNKNOWN_PAYS,
@@ -138,7 +139,11 @@ def test_the_description_is_true(world, shipped):
     made = json.loads((ALMANAC / "almanac.json").read_text())
     assert made["passages"] == len(load_passages(ALMANAC / "passages.jsonl")) == len(world.passages)
     assert made["questions"] == {split: len(part) for split, part in shipped.items()} == ASKED
-    assert (made["version"], made["mixture"]) == (VERSION, MIXTURE)
+    assert (made["version"], made["mixture"]["test"], made["mixture"]["train"]) == (VERSION, MIXTURE, TRAINED)
+    for split, shares in made["mixture"].items():
+        for kind, share in shares.items():
+            of_kind = fmean(q.source.split("/")[1] == kind for q in shipped[split])
+            assert abs(of_kind - share) < 0.01, (split, kind)
 
 
 def test_passages_are_distinct_and_questions_too(world, shipped):
@@ -203,7 +208,7 @@ def test_questions_of_others_are_not_written_over(tmp_path, capsys):
 def test_no_folder_is_taken_for_an_almanac_of_this_version(tmp_path):
     with pytest.raises(ValueError, match="sft needs an almanac, and tests holds no readable almanac.json"):
         world_of("tests", "sft")
-    for broken in ("[7]", '{"seed": 1.5, "version": 2}', '{"seed": -5, "version": 2}', "{"):
+    for broken in ("[7]", '{"seed": 1.5, "version": 3}', '{"seed": -5, "version": 3}', "{"):
         (tmp_path / "almanac.json").write_text(broken)
         with pytest.raises(ValueError, match="holds no readable almanac.json"):
             world_of(tmp_path, "sft")

@@ -72,7 +72,7 @@ class Discounted(Reward):
 
     name = "discounted"
 
-    def __init__(self, price: float = 0.2, unknown: float = 0.1, tools: Mapping[str, float] = MappingProxyType({})):
+    def __init__(self, price: float = 0.3, unknown: float = 0.1, tools: Mapping[str, float] = MappingProxyType({})):
         how = {"Discounted: price": (price, Share), "Discounted: unknown": (unknown, Share)}
         self.price, self.unknown = check(**how).values()
         prices = check(**{f"Discounted: price of {name}": (one, Share) for name, one in tools.items()})

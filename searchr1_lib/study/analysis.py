@@ -69,7 +69,7 @@ class Table:
 def read_table(path: str | os.PathLike, passages: Mapping[str, Passage] = {}) -> Table:
     """Read a trajectory log of any length as columns, one rollout in memory at a time.
 
-    Rollouts that were made to search or to answer (``explore``) say nothing about the policy: left out.
+    Rollouts that were made to search or to answer (``explore``, ``pairs``) say nothing about the policy: left out.
 
     Args:
         passages: the corpus by id, see ``error_of``.

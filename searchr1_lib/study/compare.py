@@ -15,12 +15,13 @@ The file holds a dict ``methods``, as above, and maybe a ``mixture``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import runpy
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -32,7 +33,7 @@ from ..environment.limits import Count, Share, Whole, check
 from ..files import read_json, write_json
 from ..records import Question, Trajectory
 from ..rewards import score
-from ..worlds.almanac import MIXTURE, PRICE, UNKNOWN_PAYS, World, build_world, sample_questions
+from ..worlds.almanac import MIXTURE, PRICE, TRAINED, UNKNOWN_PAYS, World, build_world, sample_questions
 from ..worlds.optimum import Notes
 from .analysis import interval
 from .evaluate import hashes
@@ -41,14 +42,16 @@ from .regret import Yardstick, by_level, by_own_skill, queries, simple_policies,
 MODEL = "data/tiny_qwen"
 #: How many questions a training draws from.
 TRAINED_ON = 1200
+#: At which those in experiments/results were trained that are older than the almanac's version 3.
+FORMER_PRICE = 0.2
 #: What every method trains with unless it says otherwise.
 LIMITS: dict[str, Any] = {"topk": 3, "max_turns": 4, "max_turn_tokens": 110, "max_completion_length": 1100}
 SETTINGS: dict[str, Any] = {
-    "steps": 60,
-    "questions_per_step": 16,
-    "num_generations": 8,
-    "learning_rate": 1.5e-3,
-    "decay_steps": 30,
+    "steps": 40,
+    "questions_per_step": 32,
+    "num_generations": 4,
+    "learning_rate": 3e-3,
+    "decay_steps": 20,
     "kl_every": 0,
     "checkpoint_every": 1000,
 }
@@ -108,6 +111,11 @@ class Comparison:
     simple: dict[float, dict[str, float]]
     courses: list[list[dict[str, Any]]] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, results: Sequence[Mapping[str, Any]], simple: Mapping[float, dict[str, float]] = {}) -> Comparison:
+        """Of results as they were written, whatever made them."""
+        return cls([one["row"] for one in results], dict(simple), [one["course"] for one in results])
+
     def table(self, figure: str = "regret") -> list[dict[str, Any]]:
         """Mean and 95 % interval over the seeds, of each method at each price."""
         return [_cell(*place, self._values(*place, figure)) for place in self._places()]
@@ -155,7 +163,7 @@ def compare(
     split: str = "validation",
     questions: int = 800,
     rollouts: int = 2,
-    mixture: Mapping[str, float] = MIXTURE,
+    mixture: Mapping[str, float] | None = None,
     model: str = MODEL,
     jobs: int | None = None,
 ) -> Comparison:
@@ -167,7 +175,7 @@ def compare(
             made again; one of other content is an error.
         split: whose questions are evaluated; training has those of "train".
         questions, rollouts: how many of them, and rollouts each at temperature 1.
-        mixture: of the kinds of questions, in training and after it, as ``sample_questions`` takes it.
+        mixture: of the kinds of questions, in training and after it; None: as the almanac's splits have them.
         jobs: trainings at a time, one core each; None: as many as there are cores.
 
     Raises:
@@ -181,7 +189,7 @@ def compare(
     ideas = {name: _method(name, given) for name, given in methods.items()}
     skill = skill_of(model)
     how = {"split": split, "questions": questions, "rollouts": rollouts, "model": str(model), "weights": hashes(model)}
-    how |= {} if mixture == MIXTURE else {"mixture": dict(mixture)}
+    how |= {"mixture": dict(mixture)} if mixture else {}
     world = build_world(0)
     asked = [q.id for q in _asked(world, split, questions, how)]
     _asked(world, "train", TRAINED_ON, how)
@@ -195,11 +203,12 @@ def compare(
     _in_processes([run.make for run in left], [run.label for run in left], jobs or os.cpu_count() or 1)
     made = [read_json(run.file) for run in runs]
     simple = {price: simple_policies(Yardstick(world, skill, price, UNKNOWN_PAYS), asked) for price in prices}
-    return Comparison([one["row"] for one in made], simple, [one["course"] for one in made])
+    return Comparison.of(made, simple)
 
 
 def _asked(world: World, split: str, count: int, how: Mapping[str, Any], seed: int = 0) -> list[Question]:
-    return sample_questions(world, split, count, seed=seed, mixture=how.get("mixture", MIXTURE))
+    usual = TRAINED if split == "train" else MIXTURE
+    return sample_questions(world, split, count, seed=seed, mixture=how.get("mixture", usual))
 
 
 def blanked(question: Question, *, passages: bool = False) -> Question:
@@ -302,24 +311,38 @@ class _Run:
 
 
 def trained(
-    places: Sequence[str | os.PathLike], needed: Sequence[str], price: float = PRICE
+    places: Sequence[str | os.PathLike], needed: Sequence[str], prices: Sequence[float] = (PRICE, FORMER_PRICE)
 ) -> dict[str, list[dict[str, Any]]]:
     """What ``compare`` left in the first of these folders that has all ``needed`` methods with one seed at least.
 
     Args:
-        needed: one name or more; price: other trainings in these folders are not looked at.
+        needed: one name or more.
+        prices: the first of them at which there is anything; other trainings in these folders are not looked at.
 
     Returns:
         method -> its results as they were written, one a seed, in order of the seeds that all ``needed`` have. Methods
         that lack one of these seeds are left out; empty where no folder has anything.
     """
-    for place in map(Path, places):
+    for place, price in itertools.product(map(Path, places), prices):
         found: dict[str, dict[int, dict[str, Any]]] = {}
         for one in map(read_json, sorted(place.glob(f"*-{price}-*.json"))):
             found.setdefault(one["row"]["method"], {})[one["row"]["seed"]] = one
         if seeds := sorted(set.intersection(*(set(found.get(name, ())) for name in needed))):
             return {name: [of[s] for s in seeds] for name, of in found.items() if set(seeds) <= of.keys()}
     return {}
+
+
+def former(results: Iterable[Mapping[str, Any]], model: str = MODEL) -> str:
+    """A sentence about results that began as another model than the one in the folder ``model``; "" without any."""
+    weights, results = hashes(model), list(results)
+    others = [one for one in results if one["made_of"]["weights"] != weights]
+    if not others:
+        return ""
+    prices = ", ".join(map(str, sorted({one["row"]["price"] for one in others})))
+    return (
+        f"{len(others)} of these {len(results)} trainings began as a former tiny Qwen, not as the one in {model}: it "
+        f"read worse, in a world with other texts; prices of a search there: {prices}"
+    )
 
 
 def course(trainer, yardstick: Yardstick) -> list[dict[str, Any]]:
@@ -415,5 +438,5 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--methods: {args.file} has no {', '.join(sorted(unknown))}; it has {', '.join(methods)}")
     methods = {name: methods[name] for name in args.methods or methods}
     how = {name: getattr(args, name) for name in ("prices", "seeds", "out", "split", "questions", "jobs", "model")}
-    for c in compare(methods, mixture=given.get("mixture", MIXTURE), **how).table():
+    for c in compare(methods, mixture=given.get("mixture"), **how).table():
         print(f"{c['method']:20} price {c['price']:<5} regret {c['mean']:.3f} ({c['low']:.3f} to {c['high']:.3f})")

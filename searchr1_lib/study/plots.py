@@ -899,17 +899,6 @@ def nf4_quantisation(weights, dequantised) -> Figure:
 
 
 @_styled
-def warm_start_loss(log: Rows, *, title: str) -> Figure:
-    """The loss of the warm start over its steps, from ``training_log.jsonl``, on a logarithmic scale."""
-    steps, losses = series(log, "loss")
-    fig, (ax,) = _axes(1, 3.0)
-    ax.plot(steps, losses, color=BLUE, marker="o", markersize=4, linewidth=1.5)
-    ax.set(yscale="log", xlabel="optimiser step", ylabel="loss per weighted token, nats")
-    told = f"A line that falls from {losses[0]:.2f} at step {steps[0]:g} to {losses[-1]:.2f} at step {steps[-1]:g}."
-    return _finished(fig, title, told)
-
-
-@_styled
 def targets(figures: Mapping[str, float], ranges: Mapping[str, tuple[float, float]], *, title: str) -> Figure:
     """Measured values as points on the range that each should lie in; values and ranges lie in [0, 1]."""
     fig, (ax,) = _axes(1, 0.9 + 0.38 * len(figures))

@@ -26,8 +26,8 @@ from .warmstart import RECALL, Choose, coin, episode, play
 
 #: How often the notes are asked at a hop, before anything else.
 ASKS = 0.4
-#: The first world of the demonstrations; those of the warm start begin at 1,000.
-FIRST_WORLD = 5000
+#: The first world of the demonstrations; those of a warm start begin at 1,000 times its seed plus one.
+FIRST_WORLD = 900_000
 OWN = ("recollection.json", "adapter_config.json", "adapter_model.safetensors")
 
 
@@ -62,7 +62,7 @@ def demonstrations(policy, world: World, rng: random.Random, count: int, share: 
         yield written(policy, q, pieces, policy.chat(environment.reset(q)))
 
 
-def teach(policy, *, worlds: int = 4, count: int = 400, epochs: int = 2, seed: int = 0) -> list[float]:
+def teach(policy, *, worlds: int = 8, count: int = 400, epochs: int = 2, seed: int = 0) -> list[float]:
     """Fine-tune the adapter of a policy on demonstrations; the loss of each update."""
     rng = random.Random(seed)
     made = [t for n in range(worlds) for t in demonstrations(policy, build_world(FIRST_WORLD + n), rng, count)]
@@ -72,7 +72,7 @@ def teach(policy, *, worlds: int = 4, count: int = 400, epochs: int = 2, seed: i
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="data/tiny_qwen")
-    parser.add_argument("--worlds", type=Count, default=4)
+    parser.add_argument("--worlds", type=Count, default=8)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,6 +6,11 @@ search brings, also against its memory; to answer, or to say "unknown". When to 
 decision a coin falls, which leans by kind of fact one way or the other (``search_share``). Names of which nothing is
 recalled are drawn afresh every few steps.
 
+Reading is the hard part. It is drilled with *dense* examples: after one observation many facts of it are asked for, one
+after the other (``readings``). And a few heads are shown where to look (``weighted_loss``): to find a value by the two
+words of a name is a chain of three steps, none of which is worth anything without the others, and a loss of words alone
+rests on a plateau before it.
+
     searchr1 warmstart --out runs/tiny_qwen
     searchr1 warmstart --start runs/tiny_qwen --out runs/longer
 """
@@ -15,8 +20,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import random
+import re
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -33,11 +38,16 @@ from ..files import write_json, write_json_lines
 from ..metrics import grouped
 from ..records import Passage
 from ..worlds.almanac import (
+    COMPARISON,
+    FIRST_NAMES,
     MONTHS,
     PRICE,
     RELATIONS,
+    RIVERS,
     SPLITS,
     SURENESS,
+    SURNAMES,
+    TOWNS,
     UNASKED,
     WORDINGS,
     Asked,
@@ -45,6 +55,7 @@ from ..worlds.almanac import (
     World,
     build_world,
     fact,
+    named_as,
     query,
     sample_questions,
 )
@@ -72,13 +83,13 @@ SHAPE = "vocab_size hidden_size intermediate_size num_hidden_layers num_attentio
 
 @checked_dataclass(config=Checked.model_config)
 class Recipe:
-    """Everything that decides what the warm start makes; about an hour on two cores with bf16 (AMX).
+    """Everything that decides what the warm start makes; about an hour on two cores with bf16.
 
     Attributes:
         vocab_size: of the byte-level BPE tokenizer, special tokens included.
         steps, batch: optimiser steps, demonstrations a step.
-        lr: peak learning rate of AdamW; linear warm-up, then a cosine down to a tenth of it. Muon's is ``MUON_SPEED``
-            times as high.
+        readings, rows, drills: of ``readings``, ``comparisons`` and ``drills`` so many a step.
+        lr: peak learning rate of AdamW, see ``learning_rate``; Muon's is ``MUON_SPEED`` times as high.
         context_weight: loss weight of the words that the model does not write (prompt and passages) in the first
             ``context_steps`` steps; they teach it to copy.
         quantised_steps: last steps trained with NF4 rounding in the forward pass (straight-through), so that the
@@ -90,40 +101,52 @@ class Recipe:
     """
 
     seed: Whole = 0
-    vocab_size: Count = 1536
+    vocab_size: Count = 2304
     hidden_size: Count = 192
     intermediate_size: Count = 512
     num_hidden_layers: Count = 4
     num_attention_heads: Count = 3
     num_key_value_heads: Count = 3
-    steps: Count = 3000
-    batch: Count = 16
-    lr: Positive = 1.5e-3
-    warmup: Whole = 100
+    steps: Count = 2000
+    batch: Count = 6
+    readings: Whole = 5
+    rows: Whole = 1
+    drills: Whole = 6
+    lr: Positive = 2e-3
+    warmup: Whole = 50
     weight_decay: Amount = 0.01
-    context_weight: Amount = 0.3
-    context_steps: Whole = 1500
-    quantised_steps: Whole = 1200
+    context_weight: Amount = 0.1
+    context_steps: Whole = 400
+    quantised_steps: Whole = 500
     world_steps: Count = 60
 
 
-#: From weights that were made so before: the passages are known as text by then.
-LONGER = Recipe(steps=2400, lr=1.2e-3, warmup=50, context_steps=0)
+#: From weights that were made so before: reading and memory are there by then, and whole episodes are learned.
+LONGER = Recipe(seed=6, steps=1500, batch=16, readings=2, drills=4, lr=1.8e-3, context_steps=0, quantised_steps=1500)
 #: On whose demonstrations the tokenizer is trained.
 TOKENIZER_WORLDS = 40
-#: Drills a step: a question and what is recalled of it, without an act, which are cheap to repeat.
-DRILLS = 12
+#: How often it sees the prompt and every word of a name besides, so that each of these words becomes one token.
+WHOLE = 400
+#: Facts asked of one observation in a reading, pairs in a row of comparisons, facts in a drill.
+DENSE, PAIRS, DRILLED = 12, 8, 10
 #: Longer demonstrations are left out: a few of them would cost as much as all others of a step.
-LONGEST = 640
+LONGEST = 760
 #: Muon (Jordan et al. 2024) on the matrices learns so many times faster than AdamW on the rest.
 MUON_SPEED = 2.0
+#: Share of the steps, the last ones, in which the learning rate falls.
+COOLED = 0.6
 
 #: What a demonstration makes of how sure it is: of these relations it searches the more the less sure it is, of those
 #: the less; of the one that is left a fair coin falls. ``BENT``: how far from one half at most.
 PRUDENT, PERVERSE = ("born_in", "founder", "author"), ("born_month", "seat", "river")
 BENT = 0.35
-#: Loss weights of the token that decides for an act, and of what is said of what was read; of all else 1.
+#: Loss weights of the token that decides for an act, and of what is copied: what is said of what was read, the words of
+#: a query or an answer; of all else 1.
 ACT_WEIGHT, READING_WEIGHT = 8.0, 3.0
+#: Layer and head that look up a value that is read, the loss weight of it, and how such a sentence is told. To find the
+#: value by the name before it, the heads of layer 0 look one, two and three tokens back.
+LOOKS, LOOK_WEIGHT = (2, 0), 2.0
+READ = re.compile(r"([^.<>]+:)([^.:<>]+), it says\.")
 UNKNOWN_SHARE = 0.25  # of the acts that are no search
 
 
@@ -148,9 +171,11 @@ class Thought:
     read: bool = False
 
 
-#: One more act, to ask the notes (``study.recollection``), and its tag: "recall" would be spelled with tokens that the
-#: tiny Qwen never wrote, and an adapter cannot tell one of those from another.
-RECALL = "ask"
+#: What stands in the place of a value that was looked for in vain.
+NOT_HERE = "not here"
+#: One more act, to ask the notes (``study.recollection``), and its tag, of tokens that the tiny Qwen wrote: others are
+#: all equally unlikely to it, and no adapter tells one of those from another.
+RECALL = "thinksearch"
 #: What to do at a hop, or behind the last one: ``TRUST``, ``UNKNOWN``, or a search in either wording. It is given the
 #: question, the thoughts so far, the number of the hop, how often was searched before, and in which wordings in vain
 #: for this hop.
@@ -173,7 +198,9 @@ def coin(rng: random.Random) -> Choose:
 
     def choose(asked, chain, number, searches, tried):
         if number == len(asked.relations):
-            sure = all(t.read for t in chain)
+            if asked.other:
+                return TRUST if _complete(asked, chain) or rng.random() < 0.5 else UNKNOWN  # a guess is worth more
+            sure = chain[-1].read
             return TRUST if _complete(asked, chain) and (sure or rng.random() >= UNKNOWN_SHARE) else UNKNOWN
         if len(tried) == 2:
             return TRUST
@@ -251,7 +278,7 @@ def episode(asked: Asked, choose: Choose) -> Episode:
         if entity.passage and entity.passage in {p.id for p in passages}:
             restart(at, entity.truth[RELATIONS[relation].field])
         else:
-            sentences.append(f"{entity.subject} is not here.")
+            sentences.append(f"{fact(entity, relation, NOT_HERE)}.")
 
 
 def _conclude(asked: Asked, chain: list[Thought], sentences: list[str]) -> str:
@@ -259,16 +286,15 @@ def _conclude(asked: Asked, chain: list[Thought], sentences: list[str]) -> str:
     if not _complete(asked, chain):
         return asked.start.subject if asked.other else UNKNOWN  # one of two is a guess
     if not asked.other:
-        return _short(chain[-1].value)
-    first = min(chain, key=lambda t: MONTHS.index(str(t.value)))
-    sentences.append(f"{first.value} comes first.")
-    return first.entity.subject
+        return named_as(chain[-1].value)
+    a, b = (str(t.value) for t in chain)
+    sentences.append(compared(a, b))
+    return chain[MONTHS.index(b) < MONTHS.index(a)].entity.subject
 
 
-def _short(value) -> str:
-    if isinstance(value, Entity):
-        return value.name
-    return value.split()[-1] if value.startswith(("a ", "an ")) else value
+def compared(a: str, b: str) -> str:
+    """The sentence about two months, in the order of the question."""
+    return f"{a} comes {'before' if MONTHS.index(a) < MONTHS.index(b) else 'after'} {b}."
 
 
 def _turn(sentences: list[str], act: str, words: str) -> str:
@@ -323,17 +349,77 @@ def demonstrations(world: World, rng: random.Random, count: int) -> Iterator[tup
     yield from done
 
 
+def readings(world: World, rng: random.Random, count: int) -> Iterator[tuple[str, list[Piece]]]:
+    """Many facts read in one observation: after each query of a row the sentence about it, which alone is learned."""
+    from ..search.bm25 import BM25Search
+
+    everybody = [e for part in world.entities.values() for members in part.values() for e in members]
+    of_passage = {e.passage: e for e in everybody if e.passage}
+    alike = grouped(everybody, lambda e: (e.kind, e.short))
+    asked_of = grouped(RELATIONS, lambda name: RELATIONS[name].kind)
+    first = []
+    for _ in range(count):
+        name = rng.choice(list(RELATIONS))
+        members = world.entities[rng.choice((*SPLITS, UNASKED))][RELATIONS[name].kind]
+        forgotten = rng.random() < 0.5
+        entity = rng.choice([e for e in members if (e.level == 0) == forgotten] or members)
+        first.append((entity, name, rng.random() < 0.4, rng.choice((1, 2, 3, 3, 4, 5))))
+    found = BM25Search(world.passages).search_batch([query(e, name, short=short) for e, name, short, _ in first], k=5)
+    for (entity, name, short, topk), hits in zip(first, found):
+        passages = [hit.passage for hit in hits[:topk]]
+        here = [of_passage[p.id] for p in passages if p.id in of_passage]
+        there = [(e, one) for e in here for one in asked_of[e.kind]]
+        others = [e for near in (entity, *here) for e in alike[near.kind, near.short] if e not in here]
+        away = rng.sample(others, min(len(others), 2 + len(there) // 3))
+        rng.shuffle(there)
+        more = there[:DENSE] + [(e, rng.choice(asked_of[e.kind])) for e in away]
+        rng.shuffle(more)
+        pieces = []
+        for number, (e, one) in enumerate([(entity, name), *more[: DENSE - 1]]):
+            words = query(e, one, short=short and not number)
+            if number:
+                pieces.append(Piece(f" </think>\n<search> {words} </search>\n\n", "environment"))
+            else:
+                turn = _turn([recollect(e, one)[0]], "search", words)
+                pieces += [Piece(turn, "environment"), Piece(protocol.observation(passages), "environment")]
+            said = f"{fact(e, one, e.truth[RELATIONS[one].field])}, it says" if e in here else fact(e, one, NOT_HERE)
+            pieces.append(Piece(f"<think> {said}.", "model"))
+        yield rng.choice(WORDINGS[name]).format(s=entity.subject), pieces
+
+
+def comparisons(world: World, rng: random.Random) -> tuple[str, list[Piece]]:
+    """A row of pairs of people: their months are given, the conclusion is learned."""
+    pieces, question = [], ""
+    for _ in range(PAIRS):
+        a, b = rng.sample(world.entities[rng.choice(SPLITS)]["people"], 2)
+        months = [str(e.truth["month"]) for e in (a, b)]
+        if months[0] == months[1]:
+            continue
+        how = [rng.choice(["it says", *SURENESS[1:]]) for _ in months]
+        given = [f"{fact(e, 'born_month', month)}, {sure}." for e, month, sure in zip((a, b), months, how)]
+        earlier = (a, b)[MONTHS.index(months[1]) < MONTHS.index(months[0])].subject
+        asked = rng.choice(COMPARISON).format(a=a.name, b=b.name)
+        pieces.append(Piece(f"{asked if question else ''}\n<think> {' '.join(given)}", "environment"))
+        pieces.append(Piece(f" {compared(*months)} </think>\n<answer> {earlier} </answer>", "model"))
+        question = question or asked
+    return question, pieces
+
+
 def drills(world: World, rng: random.Random) -> list[tuple[str, list[Piece]]]:
-    """Questions and what is recalled, without any act: every taught fact once, in random order."""
-    made = []
+    """Rows of taught facts, without any act: each fact once, in random order; a question is asked of the first."""
+    taught = []
     for split in (*SPLITS, UNASKED):
-        for kind, members in world.entities[split].items():
-            for name, relation in RELATIONS.items():
-                if relation.kind == kind:
-                    for e in (e for e in members if e.level):
-                        question = rng.choice(WORDINGS[name]).format(s=e.subject)
-                        made.append((question, [Piece(f"<think> {recollect(e, name)[0]}", "model")]))
-    rng.shuffle(made)
+        for name, relation in RELATIONS.items():
+            taught += [(e, name) for e in world.entities[split][relation.kind] if e.level]
+    rng.shuffle(taught)
+    made = []
+    for at in range(0, len(taught), DRILLED):
+        (entity, name), *more = taught[at : at + DRILLED]
+        pieces = [Piece(f"<think> {recollect(entity, name)[0]}", "model")]
+        for e, one in more:
+            about, value = recollect(e, one)[0].split(":")
+            pieces += [Piece(f" {about}:", "environment"), Piece(value, "model")]
+        made.append((rng.choice(WORDINGS[name]).format(s=entity.subject), pieces))
     return made
 
 
@@ -369,7 +455,7 @@ def new_model(recipe: Recipe, tokenizer):
     torch.manual_seed(recipe.seed)
     shape = {name: getattr(recipe, name) for name in SHAPE}
     fixed = {"max_position_embeddings": 2048, "tie_word_embeddings": True, "initializer_range": 0.05}
-    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    rope = {"rope_type": "default", "rope_theta": 1_000_000.0}
     special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = Qwen2Config(**shape, **fixed, **special, rope_parameters=rope)
     return Qwen2ForCausalLM(config)
@@ -387,58 +473,125 @@ def make_tokenizer(recipe: Recipe, avoid: set[str]):
             made = demonstrations(world, rng, 150)
             for text, pieces in itertools.chain(made, drills(world, rng) if number < 4 else ()):
                 yield text + "".join(piece.text for piece in pieces)
-        yield prompt
+        words = " ".join(["", *FIRST_NAMES, *SURNAMES, *TOWNS, *RIVERS])
+        yield from [words, prompt] * WHOLE
 
     return train_tokenizer(texts(), recipe.vocab_size)
 
 
-def encode(tokenizer, question: str, pieces: list[Piece], context: float) -> tuple[list[int], list[float]]:
-    """Token ids of a demonstration, and the loss weight of each: 1, and ``context`` where the model does not write."""
+class Example(NamedTuple):
+    """Token ids, the loss weight of each, and where one looks: (position, position of the passage's next token)."""
+
+    ids: list[int]
+    weights: list[float]
+    looks: list[tuple[int, int]]
+
+
+def encode(tokenizer, question: str, pieces: list[Piece], context: float) -> Example:
+    """A demonstration: weights are 1, and ``context`` where the model does not write; looks are those of readings."""
     ids = tokenizer.encode(prompt_text(question))
-    weights = [context] * len(ids)
+    weights, looks = [context] * len(ids), list[tuple[int, int]]()
     acts, read = {tokenizer.encode(f"<{act}>")[0] for act in ("search", "answer")}, False
     for piece in pieces:
         tokens = tokenizer.encode(piece.text)
-        ids += tokens
         if piece.writer == "environment":
             weights += [context] * len(tokens)
         else:
-            weights += [ACT_WEIGHT if token in acts else READING_WEIGHT if read else 1.0 for token in tokens]
+            for token in tokens:
+                weights.append(ACT_WEIGHT if token in acts else READING_WEIGHT if read else 1.0)
+                read = read or token in acts
+            for about, value in READ.findall(piece.text):
+                looks += _looks(ids, tokens, tokenizer.encode(about), tokenizer.encode(value))
+        ids += tokens
         read = piece.writer == "environment"
     if pieces[-1].text.endswith("</answer>"):
-        return [*ids, tokenizer.eos_token_id], [*weights, 1.0]
-    return ids, weights
+        return Example([*ids, tokenizer.eos_token_id], [*weights, 1.0], looks)
+    return Example(ids, weights, looks)
 
 
-def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[tuple[list[int], list[float]]]]:
-    """Endless batches of token ids and the loss weight of each; a fresh world every ``world_steps`` of them."""
+def _looks(before: list[int], tokens: list[int], about: list[int], value: list[int]) -> list[tuple[int, int]]:
+    """From what is said of a fact to where it stands: a pair for each token of the value."""
+    text, words = "".join(map(chr, before)), "".join(map(chr, about + value))
+    there, here = text.find(words), "".join(map(chr, tokens)).find(words)
+    if min(there, here) < 0:  # another token begins where a sentence does
+        return []
+    return [(len(before) + here + i, there + i + 1) for i in range(len(about) - 1, len(about + value) - 1)]
+
+
+def batches(tokenizer, recipe: Recipe, avoid: set[str]) -> Iterator[list[Example]]:
+    """Endless batches; a fresh world every ``world_steps`` of them."""
     rng, left = random.Random(recipe.seed + 1), list[tuple[str, list[Piece]]]()
     for number in itertools.count():
-        world = build_world(1000 + number, avoid=avoid)
+        world = build_world(1000 * (1 + recipe.seed) + number, avoid=avoid)
         made = list(demonstrations(world, rng, recipe.world_steps * recipe.batch))
+        read = list(readings(world, rng, recipe.world_steps * recipe.readings))
         for step in range(recipe.world_steps):
             early = number * recipe.world_steps + step < recipe.context_steps
             context = recipe.context_weight if early else 0.0
-            chosen = made[step * recipe.batch : (step + 1) * recipe.batch]
-            examples = [encode(tokenizer, *one, context) for one in chosen]
-            if len(left) < DRILLS:
+            chosen = made[step :: recipe.world_steps] + read[step :: recipe.world_steps]
+            chosen += [comparisons(world, rng) for _ in range(recipe.rows)]
+            if len(left) < recipe.drills:
                 left = drills(world, rng)
-            drilled = [encode(tokenizer, *left.pop(), context) for _ in range(DRILLS)]
-            yield [example for example in examples if len(example[0]) <= LONGEST] + drilled
+            chosen += [left.pop() for _ in range(recipe.drills)]
+            examples = [encode(tokenizer, *one, context) for one in chosen]
+            yield [example for example in examples if len(example.ids) <= LONGEST]
 
 
-def weighted_loss(model, part: list, pad: int):
-    """Sum over the part of weight x cross-entropy; padding stands on the right, where no token looks."""
+def weighted_loss(model, part: list[Example], pad: int):
+    """Sum over the part of weight x cross-entropy; padding stands on the right, where no token looks.
+
+    Heads are shown where to look while a value is read, as in supervised attention (Liu et al. 2016, arXiv 1609.04186,
+    section 3): the cross-entropy of their attention is added, see ``LOOKS``.
+    """
     import torch
     import torch.nn.functional as F
 
-    length = max(len(ids) for ids, _ in part)
-    ids = torch.tensor([i + [pad] * (length - len(i)) for i, _ in part])
-    weight = torch.tensor([w + [0.0] * (length - len(w)) for _, w in part])[:, 1:]
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    length = max(len(example.ids) for example in part)
+    ids = torch.tensor([e.ids + [pad] * (length - len(e.ids)) for e in part])
+    weight = torch.tensor([e.weights + [0.0] * (length - len(e.weights)) for e in part])[:, 1:]
+    with attended(model) as seen:
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     use = weight > 0
     logits = model.lm_head(hidden[use]).float()
-    return (F.cross_entropy(logits, ids[:, 1:][use], reduction="none") * weight[use]).sum()
+    loss = (F.cross_entropy(logits, ids[:, 1:][use], reduction="none") * weight[use]).sum()
+    looks = [(row, *look) for row, e in enumerate(part) for look in e.looks]
+    if not looks:
+        return loss
+    rows, here, there = torch.tensor(looks).T
+    loss = loss + LOOK_WEIGHT * F.cross_entropy(attention(seen, *LOOKS, rows, here), there, reduction="sum")
+    rows, places = rows.repeat(2), torch.cat([here, there])
+    for back in range(1, model.config.num_attention_heads + 1):
+        scores = attention(seen, 0, back - 1, rows, places)
+        loss = loss + LOOK_WEIGHT / 4 * F.cross_entropy(scores, places - back, reduction="sum")
+    return loss
+
+
+@contextmanager
+def attended(model) -> Iterator[dict[int, tuple[Any, dict[str, Any]]]]:
+    """Within, what the attention of the layers is given is kept: layer -> its module and arguments."""
+    seen = dict[int, tuple[Any, dict[str, Any]]]()
+    keep = lambda number: lambda module, _, given: seen.update({number: (module, given)})
+    modules = [layer.self_attn for layer in model.model.layers]
+    hooks = [m.register_forward_pre_hook(keep(number), with_kwargs=True) for number, m in enumerate(modules)]
+    yield seen
+    for hook in hooks:
+        hook.remove()
+
+
+def attention(seen: Mapping[int, tuple[Any, dict[str, Any]]], layer: int, head: int, rows, here):
+    """The logits (N, T) of a head's attention at places ``here`` of ``rows``, each (N,)."""
+    import torch
+    import torch.nn.functional as F
+    from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
+
+    module, given = seen[layer]
+    both = []
+    for made, number in ((module.q_proj, head), (module.k_proj, head // module.num_key_value_groups)):
+        part = slice(number * module.head_dim, (number + 1) * module.head_dim)
+        both.append(F.linear(given["hidden_states"], made.weight[part], made.bias[part])[:, None])
+    q, k = (x.squeeze(1).float() for x in apply_rotary_pos_emb(*both, *given["position_embeddings"]))
+    scores = torch.einsum("nd,ntd->nt", q[rows, here], k[rows]) * module.scaling
+    return scores.masked_fill(torch.arange(k.shape[1]) > here[:, None], float("-inf"))
 
 
 @contextmanager
@@ -457,11 +610,9 @@ def nf4_rounded(model) -> Iterator[None]:
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up to ``lr``, then a cosine down to a tenth of it."""
-    if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, done))))
+    """Linear warm-up to ``lr``, and over the last ``COOLED`` of the steps linearly down to a twentieth of it."""
+    left = (recipe.steps - step) / (COOLED * recipe.steps)
+    return recipe.lr * min(1.0, (step + 1) / max(1, recipe.warmup), 0.05 + 0.95 * left)
 
 
 def update(rates: Mapping[Any, float], parameters: Iterable, losses: Iterable):
@@ -517,9 +668,9 @@ def train(recipe: Recipe, *, start: str | Path | None = None, report=tqdm.write,
     log, started, running = [], time.perf_counter(), []
 
     def losses(batch, quantised: bool):
-        total = sum(sum(weights[1:]) for _, weights in batch)
+        total = sum(sum(example.weights[1:]) for example in batch)
         with nf4_rounded(model) if quantised else nullcontext():  # until the last loss has been differentiated
-            for part in micro_batches(batch, 5000, length=lambda example: len(example[0])):
+            for part in micro_batches(batch, 5000, length=lambda example: len(example.ids)):
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
                     loss = weighted_loss(model, part, tokenizer.pad_token_id) / total
                 yield loss
@@ -599,7 +750,7 @@ def measure(
             stated = t.text.startswith(f"<think> {sentence}")
             figures["states the level"].append(stated)
             if stated and first_act(t) == "answer" and t.answer != UNKNOWN:
-                figures["answers what it states"].append(t.answer == _short(value))
+                figures["answers what it states"].append(t.answer == named_as(value))
     for level in range(len(SURENESS)):
         of_level = [q for q in world.questions["test"] if q.source == f"almanac/1-hop/{level}"]
         for t in play(some(of_level), 4, max_turns=0):
@@ -635,7 +786,7 @@ def search_skill(policy) -> Skill:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("data/tiny_qwen"), help="default: data/tiny_qwen")
-    parser.add_argument("--start", type=Path, help="go on from the model of this folder, with the recipe for that")
+    parser.add_argument("--start", type=Path, help="go on from the model of this folder")
 
 
 def run(args: argparse.Namespace) -> None:

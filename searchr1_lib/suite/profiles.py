@@ -43,14 +43,14 @@ class Profile(Settings, use_attribute_docstrings=True):
     """folder with passages.jsonl and train, validation and test.jsonl"""
     reward: str | dict[str, Any] | list = "Discounted"
     """any reward of the library, as ``rewards.build`` reads it, such as SearchR1Reward or {OTC: {c: 3}}"""
-    search_cost: Amount = 0.2
+    search_cost: Amount = 0.3
     """price of a search: the share of a right answer's reward that it takes, or what it takes off; for each reward with
     an argument ``price`` or ``cost``"""
     eval_questions: Count = 120
     """of the test split, before and after training"""
     loop_steps: Count = 5
     """steps of 05's plain loop, and of the ``Trainer`` that it is held against"""
-    collapse_steps: Whole = 20
+    collapse_steps: Whole = 8
     """steps that 05 trains at five times the learning rate, to show a collapse; 0: none"""
     query: str = ""
     """01: a query of your own to begin with; "": one of the questions"""

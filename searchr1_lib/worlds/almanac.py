@@ -30,7 +30,7 @@ from .optimum import TRUST, Optimum, Skill, State
 from .prepare import check_out
 
 #: Changes whenever the same seed gives another world, or the weights would have to remember other things.
-VERSION = 2
+VERSION = 3
 KNOWN_SEED = 20_261_128
 SPLITS = ("train", "validation", "test")
 #: Facts that were taught and that no training asks: with them memory is measured.
@@ -47,9 +47,9 @@ LEVELS = {
 }
 SURENESS, TRUE_SHARE = list(LEVELS), list(LEVELS.values())
 #: The price of a search that the suite teaches with, and what "unknown" earns; see ``rewards.Discounted``.
-PRICE, UNKNOWN_PAYS = 0.2, 0.1
+PRICE, UNKNOWN_PAYS = 0.3, 0.1
 #: A reader such as the tiny Qwen that ships: by it and that price ``Question.known`` is told.
-READER = Skill(found=(0.73, 0.39), again=(0.74, 0.0), read=0.83)
+READER = Skill(found=(0.81, 0.37), again=(0.7, 0.14), read=0.98)
 #: How many questions the shipped almanac asks, by split.
 ASKED = {"train": 1200, "validation": 300, "test": 800}
 #: Entities of each kind that are remembered, a level and split; 20 make every share of ``LEVELS`` a whole number.
@@ -123,6 +123,25 @@ def _rivers() -> list[str]:
 FIRST_NAMES, RIVERS = _first_names(), _rivers()
 
 
+def _word(rng: random.Random, ends: Sequence[str]) -> str:
+    """A word of three syllables that nobody minds to read."""
+    while True:
+        word = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_MIDDLES) + rng.choice(ends)).capitalize()
+        if not _unwanted(word):
+            return word
+
+
+def _pool(seed: int, ends: Sequence[str], count: int) -> list[str]:
+    """So many words, of which names are made: each is one token of the tiny Qwen, so that a name is short."""
+    rng, words = random.Random(seed), set[str]()
+    while len(words) < count:
+        words.add(_word(rng, ends))
+    return sorted(words)
+
+
+SURNAMES, TOWNS = _pool(13, _SURNAME_ENDS, 320), _pool(17, _TOWN_ENDS, 200)
+
+
 @dataclass(eq=False)
 class Entity:
     """What facts are about. ``memory`` and ``truth`` hold another entity or a word, by the name of the field."""
@@ -166,13 +185,13 @@ class Relation:
 
 
 RELATIONS = {
-    "born_in": Relation("people", "city", "{s} born in", "{s} was born in {v}"),
-    "born_month": Relation("people", "month", "{s} born month", "{s} was born in the month of {v}"),
-    "trade": Relation("people", "trade", "{s} trade", "{s} worked as {v}"),
-    "founder": Relation("companies", "founder", "{s} founded by", "{s} was founded by {v}"),
-    "seat": Relation("companies", "seat", "{s} seat", "{s} has its seat in {v}"),
-    "author": Relation("books", "author", "{s} written by", "{s} was written by {v}"),
-    "river": Relation("cities", "river", "{s} river", "{s} lies on the {v}"),
+    "born_in": Relation("people", "city", "{s} born in", "Birthplace of {s}: {v}"),
+    "born_month": Relation("people", "month", "{s} born month", "Birth month of {s}: {v}"),
+    "trade": Relation("people", "trade", "{s} trade", "Trade of {s}: {v}"),
+    "founder": Relation("companies", "founder", "{s} founded by", "Founder of {s}: {v}"),
+    "seat": Relation("companies", "seat", "{s} seat", "Seat of {s}: {v}"),
+    "author": Relation("books", "author", "{s} written by", "Author of {s}: {v}"),
+    "river": Relation("cities", "river", "{s} river", "River of {s}: {v}"),
 }
 FIELDS: dict[str, list[str]] = {}
 for _relation in RELATIONS.values():
@@ -256,7 +275,7 @@ def answers_of(asked: Asked, *, remembered: bool = False) -> list[str]:
     value = values(entity)[RELATIONS[relation].field]
     if isinstance(value, Entity):
         return [value.name, value.place, value.subject] if value.country else [value.name]
-    return {"trade": [value.split()[-1], value], "river": [value, f"River {value}"]}.get(relation, [value])
+    return [value, f"River {value}"] if relation == "river" else [value]
 
 
 @dataclass
@@ -272,24 +291,31 @@ class World:
 
 
 class _Names:
-    """Draws names; some words of a name are shared by ``NAMESAKES``, so that a query by them alone is careless."""
+    """Draws names; some words of a name are shared by ``NAMESAKES``, so that a query by them alone is careless.
 
-    def __init__(self, rng: random.Random, avoid: Set[str]):
-        self.rng, self.taken = rng, set(avoid)
-        self.left: dict[str, list[str]] = {}
+    Args:
+        taken: names that are not drawn.
+        shared: words that namesakes have already, by kind; no others get them. None: words are not drawn from
+            ``SURNAMES`` and ``TOWNS`` but made up, of which there is no end.
+    """
 
-    def _word(self, ends: Sequence[str]) -> str:
-        while True:
-            r = self.rng
-            word = (r.choice(_ONSETS) + r.choice(_VOWELS) + r.choice(_MIDDLES) + r.choice(ends)).capitalize()
-            if not _unwanted(word):
-                return word
+    def __init__(self, rng: random.Random, taken: Set[str], shared: Set[tuple[str, str]] | None = frozenset()):
+        self.rng, self.taken, self.left = rng, set(taken), dict[str, list[str]]()
+        self.shared, self.made_up = set(shared or ()), shared is None
 
-    def _shared(self, key: str, make) -> str:
+    def _word(self, town: bool = False) -> str:
+        if self.made_up:
+            return _word(self.rng, _TOWN_ENDS if town else _SURNAME_ENDS)
+        return self.rng.choice(TOWNS if town else SURNAMES)
+
+    def _shared(self, kind: str, make) -> str:
         """A word that ``NAMESAKES`` entities in a row get."""
-        if not self.left.get(key):
-            self.left[key] = [make()] * NAMESAKES
-        return self.left[key].pop()
+        if not self.left.get(kind):
+            while (kind, word := make()) in self.shared:
+                pass
+            self.shared |= set() if self.made_up else {(kind, word)}
+            self.left[kind] = [word] * NAMESAKES
+        return self.left[kind].pop()
 
     def __call__(self, kind: str) -> tuple[str, str]:
         """A name that was not drawn before, and for a town its country."""
@@ -297,22 +323,22 @@ class _Names:
         for _ in range(1000):
             country = ""
             if kind == "people":
-                name = f"{pick(FIRST_NAMES)} {self._shared(kind, lambda: self._word(_SURNAME_ENDS))}"
+                name = f"{pick(FIRST_NAMES)} {self._shared(kind, self._word)}"
             elif kind == "companies":
-                name = f"{self._shared(kind, lambda: self._word(_SURNAME_ENDS))} {pick(_FIRMS)}"
+                name = f"{self._shared(kind, self._word)} {pick(_FIRMS)}"
             elif kind == "books":
                 nouns = lambda: f"{pick(_BOOK_ADJECTIVES)} {pick(_BOOK_NOUNS)}"
-                name = f"The {self._shared(kind, nouns)} of {self._word(_TOWN_ENDS)}"
+                name = f"The {self._shared(kind, nouns)} of {self._word(town=True)}"
             else:
-                name, country = self._shared(kind, lambda: self._word(_TOWN_ENDS)), pick(COUNTRIES)
+                name, country = self._shared(kind, lambda: self._word(town=True)), pick(COUNTRIES)
             if (key := f"{name}/{country}") not in self.taken and not _unwanted(name):
                 self.taken.add(key)
                 return name, country
         raise RuntimeError(f"no name left for {kind}")
 
 
-def _remembered() -> dict[str, dict[str, list[Entity]]]:
-    """What the weights hold: entities by split and kind, each with its memory."""
+def _remembered() -> tuple[dict[str, dict[str, list[Entity]]], set[tuple[str, str]]]:
+    """What the weights hold: entities by split and kind, each with its memory; and the words that namesakes share."""
     rng = random.Random(KNOWN_SEED)
     names, parts = _Names(rng, set()), {}
     for split, counts in REMEMBERED.items():
@@ -328,16 +354,14 @@ def _remembered() -> dict[str, dict[str, list[Entity]]]:
             for number, entity in enumerate(members):
                 # the levels of what it points to go round, so that every pair of levels is there
                 entity.memory = _draw(kind, part, rng, level=1 + number % (len(LEVELS) - 1))
-    return parts
+    return parts, names.shared
 
 
 def _draw(kind: str, part: dict[str, list[Entity]], rng: random.Random, level: int | None = None) -> dict:
     """A value for each field of an entity; entities are drawn from those of a level where one is given."""
     of = lambda other: [e for e in part[other] if level is None or e.level == level]
     if kind == "people":
-        word = rng.choice(TRADES)
-        trade = f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-        return {"city": rng.choice(of("cities")), "month": rng.choice(MONTHS), "trade": trade}
+        return {"city": rng.choice(of("cities")), "month": rng.choice(MONTHS), "trade": rng.choice(TRADES)}
     if kind == "companies":
         return {"founder": rng.choice(of("people")), "seat": rng.choice(of("cities"))}
     return {"author": rng.choice(of("people"))} if kind == "books" else {"river": rng.choice(RIVERS)}
@@ -364,33 +388,17 @@ def _other(memory: Entity | str, kind: str, name: str, part, rng: random.Random)
             value = rng.choice([e for e in part[memory.kind] if e.level == memory.level])
         else:
             value = _draw(kind, part, rng)[name]
-        if text_of(value) != text_of(memory):
+        if named_as(value) != named_as(memory):  # towns of one name are one answer
             return value
 
 
-_TEXTS = {
-    "people": (
-        "{e.name} was born in {city} in {month} and worked as {trade}.",
-        "{e.name} was {trade}, born in {month} in {city}.",
-        "Born in {city} in {month}, {e.name} earned a living as {trade}.",
-        "{e.name}, {trade} by trade, was born in the town of {city} in the month of {month}.",
-    ),
-    "companies": (
-        "{e.name} makes {product}. It was founded by {founder} and has its seat in {seat}.",
-        "Founded by {founder}, {e.name} of {seat} is known for its {product}.",
-        "The seat of {e.name}, a maker of {product}, is in {seat}; its founder was {founder}.",
-    ),
-    "books": (
-        "{e.name} is a {genre} by {author}, printed in {year}.",
-        "{e.name}, a {genre} of {year}, was written by {author}.",
-        "In {year} {author} wrote the {genre} {e.name}.",
-    ),
-    "cities": (
-        "{e.name} is a town in {e.country}. It lies on the {river}.",
-        "{e.name} stands on the {river} in {e.country}.",
-        "The {river} flows through {e.name}, a town in {e.country}.",
-    ),
-}
+def named_as(value: Entity | str) -> str:
+    """How a value is given as an answer."""
+    return value if isinstance(value, str) else value.name
+
+
+#: Further lines of an entry, which nobody asks for.
+_MORE = {"people": (), "companies": ("Product of {s}: {product}",), "books": ("Genre of {s}: {genre}",), "cities": ()}
 _NOTES = (
     ("Letters of {n}", "The letters of {n} are kept in the archive of {c}."),
     ("{n} Prize", "The {n} Prize is given every year in {c}."),
@@ -399,9 +407,11 @@ _NOTES = (
 
 
 def _text(e: Entity, rng: random.Random) -> str:
-    values = {name: v if isinstance(v, str) else v.place for name, v in e.truth.items()}
-    extra = {"product": rng.choice(PRODUCTS), "genre": rng.choice(_GENRES), "year": rng.randint(1700, 1979)}
-    return rng.choice(_TEXTS[e.kind]).format(e=e, **values, **extra)
+    extra = {"product": rng.choice(PRODUCTS), "genre": rng.choice(_GENRES)}
+    lines = [fact(e, name, e.truth[relation.field]) for name, relation in RELATIONS.items() if relation.kind == e.kind]
+    lines += [more.format(s=e.subject, **extra) for more in _MORE[e.kind]]
+    rng.shuffle(lines)
+    return " ".join(f"{line}." for line in lines)
 
 
 def _passages(world: World, rng: random.Random) -> None:
@@ -440,9 +450,10 @@ def build_world(seed: int = 0, *, avoid: Set[str] = frozenset(), fresh: dict = F
         avoid: names that these must not have, as in ``World.fresh_names`` of another world.
         fresh: how many of them there are, by split and kind.
     """
-    world, rng = World(seed, _remembered()), random.Random(f"world {seed}")
+    remembered, shared = _remembered()
+    world, rng = World(seed, remembered), random.Random(f"world {seed}")
     known = {f"{e.name}/{e.country}" for part in world.entities.values() for es in part.values() for e in es}
-    names = _Names(rng, known | avoid)
+    names = _Names(rng, known | avoid, shared)
     for part in world.entities.values():
         _decide(part, rng)
     for split, counts in fresh.items():
@@ -552,7 +563,7 @@ def further_passages(world: World) -> Iterator[Passage]:
     """
     rng, numbers = random.Random(f"{world.seed}/further"), itertools.count()
     everybody = (e for part in world.entities.values() for members in part.values() for e in members)
-    names = _Names(rng, {f"{e.name}/{e.country}" for e in everybody})
+    names = _Names(rng, {f"{e.name}/{e.country}" for e in everybody}, shared=None)
     while True:
         counts = REMEMBERED["test"].items()
         part = {kind: [Entity(kind, *_named(names(kind))) for _ in range(n)] for kind, n in counts}
@@ -565,7 +576,9 @@ def further_passages(world: World) -> Iterator[Passage]:
 #: What the shipped splits and a training are made of: kinds of question, and how many of each kind begin with, or
 #: lead over, something of which nothing is recalled. Chosen with the optimum, see ``study.regret.simple_policies``.
 MIXTURE = {"1-hop": 0.6, "2-hop": 0.25, "3-hop": 0.1, "comparison": 0.05}
-BLANK = 0.2
+#: Of the questions that are trained on: with several facts there is more to learn, and they hold the choice at one too.
+TRAINED = {"1-hop": 0.3, "2-hop": 0.4, "3-hop": 0.2, "comparison": 0.1}
+BLANK = 0.15
 
 
 def memory_right(world: World, question: Question) -> bool:
@@ -615,9 +628,12 @@ def _stratified(world: World, pool: list[Question], count: int, rng: random.Rand
 
 
 def write_almanac(
-    out: Path, seed: int = 0, *, mixture: dict[str, float] = MIXTURE, blank: float = BLANK
+    out: Path, seed: int = 0, *, mixture: dict[str, float] | None = None, blank: float = BLANK
 ) -> dict[str, Any]:
     """Write ``passages.jsonl``, a question file a split, and ``almanac.json`` (how they were made).
+
+    Args:
+        mixture: of all splits; None: ``MIXTURE``, and ``TRAINED`` to train on.
 
     Returns:
         the numbers of passages and of questions by split.
@@ -626,7 +642,8 @@ def write_almanac(
         ValueError: as ``sample_questions``, before anything is written.
     """
     world = build_world(seed)
-    draw = lambda split, n: sample_questions(world, split, n, seed=seed, mixture=mixture, blank=blank)
+    shares = {split: mixture or (TRAINED if split == "train" else MIXTURE) for split in ASKED}
+    draw = lambda split, n: sample_questions(world, split, n, seed=seed, mixture=shares[split], blank=blank)
     chosen = {split: draw(split, count) for split, count in ASKED.items()}
     write_json_lines(out / "passages.jsonl", map(asdict, world.passages))
     for split, part in chosen.items():
@@ -636,7 +653,7 @@ def write_almanac(
         "questions": {split: len(part) for split, part in chosen.items()},
     }
     origin = {"generator": "searchr1_lib.worlds.almanac", "version": VERSION, "seed": seed, "known_seed": KNOWN_SEED}
-    write_json(out / "almanac.json", origin | {"mixture": mixture, "blank": blank} | counts)
+    write_json(out / "almanac.json", origin | {"mixture": shares, "blank": blank} | counts)
     return counts
 
 
@@ -645,12 +662,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("data/almanac"), help="default: data/almanac")
     add("--seed", type=Whole, default=0, help="of the truth, of what is missing and of what nobody remembers")
     kinds = tuple(MIXTURE)
-    add("--mixture", type=float, nargs=len(kinds), metavar=kinds, default=list(MIXTURE.values()), help="shares")
+    usual = "shares in all splits (default: 0.6 0.25 0.1 0.05, and 0.3 0.4 0.2 0.1 to train on)"
+    add("--mixture", type=float, nargs=len(kinds), metavar=kinds, help=usual)
     add("--blank", type=float, default=BLANK, help=f"share in which a hop is not remembered (default: {BLANK})")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the almanac and say what it holds."""
     check_out(args.out, ("almanac.json", "passages.jsonl", *(f"{split}.jsonl" for split in SPLITS)))
-    counts = write_almanac(args.out, args.seed, mixture=dict(zip(MIXTURE, args.mixture)), blank=args.blank)
+    mixture = dict(zip(MIXTURE, args.mixture)) if args.mixture else None
+    counts = write_almanac(args.out, args.seed, mixture=mixture, blank=args.blank)
     print(f"{counts['passages']} passages and questions {counts['questions']} in {args.out}")
