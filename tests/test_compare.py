@@ -2,19 +2,20 @@
 
 import os
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 
 from searchr1_lib.files import TrajectoryLog, read_json, write_json
 from searchr1_lib.records import Question
-from searchr1_lib.rewards import ExactMatch, HierarchicalReward
+from searchr1_lib.rewards import Discounted, ExactMatch, HierarchicalReward
 from searchr1_lib.study import compare as laboratory
 from searchr1_lib.study.compare import LIMITS, MODEL, Comparison, Method, blanked, compare, trained
 from searchr1_lib.suite import cli
 from searchr1_lib.suite.profiles import load_profile
 from searchr1_lib.training.identity import identity
-from searchr1_lib.worlds.almanac import build_world
+from searchr1_lib.worlds.almanac import UNKNOWN_PAYS, build_world
 
 SMALL = {"steps": 2, "questions_per_step": 2, "num_generations": 4}
 ONCE = {"prices": [0.3], "seeds": [0, 1], "questions": 8, "rollouts": 1}
@@ -43,6 +44,18 @@ def test_ideas_are_trained_measured_and_kept(tmp_path):
     assert times == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}  # nothing is made again
     with pytest.raises(ValueError, match="was made otherwise \\(settings\\)"):
         compare({"grpo": SMALL | {"learning_rate": 1e-4}}, out=tmp_path, **ONCE)
+
+
+def test_the_course_is_of_what_the_policy_chose_by_itself(tmp_path):
+    compare({"pairs": SMALL | {"pairs": 1}}, out=tmp_path, **ONCE | {"seeds": [0]})
+    log = list(TrajectoryLog(tmp_path / "trainings" / "pairs-0.3-0" / "trajectories.jsonl").read())
+    free = [t for t in log if t.first_action is None]
+    assert (len(free), len(log)) == (8, 16)
+    for step, row in enumerate(read_json(tmp_path / "pairs-0.3-0.json")["course"]):
+        of_step = [t for t in free if t.step == step]
+        assert row["truth"] == pytest.approx(fmean(Discounted(0.3, UNKNOWN_PAYS).value(t) for t in of_step))
+        assert row["searches"] == fmean(len(t.calls) for t in of_step)
+    assert [row["rollouts"] for row in read_json(tmp_path / "pairs-0.3-0.json")["course"]] == [8, 16]
 
 
 def test_a_failed_training_is_named_and_the_others_are_kept(tmp_path, capfd):

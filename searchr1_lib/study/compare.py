@@ -350,20 +350,22 @@ def course(trainer, yardstick: Yardstick) -> list[dict[str, Any]]:
 
     Returns:
         rows of "step" from 1, "rollouts" and sampled "tokens" so far, of its rollouts the choice "regret", the mean
-        number of "searches", the mean "reward" that was trained and the mean of ``Discounted`` at the price, "truth".
+        number of "searches", the mean "reward" that was trained and the mean of ``Discounted`` at the price, "truth";
+        of all but those that were made to begin with an act.
     """
-    lost: dict[int, list[float]] = {}
-    earned: dict[int, list[float]] = {}
-    true = yardstick.reward
+    free: dict[int, list[tuple[float, float]]] = {}
+    made, true = Counter[int](), yardstick.reward
     for t in trainer.log:
-        lost.setdefault(t.step + 1, []).append(sum(d.regret for d in yardstick.decisions(t)))
-        earned.setdefault(t.step + 1, []).append(true.value(t))
+        made[t.step + 1] += 1
+        if t.first_action is None:  # what it was made to begin with, it did not choose
+            lost = sum(d.regret for d in yardstick.decisions(t))
+            free.setdefault(t.step + 1, []).append((lost, true.value(t)))
     rows, rollouts, tokens = [], 0, 0
     for row in trainer.metrics:
         step = row["step"]
-        rollouts, tokens = rollouts + len(lost[step]), tokens + row["sampled_tokens"]
-        of_step = {"regret": fmean(lost[step]), "searches": row["searches"]}
-        of_step |= {"reward": row["reward"], "truth": fmean(earned[step])}
+        rollouts, tokens = rollouts + made[step], tokens + row["sampled_tokens"]
+        regret, truth = map(fmean, zip(*free[step]))
+        of_step = {"regret": regret, "searches": row["searches"], "reward": row["reward"], "truth": truth}
         rows.append({"step": step, "rollouts": rollouts, "tokens": tokens} | of_step)
     return rows
 
