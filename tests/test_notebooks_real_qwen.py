@@ -56,7 +56,7 @@ def test_00_02_and_05_with_a_qwen_that_has_no_adapter(tmp_path, monkeypatch, cap
     for name in ("demo.jsonl", "rollouts.jsonl", "demo_train/metrics.jsonl", "after.json"):
         assert (tmp_path / "real" / name).stat().st_size
     settings = json.loads((tmp_path / "real" / "demo_train" / "settings.json").read_text())["settings"]
-    assert (settings["learning_rate"], settings["explore"]) == (2e-4, 1)
+    assert (settings["learning_rate"], settings["pairs"]) == (2e-4, 1)
     cells = nbformat.read(tmp_path / "real" / "notebooks" / "00_search_r1_demo.ipynb", as_version=4).cells
     look, exams = (next(i for i, c in enumerate(cells) if c.id == id) for id in ("00-04b", "00-04c"))
     assert "Untrained, turn by turn" in str(cells[look].outputs[0]) and look < exams  # something to see, then training
