@@ -695,6 +695,7 @@ TARGETS = {
     "reads, comparison": (0.85, 1.0),
     "states the level": (0.97, 1.0),
     "answers what it states": (0.97, 1.0),
+    "says it recalls nothing": (0.97, 1.0),
     **{f"searches first, level {level}": (0.35, 0.65) for level in range(len(SURENESS))},
 }
 
@@ -737,12 +738,7 @@ def measure(
             if hops_found(world, t) == t.question.hops:
                 figures[f"reads, {names[kind]}"].append(bool(exact_match(t.answer, t.question.answers)))
     for level in range(1, len(SURENESS)):
-        facts = [
-            (e, name)
-            for name, relation in RELATIONS.items()
-            for e in world.entities[UNASKED][relation.kind]
-            if e.level == level
-        ]
+        facts = [(e, n) for n, r in RELATIONS.items() for e in world.entities[UNASKED][r.kind] if e.level == level]
         chosen = {str(i): fact for i, fact in enumerate(some(facts))}
         asked = [Question(i, WORDINGS[name][0].format(s=e.subject), ["?"]) for i, (e, name) in chosen.items()]
         for t in play(asked, 3, max_turns=0):
@@ -755,6 +751,8 @@ def measure(
         of_level = [q for q in world.questions["test"] if q.source == f"almanac/1-hop/{level}"]
         for t in play(some(of_level), 4, max_turns=0):
             figures[f"searches first, level {level}"].append(first_act(t) == "search")
+            if not level:
+                figures["says it recalls nothing"].append("I recall nothing" in t.segments[0].text)
     return {name: (sum(values) / max(1, len(values)), len(values)) for name, values in figures.items()}
 
 
