@@ -33,7 +33,7 @@ from ..environment.limits import Count, Share, Whole, check
 from ..files import read_json, write_json
 from ..records import Question, Trajectory
 from ..rewards import score
-from ..worlds.almanac import MIXTURE, PRICE, TRAINED, UNKNOWN_PAYS, World, build_world, sample_questions
+from ..worlds.almanac import PRICE, UNKNOWN_PAYS, USUAL, World, build_world, sample_questions
 from ..worlds.optimum import Notes
 from .analysis import interval
 from .evaluate import hashes
@@ -207,8 +207,7 @@ def compare(
 
 
 def _asked(world: World, split: str, count: int, how: Mapping[str, Any], seed: int = 0) -> list[Question]:
-    usual = TRAINED if split == "train" else MIXTURE
-    return sample_questions(world, split, count, seed=seed, mixture=how.get("mixture", usual))
+    return sample_questions(world, split, count, seed=seed, mixture=how.get("mixture", USUAL[split]))
 
 
 def blanked(question: Question, *, passages: bool = False) -> Question:

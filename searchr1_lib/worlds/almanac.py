@@ -578,6 +578,8 @@ def further_passages(world: World) -> Iterator[Passage]:
 MIXTURE = {"1-hop": 0.6, "2-hop": 0.25, "3-hop": 0.1, "comparison": 0.05}
 #: Of the questions that are trained on: with several facts there is more to learn, and they hold the choice at one too.
 TRAINED = {"1-hop": 0.3, "2-hop": 0.4, "3-hop": 0.2, "comparison": 0.1}
+#: Of each split, unless told otherwise.
+USUAL = {split: TRAINED if split == "train" else MIXTURE for split in SPLITS}
 BLANK = 0.15
 
 
@@ -633,7 +635,7 @@ def write_almanac(
     """Write ``passages.jsonl``, a question file a split, and ``almanac.json`` (how they were made).
 
     Args:
-        mixture: of all splits; None: ``MIXTURE``, and ``TRAINED`` to train on.
+        mixture: of all splits; None: ``USUAL``.
 
     Returns:
         the numbers of passages and of questions by split.
@@ -642,7 +644,7 @@ def write_almanac(
         ValueError: as ``sample_questions``, before anything is written.
     """
     world = build_world(seed)
-    shares = {split: mixture or (TRAINED if split == "train" else MIXTURE) for split in ASKED}
+    shares = {split: mixture or USUAL[split] for split in ASKED}
     draw = lambda split, n: sample_questions(world, split, n, seed=seed, mixture=shares[split], blank=blank)
     chosen = {split: draw(split, count) for split, count in ASKED.items()}
     write_json_lines(out / "passages.jsonl", map(asdict, world.passages))
